@@ -1,0 +1,1 @@
+"""The networks: Next-DiT and the text encoder, thin Flax Linen modules."""

@@ -1,0 +1,1 @@
+"""Pure functions of arrays: the mathematics that everything above stands on."""
