@@ -1,1 +1,1 @@
-"""Scores of what a trained model samples."""
+"""What a trained model samples, looked at and scored."""

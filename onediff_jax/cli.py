@@ -1,0 +1,177 @@
+"""The command line: `python -m onediff_jax COMMAND ...`.  Thin doors; every mistake is one line and a status.
+
+Modules that import JAX are imported inside the doors, so that help and refusals come at once.
+"""
+
+import difflib
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from onediff_jax.errors import InputError
+
+USAGE = """onediff_jax: OneDiffusion in JAX, every image task as a sequence of views
+
+  python -m onediff_jax train  --config configs/scenes_tiny.py --workdir DIR [--config.a.b=value ...]
+  python -m onediff_jax sample --checkpoint DIR --task depth2image --given depth=FILE --prompt TEXT --out DIR
+
+Add --help to a command for its options."""
+
+
+def train_flags(values: flags.FlagValues) -> None:
+    """The options of `train`."""
+    config_flags.DEFINE_config_file(
+        "config", None, "the run's file, such as configs/scenes_tiny.py", flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir", None, "where checkpoints, metrics and pictures go", flag_values=values
+    )
+    flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
+
+
+def train(options: flags.FlagValues) -> None:
+    """Trains a configuration, from the newest checkpoint of the workdir where there is one."""
+    from onediff_jax.config import as_dict, run_config
+    from onediff_jax.train.loop import train as train_run
+
+    config = run_config(options.config)
+    train_run(config, pathlib.Path(options.workdir), as_dict(config))
+
+
+def sample_flags(values: flags.FlagValues) -> None:
+    """The options of `sample`."""
+
+    def define(kind, name, default, text):
+        kind(name, default, text, flag_values=values)
+
+    define(
+        flags.DEFINE_string,
+        "checkpoint",
+        None,
+        "a workdir (its newest checkpoint) or one step's folder",
+    )
+    define(flags.DEFINE_string, "task", None, "a task, such as text2image or depth2image")
+    define(
+        flags.DEFINE_multi_string,
+        "given",
+        [],
+        "NAME=FILE: a view that is given; repeat it for several",
+    )
+    define(flags.DEFINE_string, "prompt", "", "the caption, without the task's token")
+    define(flags.DEFINE_string, "out", None, "the folder for the pictures")
+    define(flags.DEFINE_integer, "seed", 0, "equal seeds, equal samples")
+    define(flags.DEFINE_integer, "steps", 50, "of the solver")
+    define(
+        flags.DEFINE_float, "guidance", 4.0, "how strongly the prompt is followed; 1: as trained"
+    )
+    define(flags.DEFINE_string, "method", "euler", "of the solver: euler or heun")
+    define(
+        flags.DEFINE_string,
+        "given_time",
+        "smallest",
+        "noise level of given views: smallest or zero",
+    )
+    define(flags.DEFINE_integer, "num", 1, "how many samples")
+    define(
+        flags.DEFINE_string,
+        "size",
+        None,
+        "HEIGHTxWIDTH in pixels; else that of the given views or of training",
+    )
+    flags.mark_flags_as_required(["checkpoint", "task", "out"], flag_values=values)
+
+
+def sample(options: flags.FlagValues) -> None:
+    """Samples the views of a task that are not given, and writes them as PNG files."""
+    from onediff_jax import sampling
+
+    sampling.sample_to_folder(
+        pathlib.Path(options.checkpoint),
+        options.task,
+        dict(sampling.name_and_file(text) for text in options.given),
+        options.prompt,
+        pathlib.Path(options.out),
+        seed=options.seed,
+        num=options.num,
+        size=options.size,
+        settings={
+            name: options[name].value for name in ("steps", "guidance", "method", "given_time")
+        },
+    )
+
+
+COMMANDS: dict[str, tuple[Callable, Callable]] = {
+    "train": (train_flags, train),
+    "sample": (sample_flags, sample),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command; returns its status: 0, 1 where it failed, 2 where it could not be understood."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it can be {', '.join(COMMANDS)}."
+        return refused(f"there is no command {command!r}; {hint}", 2)
+    define, run = COMMANDS[command]
+    options = flags.FlagValues()
+    define(options)
+    if {"-h", "--help"} & set(rest):
+        print(help_of(command, options))
+        return 0
+    try:
+        left = options([command, *rest])[1:]
+        if left:
+            raise InputError(f"{left[0]!r} is not understood; options begin with --.")
+    except (
+        flags.Error,
+        InputError,
+        OSError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        SyntaxError,
+    ) as error:
+        return refused(one_line(error), 2)
+    flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+    try:
+        run(options)
+    except (InputError, FloatingPointError, OSError) as error:
+        return refused(one_line(error), 1)
+    except KeyboardInterrupt:
+        return refused("interrupted; the same command goes on from the last checkpoint.", 130)
+    return 0
+
+
+def refused(message: str, status: int) -> int:
+    """Says why on standard error; returns `status`."""
+    print(f"onediff_jax: {message}", file=sys.stderr)
+    return status
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks and quotes of a KeyError."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split()).removeprefix("flags.FLAGS: ")
+
+
+def help_of(command: str, options: flags.FlagValues) -> str:
+    """A command's options, and for `train` every setting with its default and meaning."""
+    lines = [f"python -m onediff_jax {command}: {COMMANDS[command][1].__doc__.strip()}", ""]
+    for name in options:
+        default = (
+            "" if options[name].default in (None, [], "") else f" (default {options[name].default})"
+        )
+        lines.append(f"  --{name:12} {options[name].help}{default}")
+    if command == "train":
+        from onediff_jax.config import settings_help
+
+        lines += ["", "Settings, changed as --config.NAME=VALUE:", *settings_help()]
+    return "\n".join(lines)

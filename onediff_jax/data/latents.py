@@ -1,0 +1,89 @@
+"""The linear codec: principal components of square blocks of pixels.
+
+It needs no download and has the real latent's shape: a picture of H x W becomes H/f x W/f latents of c channels.
+The components are fitted in closed form to the views that a run trains on.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
+
+from onediff_jax.data.example import Picture
+from onediff_jax.errors import InputError
+
+
+class LinearCodec(NamedTuple):
+    """latent = (block - mean) @ encoder; block = latent @ decoder + mean.  Latents have variance near 1."""
+
+    mean: Float[np.ndarray, " pixels"]
+    encoder: Float[np.ndarray, "pixels c"]
+    decoder: Float[np.ndarray, "c pixels"]
+
+    @property
+    def factor(self) -> int:
+        """Pixels along each side of a latent."""
+        return round((len(self.mean) / 3) ** 0.5)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return self.encoder.shape[1]
+
+    def encode(self, picture: Picture) -> Float[np.ndarray, "H W c"]:
+        """Normalised latents of a picture whose sides the factor divides."""
+        return (blocks(picture, self.factor) - self.mean) @ self.encoder
+
+    def decode(
+        self, latents: Float[np.ndarray, "*batch H W c"]
+    ) -> Float[np.ndarray, "*batch h w 3"]:
+        """Pixels in [-1, 1] (beyond it where latents are): the inverse of `encode`, as far as c components reach."""
+        pixels = latents @ self.decoder + self.mean
+        return rearrange(
+            pixels, "... H W (i j c) -> ... (H i) (W j) c", i=self.factor, j=self.factor
+        )
+
+
+def blocks(picture: Picture, factor: int) -> Float[np.ndarray, "H W pixels"]:
+    """Square blocks of a picture, in [-1, 1]."""
+    pixels = picture.astype(np.float32) / 127.5 - 1
+    return rearrange(pixels, "(H i) (W j) c -> H W (i j c)", i=factor, j=factor)
+
+
+def picture_of(pixels: Float[np.ndarray, "*batch h w 3"]) -> np.ndarray:
+    """uint8 pictures of pixels in [-1, 1]; what lies outside is cut."""
+    return np.round(127.5 * (np.clip(pixels, -1, 1) + 1)).astype(np.uint8)
+
+
+def fit(pictures: Iterable[Picture], factor: int, channels: int, whitening: float) -> LinearCodec:
+    """The codec whose components carry the most variance of the pictures' blocks.
+
+    `whitening` 0 scales all channels together, which leaves them their natural proportions; 1 gives each channel
+    variance 1; between them, powers.  The mean variance over channels is 1 in every case.
+    """
+    flat = np.concatenate(
+        [blocks(picture, factor).reshape(-1, 3 * factor**2) for picture in pictures]
+    )
+    mean = flat.mean(0, dtype=np.float64)
+    covariance = (flat - mean).T @ (flat - mean) / len(flat)
+    if channels > len(mean):
+        raise InputError(
+            f"codec.channels is {channels}; blocks of {factor} x {factor} have only {len(mean)}."
+        )
+    variances, vectors = np.linalg.eigh(covariance)
+    variances, vectors = variances[::-1][:channels], vectors[:, ::-1][:, :channels]
+    vectors = vectors * np.sign(
+        vectors[np.abs(vectors).argmax(0), np.arange(channels)]
+    )  # eigh may flip signs
+    gains = np.maximum(variances, 1e-8) ** (-whitening / 2)
+    gains = gains / np.sqrt(np.mean(variances * gains**2))
+    as_float32 = (x.astype(np.float32) for x in (mean, vectors * gains, (vectors / gains).T))
+    return LinearCodec(*as_float32)
+
+
+def psnr(picture: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal to noise ratio of two uint8 pictures in dB; infinite where they are equal."""
+    error = np.mean(np.square(picture.astype(np.float64) - other))
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")

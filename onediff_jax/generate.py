@@ -1,0 +1,196 @@
+"""Samples of a trained model: some views of an example are given, the others are made.
+
+A task has no direction of its own: which views are given decides.  Given views stay clean and are shown to the
+network at the schedule's smallest noise level (what the released weights see) or at zero (the paper's).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from onediff_jax.data.example import Picture
+from onediff_jax.data.latents import LinearCodec, picture_of
+from onediff_jax.data.rows import grid_positions
+from onediff_jax.data.tasks import task_named
+from onediff_jax.data.text import Tokenizer
+from onediff_jax.errors import InputError
+from onediff_jax.models.networks import Networks
+from onediff_jax.ops import solve
+from onediff_jax.ops.layout import Layout, Slot
+from onediff_jax.ops.patches import patchify, unpatchify
+
+
+class Trained(NamedTuple):
+    """What sampling needs of a run."""
+
+    networks: Networks
+    params: Any
+    codec: LinearCodec
+    tokenizer: Tokenizer
+
+    @property
+    def edge(self) -> int:
+        """Pixels along each side of a token."""
+        return self.networks.denoiser.config.patch * self.codec.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How samples are made."""
+
+    steps: int = 50
+    guidance: float = 4.0  # 1 follows the prompt as trained, 0 ignores it
+    method: str = "euler"
+    shift: float | None = None  # of the schedule; None: by the number of tokens to make
+    given_time: str = "smallest"  # noise level at which given views are shown: "smallest" of the schedule, or "zero"
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise InputError(f"steps is {self.steps}; sampling needs at least 1.")
+        if self.method not in solve.METHODS:
+            raise InputError(f"method is {self.method!r}; it can be {' or '.join(solve.METHODS)}.")
+        if self.given_time not in ("smallest", "zero"):
+            raise InputError(f"given_time is {self.given_time!r}; it can be 'smallest' or 'zero'.")
+
+
+class Request(NamedTuple):
+    """One example to complete: its whole prompt, and the views that are given, by name."""
+
+    prompt: str
+    given: Mapping[str, Picture]
+
+
+def generate(
+    trained: Trained,
+    task: str,
+    requests: Sequence[Request],
+    size: tuple[int, int],
+    config: SampleConfig,
+    seed: int,
+    batch: int = 32,
+) -> list[dict[str, Picture]]:
+    """The wanted views of every request, as pictures of `size` (height, width).
+
+    All requests must give the same views.  Request i depends on (seed, i) and not on its neighbours.
+    """
+    views = task_named(task).views
+    given = [name for name in views if name in requests[0].given]
+    wanted = [name for name in views if name not in given]
+    if unknown := set(requests[0].given) - set(views):
+        raise InputError(
+            f"Task {task!r} has no view {sorted(unknown)}; its views are {', '.join(views)}."
+        )
+    if any(set(request.given) != set(given) for request in requests):
+        raise InputError("All requests of one call must give the same views.")
+    if not wanted:
+        raise InputError(
+            f"All views of task {task!r} are given; leave one of {', '.join(views)} out."
+        )
+    edge = trained.edge
+    if size[0] % edge or size[1] % edge:
+        raise InputError(
+            f"A size of {size[0]} x {size[1]} is not a multiple of {edge} pixels, the side of a token."
+        )
+    rows, columns = size[0] // edge, size[1] // edge
+    layout = Layout((Slot(len(views), rows * columns),))
+    batch = min(batch, len(requests))
+    completed = []
+    for first in range(0, len(requests), batch):
+        part = list(requests[first : first + batch])
+        padded = part + part[-1:] * (batch - len(part))  # one shape, one program
+        pictures = _complete(trained, views, padded, layout, (rows, columns), config, seed, first)
+        completed += [dict(zip(wanted, made, strict=True)) for made in pictures[: len(part)]]
+    return completed
+
+
+def _complete(
+    trained, views, requests, layout, grid, config, seed, first
+) -> UInt8[np.ndarray, "b w y x 3"]:
+    """One batch of `generate`: the wanted views of every request."""
+    rows, columns = grid
+    features = trained.networks.denoiser.config.features
+    clean = np.zeros((len(requests), len(views), rows * columns, features), np.float32)
+    for i, request in enumerate(requests):
+        for name, picture in request.given.items():
+            latents = trained.codec.encode(picture)
+            clean[i, views.index(name)] = patchify(latents, trained.networks.denoiser.config.patch)
+    is_wanted = np.array([name not in requests[0].given for name in views])
+    prompts = [trained.tokenizer(request.prompt) for request in requests]
+    empty = [trained.tokenizer("")] * len(requests)
+    ids, mask = (np.stack(x)[:, None] for x in zip(*prompts, *empty, strict=True))
+    positions = np.concatenate(
+        [
+            np.insert(grid_positions(columns, rows * columns), 0, view, axis=1)
+            for view in range(len(views))
+        ]
+    )
+    shift = config.shift or solve.resolution_shift(int(is_wanted.sum()) * rows * columns)
+    sigmas = solve.schedule(config.steps, shift)
+    patches = _sample(
+        trained.networks,
+        layout,
+        config,
+        trained.params,
+        clean.reshape(len(requests), -1, features),
+        positions,
+        is_wanted,
+        ids,
+        mask,
+        sigmas,
+        jax.random.key(seed),
+        first,
+    )
+    patches = np.asarray(patches).reshape(clean.shape)[:, is_wanted]
+    latents = unpatchify(patches, rows, trained.networks.denoiser.config.patch)
+    return picture_of(trained.codec.decode(latents))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sample(
+    networks: Networks,
+    layout: Layout,
+    config: SampleConfig,
+    params: Any,
+    clean: Float[Array, "b n p"],
+    positions,
+    is_wanted,
+    ids,
+    mask,
+    sigmas,
+    key,
+    first,
+) -> Float[Array, "b n p"]:
+    """Patches of all views; `ids` holds the prompts, then as many empty ones."""
+    b = clean.shape[0]
+    guided = config.guidance != 1
+    copies = 2 if guided else 1
+    text = networks.states(params, ids[: copies * b], mask[: copies * b])
+    wanted = jnp.broadcast_to(is_wanted, (b, layout.views))
+    of_tokens = wanted[:, layout.view_of_token]
+
+    def velocity(x, sigma_of_view):
+        v = networks.velocity(
+            params,
+            jnp.tile(x, (copies, 1, 1)),
+            jnp.tile(sigma_of_view, (copies, 1)),
+            jnp.broadcast_to(positions, (copies * b, *positions.shape)),
+            jnp.zeros((copies * b, layout.views), jnp.int32),
+            jnp.ones((copies * b, layout.tokens), bool),
+            text,
+            mask[: copies * b],
+            layout,
+        )
+        return solve.guide(v[b:], v[:b], config.guidance) if guided else v
+
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(b))
+    noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
+    start = jnp.where(of_tokens[..., None], noise, clean)
+    sigma_given = sigmas[-2] if config.given_time == "smallest" else 0.0
+    held = solve.hold(velocity, wanted, of_tokens, sigma_given)
+    return solve.solve(held, start, sigmas, config.method)

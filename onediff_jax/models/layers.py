@@ -1,0 +1,167 @@
+"""The layers that Next-DiT and the text encoder are made of.
+
+Parameters are float32 and named for the checkpoint; every layer computes in `dtype`, except the float32 islands:
+norms, rotary angles, softmax and time embedding.  A matrix is stored [in, out] and names its two axes; one table
+(`onediff_jax/sharding.py`) says where an axis lives.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from onediff_jax.ops import attention, rope
+from onediff_jax.ops.dims import TextStates
+from onediff_jax.ops.layout import Layout
+
+xavier = nn.initializers.xavier_uniform()
+zeros = nn.initializers.zeros_init()
+
+
+class Dense(nn.Module):
+    """x W (+ b), with the logical names of W's axes."""
+
+    features: int
+    axes: tuple[str, str]
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = xavier
+    bias_init: nn.initializers.Initializer = zeros
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        """The product, in `dtype`."""
+        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
+            y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
+        return y
+
+
+def rms_norm(epsilon: float, axis: str, name: str) -> nn.RMSNorm:
+    """RMS normalisation with a weight, float32 in and out."""
+    ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (axis,))
+    return nn.RMSNorm(epsilon=epsilon, dtype=jnp.float32, scale_init=ones, name=name)
+
+
+def layer_norm(epsilon: float, axis: str, name: str, affine: bool = True) -> nn.LayerNorm:
+    """Layer normalisation, float32 in and out."""
+    return nn.LayerNorm(
+        epsilon=epsilon,
+        dtype=jnp.float32,
+        use_fast_variance=False,
+        use_scale=affine,
+        use_bias=affine,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), (axis,)),
+        bias_init=nn.with_logical_partitioning(zeros, (axis,)),
+        name=name,
+    )
+
+
+def time_features(times: Float[Array, "*batch"], width: int) -> Float[Array, "*batch width"]:
+    """cos, then sin, of `times` at width/2 frequencies from 1 down to 1/10000 (exclusive); float32."""
+    frequencies = 10_000.0 ** -(jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
+    turned = times.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(turned), jnp.sin(turned)], -1)
+
+
+def spread(values: Array, layout: Layout) -> Array:
+    """What every view holds, given to each of its tokens: [b v ...] to [b n ...], by broadcasting."""
+    b, _, *rest = values.shape
+    parts = []
+    for run in layout.runs:
+        of_views = values[:, run.views, None]
+        of_tokens = (b, of_views.shape[1], run.slot.tokens, *rest)
+        parts.append(jnp.broadcast_to(of_views, of_tokens).reshape(b, -1, *rest))
+    return jnp.concatenate(parts, 1)
+
+
+class Attention(nn.Module):
+    """Attention of a row's tokens over their own example and its prompt, which share queries and the way out.
+
+    Query and key norms run over all heads together.  Query head i reads key head i // (heads/kv_heads) of the
+    row and text key head i mod kv_heads; text enters through a tanh gate per head, before `wo`.
+    """
+
+    heads: int
+    kv_heads: int
+    softcap: float | None
+    backend: str
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        text: TextStates,
+        turn: Float[Array, "b n half"],
+        segments: tuple[Int[Array, "b n"], Int[Array, "b n"], Int[Array, "b e l"]],
+        layout: Layout,
+    ) -> Float[Array, "b n d"]:
+        """`segments`: the example of every query, key (-1: padding) and text token (-1: padding)."""
+        width, head = x.shape[-1], x.shape[-1] // self.heads
+        kv_width = head * self.kv_heads
+
+        def project(features, axis, name, source=x):
+            axes = ("text" if source is text else "embed", axis)
+            return Dense(features, axes, dtype=self.dtype, name=name)(source)
+
+        def split(y):
+            return rearrange(y.astype(self.dtype), "... (k h) -> ... k h", h=head)
+
+        q = split(layer_norm(1e-5, "heads", "q_norm")(project(width, "heads", "wq")))
+        k = split(layer_norm(1e-5, "kv", "k_norm")(project(kv_width, "kv", "wk")))
+        v = split(project(kv_width, "kv", "wv"))
+        text_k = split(layer_norm(1e-6, "kv", "ky_norm")(project(kv_width, "kv", "wk_y", text)))
+        text_v = split(project(kv_width, "kv", "wv_y", text))
+        q, k = rope.rotate(q, turn), rope.rotate(k, turn)
+
+        gate = self.param("gate", nn.with_logical_partitioning(zeros, ("heads",)), (self.heads,))
+        gate = jnp.tanh(gate)[:, None]
+        q_segments, k_segments, text_segments = segments
+        attended = []
+        for run in layout.runs:
+            # Equal slots become one batch: no score between slots is ever computed.
+            def tokens(y, run=run):
+                return rearrange(y[:, run.tokens], "b (s n) ... -> (b s) n ...", s=run.count)
+
+            def prompts(y, run=run):
+                return rearrange(
+                    y[:, run.examples], "b (s e) l ... -> (b s) (e l) ...", s=run.count
+                )
+
+            seen = attention.attend(
+                *map(tokens, (q, k, v, q_segments, k_segments)),
+                softcap=self.softcap,
+                backend=self.backend,
+            )
+            read = attention.attend(
+                tokens(q),
+                *map(prompts, (text_k, text_v)),
+                tokens(q_segments),
+                prompts(text_segments),
+                tiled=True,
+                backend=self.backend,
+            )
+            together = seen + (gate * read).astype(self.dtype)
+            attended.append(rearrange(together, "(b s) n k h -> b (s n) (k h)", s=run.count))
+        wo = Dense(width, ("heads", "embed"), dtype=self.dtype, name="wo")
+        return wo(jnp.concatenate(attended, 1))
+
+
+class SwiGLU(nn.Module):
+    """w2(silu(w1 x) * w3 x)."""
+
+    hidden: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """The mixed features, in `dtype`."""
+        w1 = Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="w1")
+        w2 = Dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="w2")
+        w3 = Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="w3")
+        return w2(jax.nn.silu(w1(x)) * w3(x))

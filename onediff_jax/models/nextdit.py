@@ -1,0 +1,235 @@
+"""Next-DiT: the denoiser of OneDiffusion, as released (2,800,389,184 parameters at the default configuration).
+
+A row of patches goes through `depth` equal blocks.  Every token knows its place (view, row, column) by rotary
+angles, its view's noise level and its example's prompt by a modulation, and the prompt's words by attention.
+
+Initial values.  The release names three (w1 and w3 Xavier uniform, w2 zero, text gates zero); the rest follows
+Lumina's Next-DiT, except w2: with closed gates a zero w2 would receive no gradient, and neither would its gate.
+
+    attention and feed-forward matrices  Xavier uniform      blocks' modulation   zero: a block starts as identity
+    patch embedding                      Xavier, bias zero   text gates           zero
+    time embedding                       normal(0, 0.02)     pooled text, final   zero: the first prediction is 0
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from onediff_jax.errors import InputError
+from onediff_jax.models.layers import (
+    Attention,
+    Dense,
+    SwiGLU,
+    layer_norm,
+    rms_norm,
+    spread,
+    time_features,
+    zeros,
+)
+from onediff_jax.ops import rope
+from onediff_jax.ops.dims import (
+    ExampleOfView,
+    Patches,
+    Positions,
+    Sigmas,
+    TextMask,
+    TextStates,
+    TokenMask,
+)
+from onediff_jax.ops.layout import Layout
+
+TIME_SCALE = 1000.0  # the network is fed 1000 sigma
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NextDiTConfig:
+    """Shape of the denoiser; the defaults are the released one."""
+
+    width: int = 3840
+    depth: int = 16
+    heads: int = 32
+    kv_heads: int = 8  # query heads share keys in groups of heads / kv_heads
+    channels: int = 16  # of a latent
+    patch: int = 2  # latents along each side of a token
+    multiple_of: int = 256  # the feed-forward width, 8/3 of the width, is rounded up to it
+    norm_eps: float = 1e-5
+    softcap: float | None = (
+        30.0  # of self-attention's logits; None: no cap, as the released float32 path
+    )
+    attention: str = "chunked"  # backend: chunked or reference
+    dtype: str = "bfloat16"  # of activations; parameters are float32
+
+    def __post_init__(self):
+        if self.width % self.heads or self.width // self.heads % 6:
+            step = 6 * self.heads
+            below, above = self.width // step * step, (self.width // step + 1) * step
+            raise InputError(
+                f"model.width is {self.width}, which {self.heads} heads (model.heads) do not cut into heads of a "
+                f"multiple of 6, as rotary positions over 3 axes need; use {below or above} or {above}."
+            )
+        if self.heads % self.kv_heads:
+            raise InputError(
+                f"model.kv_heads is {self.kv_heads}, which does not divide model.heads, {self.heads}; "
+                f"use one of {[n for n in range(1, self.heads + 1) if self.heads % n == 0]}."
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"model.dtype is {self.dtype!r}; it can be float32 or bfloat16.")
+
+    @property
+    def features(self) -> int:
+        """Of a patch."""
+        return self.channels * self.patch**2
+
+    @property
+    def hidden(self) -> int:
+        """Width inside the feed-forward layers."""
+        return -(-int(2 * 4 * self.width / 3) // self.multiple_of) * self.multiple_of
+
+    @property
+    def condition(self) -> int:
+        """Width of the time and pooled text embedding."""
+        return min(self.width, 1024)
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each between two norms, scaled before and gated after by the modulation."""
+
+    config: NextDiTConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], text, turn, segments, condition, layout):
+        """The row after the block, and nothing (what `nn.scan` would stack)."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+
+        def norm(y, name, axis="embed"):
+            return rms_norm(config.norm_eps, axis, name)(y)
+
+        with jax.named_scope("modulation"):
+            adaln = Dense(4 * config.width, ("condition", "embed4"), True, zeros, name="adaln")
+            modulation = jnp.split(adaln(nn.silu(condition)), 4, -1)
+            scale1, gate1, scale2, gate2 = (spread(m, layout) for m in modulation)
+        with jax.named_scope("attention"):
+            attention = Attention(
+                config.heads,
+                config.kv_heads,
+                config.softcap,
+                config.attention,
+                dtype,
+                name="attention",
+            )
+            text = norm(text, "attention_y_norm", "text")
+            y = attention(norm(x, "attention_norm1") * (1 + scale1), text, turn, segments, layout)
+            x = x + (jnp.tanh(gate1) * norm(y, "attention_norm2")).astype(dtype)
+        with jax.named_scope("feed_forward"):
+            y = SwiGLU(config.hidden, dtype, name="feed_forward")(
+                norm(x, "ffn_norm1") * (1 + scale2)
+            )
+            x = x + (jnp.tanh(gate2) * norm(y, "ffn_norm2")).astype(dtype)
+        return x, None
+
+
+class NextDiT(nn.Module):
+    """The denoiser.
+
+    `gather` is applied to a block's parameters on entry, inside the rematerialised scan: the one place where
+    sharded parameters are brought together.
+    """
+
+    config: NextDiTConfig
+    remat: str = "none"
+    gather: Callable = lambda parameters: parameters
+
+    @nn.compact
+    def __call__(
+        self,
+        patches: Patches,
+        sigmas: Sigmas,
+        positions: Positions,
+        example_of_view: ExampleOfView,
+        token_mask: TokenMask,
+        text: TextStates,
+        text_mask: TextMask,
+        layout: Layout,
+        scale_factor: float = 1.0,
+        scale_watershed: float = 1.0,
+    ) -> Patches:
+        """Velocity eps - x of every patch, float32.
+
+        The last two reach beyond trained positions: with a `scale_factor` above 1, rotary frequencies are
+        interpolated while the highest time (1000 sigma) is below `scale_watershed`, and theta grows above it.
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        times = TIME_SCALE * sigmas
+        with jax.named_scope("embed"):
+            embed = Dense(config.width, ("patch", "embed"), True, dtype=dtype, name="x_embedder")
+            x = embed(patches)
+            condition = self.time_condition(times) + self.text_condition(
+                text, text_mask, example_of_view
+            )
+            interpolates = times.max() < scale_watershed
+            turn = rope.angles(positions, config.width // config.heads, scale_factor, interpolates)
+        segments = segments_of(example_of_view, token_mask, text_mask, layout)
+        x, _ = self.blocks()(x, text.astype(dtype), turn, segments, condition, layout)
+        with jax.named_scope("final"):
+            adaln = Dense(config.width, ("condition", "embed"), True, zeros, name="final_adaln")
+            x = layer_norm(1e-6, "embed", "final_norm", affine=False)(x)
+            x = x * (1 + spread(adaln(nn.silu(condition)), layout))
+            final = Dense(
+                config.features, ("embed", "patch"), True, zeros, dtype=dtype, name="final_linear"
+            )
+            return final(x).astype(jnp.float32)
+
+    def blocks(self) -> nn.Module:
+        """The stack: one block, gathered, rematerialised as `remat` says, scanned over depth."""
+
+        def gathered(collections):
+            return {name: self.gather(variables) for name, variables in collections.items()}
+
+        block = nn.map_variables(Block, "params", gathered, init=self.is_initializing())
+        if self.remat != "none":
+            block = nn.remat(
+                block, prevent_cse=False, policy=REMAT[self.remat], static_argnums=(6,)
+            )
+        return nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.config.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(self.config, name="layers")
+
+    def time_condition(self, times: Float[Array, "b v"]) -> Float[Array, "b v condition"]:
+        """Embedding of every view's time."""
+        width, small = self.config.condition, nn.initializers.normal(0.02)
+        mlp_0 = Dense(width, ("frequency", "condition"), True, small, name="t_embedder_0")
+        mlp_2 = Dense(width, ("frequency", "condition"), True, small, name="t_embedder_2")
+        return mlp_2(nn.silu(mlp_0(time_features(times, 256))))
+
+    def text_condition(self, text, text_mask, example_of_view) -> Float[Array, "b v condition"]:
+        """Embedding of every view's prompt: the mean of its valid states."""
+        valid = text_mask.astype(jnp.float32)[..., None]
+        mean = (text.astype(jnp.float32) * valid).sum(2) / jnp.maximum(valid.sum(2), 1)
+        normed = layer_norm(1e-6, "text", "y_embedder_norm")(mean)
+        pooled = Dense(
+            self.config.condition, ("text", "condition"), True, zeros, name="y_embedder"
+        )(normed)
+        place = jnp.maximum(example_of_view, 0)[..., None]  # an empty range may read any prompt
+        return jnp.take_along_axis(pooled, place, axis=1)
+
+
+def segments_of(example_of_view, token_mask, text_mask, layout):
+    """The example of every token as a query, as a key (-1: padding), and of every text token (-1: padding)."""
+    of_query = spread(example_of_view, layout)
+    of_key = jnp.where(token_mask, of_query, -1)
+    of_text = jnp.where(text_mask, jnp.arange(text_mask.shape[1])[:, None], -1)
+    return of_query, of_key, of_text

@@ -1,0 +1,117 @@
+"""The T5 v1.1 encoder (gated GELU, relative positions in buckets): prompts to states.
+
+A small one is trained jointly with the denoiser on the data set's own vocabulary; a large one is the text encoder of
+the released weights.  As in T5, attention logits are not scaled, the first layer's bias serves all layers, and
+norms, softmax and bias are float32.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from onediff_jax.models.layers import Dense, rms_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Shape of the encoder."""
+
+    width: int = 2048
+    depth: int = 24
+    heads: int = 32
+    head_width: int = 64
+    hidden: int = 5120
+    buckets: int = 32
+    farthest: int = 128  # distances from here on share a bucket
+    dtype: str = "bfloat16"
+
+
+def bucket_of_distance(length: int, buckets: int, farthest: int) -> Int[np.ndarray, "l l"]:
+    """Bucket of key position minus query position: half for each sign, exact when near, logarithmic when far."""
+    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    half = buckets // 2
+    near = half // 2
+    far = np.log(np.maximum(np.abs(distance), 1) / near) / math.log(farthest / near) * (half - near)
+    steps = np.where(
+        np.abs(distance) < near, np.abs(distance), np.minimum(near + far.astype(int), half - 1)
+    )
+    return steps + half * (distance > 0)
+
+
+class T5Layer(nn.Module):
+    """Attention and gated feed-forward, each after a norm and around a residual."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"], bias, seen):
+        """The states after the layer, and nothing (what `nn.scan` would stack)."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        inner = config.heads * config.head_width
+
+        def dense(features, axes, deviation, name):
+            return Dense(
+                features, axes, False, nn.initializers.normal(deviation), dtype=dtype, name=name
+            )
+
+        y = rms_norm(1e-6, "text", "attention_norm")(x)
+        deviations = {"q": (config.width * config.head_width) ** -0.5, "k": config.width**-0.5}
+        q, k, v = (
+            rearrange(
+                dense(inner, ("text", "heads"), deviations.get(name, config.width**-0.5), name)(y),
+                "b l (k h) -> b l k h",
+                k=config.heads,
+            )
+            for name in "qkv"
+        )
+        logits = jnp.einsum("bnkh,bmkh->bknm", q, k, preferred_element_type=jnp.float32) + bias
+        shares = jax.nn.softmax(jnp.where(seen, logits, -1e30), -1).astype(dtype)
+        y = rearrange(jnp.einsum("bknm,bmkh->bnkh", shares, v), "b l k h -> b l (k h)")
+        x = x + dense(config.width, ("heads", "text"), inner**-0.5, "o")(y)
+
+        y = rms_norm(1e-6, "text", "mlp_norm")(x)
+        gate = dense(config.hidden, ("text", "mlp"), config.width**-0.5, "wi_0")(y)
+        value = dense(config.hidden, ("text", "mlp"), config.width**-0.5, "wi_1")(y)
+        y = nn.gelu(gate, approximate=True) * value
+        return x + dense(config.width, ("mlp", "text"), config.hidden**-0.5, "wo")(y), None
+
+
+class T5Encoder(nn.Module):
+    """Token ids to states."""
+
+    config: T5Config
+    vocabulary: int
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, "*batch l"], mask: Bool[Array, "*batch l"]
+    ) -> Float[Array, "*batch l c"]:
+        """States of every token, in the config's dtype; masked tokens (false) are seen by none."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        *batch, length = ids.shape
+        ids, mask = ids.reshape(-1, length), mask.reshape(-1, length)
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocabulary", "text"))
+        table = self.param("embedding", init, (self.vocabulary, config.width))
+        x = jnp.take(table, ids, axis=0).astype(dtype)
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(config.width**-0.5), (None, "heads")
+        )
+        biases = self.param("relative_bias", init, (config.buckets, config.heads))
+        buckets = bucket_of_distance(length, config.buckets, config.farthest)
+        bias = rearrange(biases[buckets], "n m k -> k n m")[None]
+        layers = nn.scan(
+            T5Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=config.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, name="layers")
+        x, _ = layers(x, bias, mask[:, None, None, :])
+        return rms_norm(1e-6, "text", "final_norm")(x).astype(dtype).reshape(*batch, length, -1)

@@ -1,0 +1,93 @@
+"""The objective: flow matching with a noise level of its own for every view.
+
+    x_sigma  =  (1 - sigma) x + sigma eps                     sigma in [0, 1]: 0 is clean, 1 is noise          (1)
+    v        =  d x_sigma / d sigma  =  eps - x               what the network predicts                        (2)
+    sigma    =  a s / (1 + (a - 1) s),   s = sigmoid(N(0,1))  logit-normal (SD3's "lognorm"), shifted by a     (3)
+    loss     =  sum_t w_t |v_theta - v|^2_t / (p sum_t w_t)   over every valid token t of the global batch     (4)
+
+A view's role (given or wanted) exists only when sampling: the loss covers all views, conditions included.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from onediff_jax.errors import InputError
+from onediff_jax.ops.dims import ExampleOfView, Patches, Sigmas, TokenMask
+from onediff_jax.ops.layout import Layout
+
+BALANCES = ("token", "example")
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """How noise levels are drawn and errors weighed."""
+
+    mean: float = 0.0  # of the normal under the sigmoid of (3)
+    std: float = 1.0
+    shift: float = 3.0  # a of (3); 1 leaves the draw as it is
+    clean_share: float = 0.0  # share of views drawn near clean, sigma below 0.1 (0: the paper)
+    balance: str = "token"  # "token": every token weighs the same; "example": every example does
+
+    def __post_init__(self):
+        if self.shift <= 0 or self.std <= 0:
+            raise InputError(
+                f"flow.shift and flow.std must be positive, got {self.shift} and {self.std}."
+            )
+        if not 0 <= self.clean_share <= 1:
+            raise InputError(
+                f"flow.clean_share is a share between 0 and 1, got {self.clean_share}."
+            )
+        if self.balance not in BALANCES:
+            raise InputError(
+                f"flow.balance is {self.balance!r}; it can be {' or '.join(BALANCES)}."
+            )
+
+
+def shift(sigma: Float[Array, "*any"], factor: Float[Array, ""] | float) -> Float[Array, "*any"]:
+    """Equation (3) without the draw: sigma moved towards noise where `factor` exceeds 1."""
+    return factor * sigma / (1 + (factor - 1) * sigma)
+
+
+def interpolate(x: Float[Array, "*any"], noise: Float[Array, "*any"], sigma: Float[Array, "*#any"]):
+    """x_sigma and its velocity, equations (1) and (2)."""
+    return (1 - sigma) * x + sigma * noise, noise - x
+
+
+def draw(
+    key: Key[Array, ""], rows: Int[Array, " b"], layout: Layout, patch: int, config: FlowConfig
+) -> tuple[Sigmas, Patches]:
+    """Noise levels of all views and standard normal noise for all tokens of the given rows of the run.
+
+    Both depend on (key, global row, place in the row) alone: not on the step, the device or the microbatch.
+    """
+
+    def draw_row(row):
+        for_sigma, for_noise, for_clean = jax.random.split(jax.random.fold_in(key, row), 3)
+        normal = config.mean + config.std * jax.random.normal(for_sigma, (layout.views,))
+        sigma = shift(jax.nn.sigmoid(normal), config.shift)
+        clean = jax.random.bernoulli(for_clean, config.clean_share, sigma.shape)
+        sigma = jnp.where(clean, 0.1 * sigma, sigma)
+        return sigma, jax.random.normal(for_noise, (layout.tokens, patch))
+
+    return jax.vmap(draw_row)(rows)
+
+
+def token_weights(
+    token_mask: TokenMask, example_of_view: ExampleOfView, layout: Layout, balance: str
+) -> Float[Array, "b n"]:
+    """w of equation (4): zero on padding; with `balance` "example" the weights of an example sum to one."""
+    valid = token_mask.astype(jnp.float32)
+    if balance == "token":
+        return valid
+    example_of_token = example_of_view[:, layout.view_of_token]
+    belongs = jax.nn.one_hot(example_of_token, layout.examples)  # b n e; all zero where empty
+    tokens_of_example = jnp.einsum("bn,bne->be", valid, belongs)
+    return valid * jnp.einsum("bne,be->bn", belongs, 1 / jnp.maximum(tokens_of_example, 1))
+
+
+def squared_errors(predicted: Patches, velocity: Patches) -> Float[Array, "b n"]:
+    """Mean over features of every token's squared error, float32."""
+    return jnp.mean(jnp.square(predicted.astype(jnp.float32) - velocity.astype(jnp.float32)), -1)

@@ -1,0 +1,25 @@
+"""Patches of latents, in the released order: rows, then columns; inside a patch row, column, channel."""
+
+from typing import Any
+
+from einops import rearrange
+from jaxtyping import Float
+
+from onediff_jax.errors import InputError
+
+
+def patchify(latents: Float[Any, "*batch H W C"], size: int = 2) -> Float[Any, "*batch n p"]:
+    """Patches of `size` x `size` latents, flattened with the channel fastest.  Raises where `size` does not divide."""
+    height, width, _ = latents.shape[-3:]
+    if height % size or width % size:
+        raise InputError(
+            f"Latents of {height} x {width} do not cut into patches of {size} x {size}."
+        )
+    return rearrange(latents, "... (h i) (w j) c -> ... (h w) (i j c)", i=size, j=size)
+
+
+def unpatchify(
+    patches: Float[Any, "*batch n p"], rows: int, size: int = 2
+) -> Float[Any, "*batch H W C"]:
+    """Latents whose patches these are, `rows` patches high: the inverse of `patchify`."""
+    return rearrange(patches, "... (h w) (i j c) -> ... (h i) (w j) c", h=rows, i=size, j=size)

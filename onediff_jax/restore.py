@@ -1,0 +1,32 @@
+"""A trained model from a checkpoint: a workdir's newest complete one, or one step's folder."""
+
+import pathlib
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+
+from onediff_jax.config import run_config
+from onediff_jax.generate import Trained
+from onediff_jax.train import checkpoint, run
+
+
+class Restored(NamedTuple):
+    """The moving average of a run's parameters, ready to sample, and where it comes from."""
+
+    config: run.RunConfig
+    trained: Trained
+    step: int
+
+
+def restored(path: pathlib.Path) -> Restored:
+    """The model of a checkpoint.  Raises InputError, naming `path`, where there is none or not one of ours."""
+
+    def shapes(config, assets):
+        networks, _ = run.assembled(run_config(config), assets)
+        return nn.meta.unbox(jax.eval_shape(networks.init, jax.random.key(0)))
+
+    found, assets, params, step = checkpoint.read(path, shapes)
+    config = run_config(found)
+    networks, tokenizer = run.assembled(config, assets)
+    return Restored(config, Trained(networks, params, assets.codec, tokenizer), step)

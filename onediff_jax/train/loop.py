@@ -1,0 +1,172 @@
+"""The loop: next batch, step, and every so often log, sample, save."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from onediff_jax.data import loader
+from onediff_jax.data.tasks import TASKS
+from onediff_jax.evaluate.grids import grid
+from onediff_jax.evaluate.held_out import complete, directions
+from onediff_jax.generate import Trained
+from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, replicated
+from onediff_jax.train import metrics, run
+from onediff_jax.train.checkpoint import Checkpoints
+from onediff_jax.train.state import new_state, optimizer_of, parameters, state_shardings
+from onediff_jax.train.step import named_scalars, train_step_of
+from onediff_jax.train.writer import Writer
+
+
+def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any]) -> pathlib.Path:
+    """Trains to `config.steps`, from the newest complete checkpoint of `workdir` where there is one."""
+    mesh = mesh_of(config.mesh)
+    check_rows(config.rows, config.optimizer.accumulate, mesh)
+    sources = run.opened(config.data, "train")
+    held_out = run.opened(config.data, "validation")
+    with Checkpoints(workdir, config.checkpoint) as checkpoints:
+        done = checkpoints.newest or 0
+        assets = checkpoints.assets(done) if done else run.fitted_assets(config, sources)
+        networks, tokenizer = run.assembled(config, assets)
+        rows = run.rows_of(config, sources, assets, tokenizer)
+        optimizer = optimizer_of(config.optimizer, config.steps)
+        shardings = state_shardings(networks, optimizer, mesh)
+
+        def init():
+            return new_state(networks, optimizer, jax.random.key(config.seed))
+
+        if done:
+            shapes = jax.eval_shape(init)
+            state = checkpoints.restore(done, jax.tree.map(with_sharding, shapes, shardings))
+        else:
+            state = jax.jit(init, out_shardings=shardings)()
+        step_of = train_step_of(networks, optimizer, rows.layout, config.flow, config.optimizer)
+        train_step = jax.jit(step_of, donate_argnums=0, out_shardings=(shardings, None))
+        key = jax.device_put(jax.random.key(config.seed + 1), replicated(mesh))
+        batches = loader.batches(
+            rows, config.rows, local_rows(mesh, config.rows), done, config.steps
+        )
+        flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length)
+
+        with Writer(workdir, done + 1, config.steps, quiet=jax.process_index() != 0) as writer:
+            introduce(writer, state, rows, sources, assets, done)
+            clock, measured = Clock(done), None
+            for step in range(done + 1, config.steps + 1):
+                batch = global_batch(next(batches), mesh, config.rows)
+                state, fresh = train_step(state, batch, key)
+                measured = fresh if measured is None else merge(measured, fresh)
+                writer.advance(step)
+                if due(step, config.log.every, config.steps):
+                    values = named_scalars(
+                        measured
+                    )  # waits for the device; the only line that does
+                    writer.scalars(
+                        step, values | clock.speeds(step, config.rows * rows.layout.views, flops)
+                    )
+                    measured = None
+                    refuse_nonfinite(values, step, config.log.every)
+                if due(step, config.checkpoint.every, config.steps):
+                    checkpoints.save(step, state, assets, as_json)
+                if config.evaluate.every and due(step, config.evaluate.every, config.steps):
+                    trained = Trained(networks, state.ema, assets.codec, tokenizer)
+                    sample_grids(writer, step, trained, config, held_out)
+    return workdir
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens now."""
+    return step % every == 0 or step == last
+
+
+def with_sharding(
+    shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding
+) -> jax.ShapeDtypeStruct:
+    """A shape that says where its array lives."""
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+@jax.jit
+def merge(metrics: Any, fresh: Any) -> Any:
+    """Averages over the steps of both."""
+    return jax.tree.map(lambda a, b: a + b, metrics, fresh)
+
+
+class Clock:
+    """Speeds since the last report."""
+
+    def __init__(self, step: int):
+        self._step, self._time = step, time.perf_counter()
+
+    def speeds(self, step: int, views: int, flops: int) -> dict[str, float]:
+        """Views and FLOPs per second, and the share of the devices' peak where that is known."""
+        now = time.perf_counter()
+        rate = (step - self._step) / (now - self._time)
+        self._step, self._time = step, now
+        speeds = {"views_per_second": views * rate, "flops_per_second": flops * rate}
+        peak = metrics.peak_flops()
+        return speeds | ({"mfu": flops * rate / peak} if peak else {})
+
+
+def refuse_nonfinite(values: dict[str, float], step: int, window: int) -> None:
+    """Raises where the loss or the gradient is not a finite number any more."""
+    if bad := [name for name in ("loss", "grad_norm") if not np.isfinite(values[name])]:
+        raise FloatingPointError(
+            f"{' and '.join(bad)} became {values[bad[0]]} in steps {step - window + 1} to {step}; lower "
+            f"optimizer.learning_rate, lengthen optimizer.warmup or set model.dtype to float32. "
+            f"The last checkpoint is from before."
+        )
+
+
+def introduce(writer: Writer, state, rows, sources, assets, done: int) -> None:
+    """Says once what the run is made of."""
+    table = parameter_overview.get_parameter_overview(
+        state.params, include_stats=False, max_lines=None
+    )
+    writer.text("parameters", table)
+    pictures = [view for _, _, example in rows.examples(0) for view in example.views]
+    writer.line(
+        f"{parameters(state.params):,} parameters on {jax.device_count()} {jax.devices()[0].device_kind}"
+    )
+    for name, source in sources.items():
+        writer.line(
+            f"source {name}: {len(source):,} records with {', '.join(sorted(source.fields))}"
+        )
+    writer.line(
+        f"row: {rows.layout.views} views, {rows.layout.tokens} tokens; codec: "
+        f"{run.reconstruction_psnr(assets.codec, pictures):.1f} dB; vocabulary: "
+        f"{rows.tokenizer.size} pieces"
+    )
+    if done:
+        writer.line(f"resumed after step {done:,}")
+
+
+def sample_grids(
+    writer: Writer, step: int, trained: Trained, config: run.RunConfig, held_out
+) -> None:
+    """Writes a grid for every task and direction: the same examples and noise at every step."""
+    for task, weight in config.data.tasks.items():
+        source = next((s for s in held_out.values() if TASKS[task].needs <= s.fields), None)
+        if not weight or source is None:
+            continue
+        tokens = next(
+            s.tokens
+            for s in config.data.row
+            if any(task in t for t in s.tasks_of(config.data.tasks).values())
+        )
+        indices = range(min(config.evaluate.examples, len(source)))
+        for wanted in directions(task):
+            done = complete(
+                trained,
+                source,
+                indices,
+                task,
+                wanted,
+                tokens,
+                config.data.conditions,
+                config.evaluate.sample,
+                config.seed,
+            )
+            writer.pictures(step, f"{task}_to_{'_'.join(wanted)}", grid(done))

@@ -1,0 +1,155 @@
+"""A run and its parts: what a configuration says, assembled."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from onediff_jax.data.example import Picture
+from onediff_jax.data.latents import LinearCodec, fit, picture_of, psnr
+from onediff_jax.data.loader import DataConfig, MakeExample, Rows
+from onediff_jax.data.sources import Source
+from onediff_jax.data.tasks import TASKS, prompt_of
+from onediff_jax.data.text import Tokenizer, vocabulary_of
+from onediff_jax.errors import InputError
+from onediff_jax.generate import SampleConfig
+from onediff_jax.models.networks import Networks, networks_of
+from onediff_jax.models.nextdit import NextDiTConfig
+from onediff_jax.models.t5 import T5Config
+from onediff_jax.ops.flow import FlowConfig
+from onediff_jax.sharding import MeshConfig
+from onediff_jax.train.state import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Prompts: the vocabulary built on the data set, and the encoder trained jointly."""
+
+    vocabulary: int = 1024  # pieces, at most
+    length: int = 64  # tokens of a prompt, end token included; longer ones are cut
+    encoder: T5Config = T5Config(
+        width=128, depth=2, heads=4, head_width=32, hidden=256, dtype="float32"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecConfig:
+    """The codec between pictures and latents."""
+
+    kind: str = "linear"  # principal components, fitted on the data set
+    factor: int = 4  # pixels along each side of a latent
+    whitening: float = 0.0  # 0: channels keep their proportions; 1: all have variance 1
+    pictures: int = 2000  # views that the components are fitted to
+
+    def __post_init__(self):
+        if self.kind != "linear":
+            raise InputError(f"codec.kind is {self.kind!r}; it can be 'linear'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved."""
+
+    every: int = 1000  # steps
+    keep: int = 2  # newest ones
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """When the loop waits for the device and reports."""
+
+    every: int = 50  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Sample grids while training, from the moving average, of validation examples with fixed seeds."""
+
+    every: int = 1000  # steps; 0: never
+    examples: int = 4  # columns of a grid
+    sample: SampleConfig = SampleConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on."""
+
+    seed: int = 0
+    steps: int = 1000
+    rows: int = 8  # of a batch, over all devices
+    remat: str = "none"  # what a block keeps for the backward pass: none (keep all), dots (products), full (nothing)
+    model: NextDiTConfig = NextDiTConfig()
+    flow: FlowConfig = FlowConfig()
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    codec: CodecConfig = CodecConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+class Assets(NamedTuple):
+    """What is fitted to the data before training and kept in every checkpoint."""
+
+    codec: LinearCodec
+    vocabulary: bytes
+
+
+def opened(config: DataConfig, split: str) -> dict[str, Source]:
+    """The sources' records of a split, by name."""
+    if not config.sources:
+        raise InputError(
+            "data.sources is empty; name at least one source, such as scenes or folder."
+        )
+    return {name: settings.open(split) for name, settings in config.sources.items()}
+
+
+def fitted_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
+    """Codec and vocabulary of a run, as functions of the configuration and the training records."""
+    edge = config.model.patch * config.codec.factor
+    tokens = max(slot.tokens for slot in config.data.row)
+    pictures, prompts = [], []
+    for task, picture_list, prompt in examples_to_fit(config, sources, tokens, edge):
+        pictures += picture_list
+        prompts.append(prompt)
+        prompts.append(prompt_of(task, (), ""))
+    for source in sources.values():
+        step = max(len(source) // 20_000, 1)
+        prompts += [source.caption(i) for i in range(0, len(source), step)]
+    codec = fit(pictures, config.codec.factor, config.model.channels, config.codec.whitening)
+    return Assets(codec, vocabulary_of(prompts, config.text.vocabulary))
+
+
+def examples_to_fit(
+    config: RunConfig, sources: Mapping[str, Source], tokens: int, edge: int
+) -> Iterator[tuple[str, tuple[Picture, ...], str]]:
+    """Views and prompts of all tasks in equal numbers, of records spread over the sources."""
+    tasks = [name for name, weight in config.data.tasks.items() if weight > 0]
+    serving = [(t, s) for t in tasks for s in sources.values() if TASKS[t].needs <= s.fields]
+    each = max(config.codec.pictures // max(sum(len(TASKS[t].views) for t, _ in serving), 1), 1)
+    for task, source in serving:
+        make = MakeExample(task, tokens, edge, config.data.conditions)
+        for i in np.linspace(0, len(source) - 1, min(each, len(source))).astype(int):
+            example = make.random_map(source[int(i)], np.random.default_rng([config.seed, int(i)]))
+            yield task, example.views, example.prompt
+
+
+def reconstruction_psnr(codec: LinearCodec, pictures: list[Picture]) -> float:
+    """Mean PSNR in dB of pictures that went through the codec and back."""
+    return float(np.mean([psnr(p, picture_of(codec.decode(codec.encode(p)))) for p in pictures]))
+
+
+def assembled(config: RunConfig, assets: Assets) -> tuple[Networks, Tokenizer]:
+    """The run's networks and tokenizer."""
+    tokenizer = Tokenizer(assets.vocabulary, config.text.length)
+    return networks_of(config.model, config.text.encoder, tokenizer.size, config.remat), tokenizer
+
+
+def rows_of(
+    config: RunConfig, sources: Mapping[str, Source], assets: Assets, tokenizer: Tokenizer
+) -> Rows:
+    """The rows that the run reads."""
+    return Rows(config.data, sources, assets.codec, config.model.patch, tokenizer, config.seed)

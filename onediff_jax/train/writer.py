@@ -1,0 +1,247 @@
+"""What a training run tells the outside: metrics.jsonl, TensorBoard, pictures, and the console.
+
+    metrics.jsonl            one line per call of `scalars`: {"step": 1200, "loss": 0.412, ...}
+    tensorboard/             the same; tags are the names as given, grouped at the slash
+    pictures/NAME_STEP.png
+    NAME.txt
+
+A run that was stopped has usually written past its last checkpoint.  The run that resumes there
+takes those steps again, so what was recorded of them is removed first: every step is told once.
+"""
+
+import collections
+import io
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import SupportsFloat
+
+import numpy as np
+import rich.console
+import rich.progress
+import rich.text
+from jaxtyping import UInt8
+from PIL import Image
+
+
+class Writer:
+    """Writes a run's metrics, pictures and texts, and shows how far it is.  For a `with` statement.
+
+    The caller numbers the steps; `first_step` and `last_step` are the first and the last number
+    that this process will write.  What is recorded at `first_step` or later is an interrupted
+    run's, and goes.  On a terminal the console shows a progress bar; elsewhere (a file, a pipe) a
+    plain line per call of `scalars`.  Of many processes all but one pass `quiet`, which makes every
+    method do nothing.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        first_step: int,
+        last_step: int,
+        *,
+        quiet: bool = False,
+        console: rich.console.Console | None = None,
+    ):
+        self.workdir, self.quiet = workdir, quiet
+        self.first_step, self.last_step = first_step, last_step
+        # (time, step) of the first step done here, which follows compilation, and of the latest
+        # reports: a report waits for the device, and between reports lie evaluation and saving.
+        self._samples: collections.deque[tuple[float, int]] = collections.deque(maxlen=50)
+        self._bar: rich.progress.Progress | None = None
+        if quiet:
+            return
+
+        import tensorboardX
+
+        workdir.mkdir(parents=True, exist_ok=True)
+        keep_steps_before(workdir / "metrics.jsonl", first_step)
+        self._metrics = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"),
+            purge_step=first_step,
+            flush_secs=10,
+            # Else the name is the host and the second, and a quick restart overwrites the file.
+            filename_suffix=f".{time.time_ns()}",
+        )
+        self._console = console or rich.console.Console()
+        if self._console.is_interactive:
+            self._bar = progress_bar(self._console)
+            self._task = self._bar.add_task(
+                "", total=last_step, completed=first_step, headline="first step ...", left=""
+            )
+            self._bar.start()
+
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """Records named numbers of one step, and shows the headline: loss and speed.
+
+        Numbers without any of `loss`, `views_per_second`, `flops_per_second` and `mfu` (a fraction)
+        are something else, such as an evaluation; they are all shown, in a line of their own.
+        """
+        if self.quiet:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        # JSON has neither NaN nor infinity.
+        finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        self._metrics.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        self._metrics.flush()
+        self._add_summary(step, [{"tag": name, "simple_value": x} for name, x in numbers.items()])
+
+        if not self._samples or step > self._samples[-1][1]:
+            self._samples.append((time.monotonic(), step))
+        at, headline = f"step {step:,}/{self.last_step:,}", headline_of(numbers)
+        if not headline:
+            self.line("  ".join([at, *(f"{name} {short(x)}" for name, x in numbers.items())]))
+        elif self._bar:
+            self.advance(step)
+            self._bar.update(self._task, headline=headline)
+        else:
+            self.line("  ".join([at, headline, self._left(step)]).rstrip())
+
+    def pictures(self, step: int, name: str, grid: UInt8[np.ndarray, "h w 3"]) -> pathlib.Path:
+        """Returns pictures/NAME_STEP.png, written unless quiet; TensorBoard gets the same bytes."""
+        path = self.workdir / "pictures" / f"{name}_{step:07d}.png"
+        if not self.quiet:
+            file = io.BytesIO()
+            Image.fromarray(grid).save(file, format="PNG")
+            png, (height, width, _) = file.getvalue(), grid.shape
+            replace_file(path, png)
+            image = dict(height=height, width=width, colorspace=3, encoded_image_string=png)
+            self._add_summary(step, [{"tag": name, "image": image}])
+        return path
+
+    def text(self, name: str, text: str) -> None:
+        """Writes NAME.txt, and the same as preformatted text to TensorBoard."""
+        if self.quiet:
+            return
+        replace_file(self.workdir / f"{name}.txt", text.encode())
+        # TensorBoard reads Markdown, where an indented line is shown as it stands.
+        indented = "".join(f"    {line}\n" for line in text.splitlines())
+        self._tensorboard.add_text(name, indented, self.first_step)
+
+    def line(self, message: str) -> None:
+        """Shows a line as given, above the progress bar if there is one."""
+        if not self.quiet:
+            # A Text is not searched for markup ("[depth2image]" is no style).  Only a terminal
+            # needs its lines broken.
+            self._console.print(rich.text.Text(message), soft_wrap=self._bar is None)
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar to `step`, which is done.  Costs microseconds."""
+        if self.quiet:
+            return
+        if not self._samples:
+            self._samples.append((time.monotonic(), step))
+        if self._bar:
+            self._bar.update(self._task, completed=step, left=self._left(step))
+
+    def close(self) -> None:
+        """Puts everything on disk and gives the terminal back.  A second call does nothing."""
+        if self.quiet:
+            return
+        if self._bar:
+            self._bar.stop()
+        self._metrics.close()
+        self._tensorboard.close()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _left(self, step: int) -> str:
+        """Time left at the pace of the latest reports, "4:12 left"; empty before there is one."""
+        if not self._samples or self._samples[-1][1] == self._samples[0][1]:
+            return ""
+        (start, first), (end, last) = self._samples[0], self._samples[-1]
+        return f"{duration((self.last_step - step) * (end - start) / (last - first))} left"
+
+    def _add_summary(self, step: int, values: list[dict[str, object]]) -> None:
+        """One event for all values; `add_scalar` would make one for each and warn of every NaN."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(**value) for value in values])
+        self._tensorboard.file_writer.add_summary(summary, step)
+
+
+def keep_steps_before(path: pathlib.Path, step: int) -> None:
+    """Drops the records of `step` and later from a JSONL file, and what a kill left unfinished."""
+    if path.exists():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        kept = "".join(f"{line}\n" for line in text.splitlines() if recorded_step(line) < step)
+        if kept != text:
+            replace_file(path, kept.encode())
+
+
+def recorded_step(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinity if the line is not a whole record."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def replace_file(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file that readers find with its old content or its new, never with half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
+    """Bar, step/last, percent, headline, time elapsed (where there is room for it), time left."""
+    text = rich.progress.TextColumn
+    columns = [
+        rich.progress.BarColumn(bar_width=None),
+        text("{task.completed:,.0f}/{task.total:,.0f}", style="progress.download"),
+        text("{task.percentage:.0f}%", style="progress.percentage"),
+        text("{task.fields[headline]}", markup=False),
+        *([rich.progress.TimeElapsedColumn()] if console.width >= 90 else []),
+        text("{task.fields[left]}", style="progress.remaining"),
+    ]
+    return rich.progress.Progress(*columns, console=console, refresh_per_second=4, expand=True)
+
+
+def headline_of(values: Mapping[str, float]) -> str:
+    """Loss and speed, "loss 0.412  1,830 views/s  55.1 TFLOP/s"; "41.2% MFU" where it is known."""
+    parts = []
+    if "loss" in values:
+        parts.append(f"loss {short(values['loss'])}")
+    if "views_per_second" in values:
+        parts.append(f"{short(values['views_per_second'])} views/s")
+    if "mfu" in values:
+        parts.append(f"{short(100 * values['mfu'])}% MFU")
+    elif "flops_per_second" in values:
+        parts.append(f"{with_prefix(values['flops_per_second'])}FLOP/s")
+    return "  ".join(parts)
+
+
+def short(x: float) -> str:
+    """Three significant digits, or all before the point: 0.412, 41.2, 1,830, 1.00e-05, nan."""
+    return f"{x:,.0f}" if 99.95 <= abs(x) < 1e9 else f"{x:#.3g}"
+
+
+def with_prefix(x: float) -> str:
+    """Three significant digits and a unit's prefix: "55.1 T" for 5.51e13, "830 " for 830."""
+    for exponent, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if 999.5 * 10 ** (exponent - 3) <= abs(x):
+            return f"{short(x / 10**exponent)} {prefix}"
+    return f"{short(x)} "
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 4:12, 3:04:12 or 2d 03:04:12."""
+    minutes, second = divmod(round(max(seconds, 0)), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}:{second:02}"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

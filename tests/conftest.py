@@ -1,0 +1,14 @@
+"""Settings of all tests: eight devices on the host, exact products."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+from absl import flags
+
+jax.config.update("jax_default_matmul_precision", "highest")
+flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
