@@ -1,4 +1,6 @@
-"""Package data and dependencies.  `pip install -e .` is all that training and sampling need on a CPU."""
+"""Package data and dependencies.  `pip install -e .` is all that training and sampling need on a
+CPU.
+"""
 
 import pathlib
 

@@ -1,1 +1,3 @@
-"""OneDiffusion in JAX: one flow-matching Next-DiT that treats every image task as a sequence of views."""
+"""OneDiffusion in JAX: one flow-matching Next-DiT that treats every image task as a sequence of
+views.
+"""

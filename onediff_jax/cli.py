@@ -1,4 +1,5 @@
-"""The command line: `python -m onediff_jax COMMAND ...`.  Thin doors; every mistake is one line and a status.
+"""The command line: `python -m onediff_jax COMMAND ...`.  Thin doors; every mistake is one line and
+a status.
 
 Modules that import JAX are imported inside the doors, so that help and refusals come at once.
 """
@@ -15,8 +16,8 @@ from onediff_jax.errors import InputError
 
 USAGE = """onediff_jax: OneDiffusion in JAX, every image task as a sequence of views
 
-  python -m onediff_jax train  --config configs/scenes_tiny.py --workdir DIR [--config.a.b=value ...]
-  python -m onediff_jax sample --checkpoint DIR --task depth2image --given depth=FILE --prompt TEXT --out DIR
+  python -m onediff_jax train  --config FILE --workdir DIR [--config.a.b=VALUE ...]
+  python -m onediff_jax sample --checkpoint DIR --task TASK [--given VIEW=FILE ...] --out DIR
 
 Add --help to a command for its options."""
 
@@ -110,7 +111,7 @@ COMMANDS: dict[str, tuple[Callable, Callable]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command; returns its status: 0, 1 where it failed, 2 where it could not be understood."""
+    """Runs a command; returns its status: 0, 1 where it failed, 2 where it was not understood."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if arguments else 2

@@ -1,7 +1,9 @@
-"""The roof: settings as an ml_collections ConfigDict, checked and built into the dataclasses that the pieces own.
+"""The roof: settings as an ml_collections ConfigDict, checked and built into the dataclasses that
+the pieces own.
 
-A run's file returns `base_config()` with some values changed; the command line may change more.  Every name, type
-and value is checked here, before anything is read or written, and a mistake is answered with the way out.
+A run's file returns `base_config()` with some values changed; the command line may change more.
+Every name, type and value is checked here, before anything is read or written, and a mistake is
+answered with the way out.
 """
 
 import dataclasses
@@ -44,7 +46,9 @@ def as_dict(value: Any) -> Any:
 
 
 def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConfig:
-    """The run that the settings describe.  Raises InputError naming the setting, its value and the way out."""
+    """The run that the settings describe.  Raises InputError naming the setting, its value and the
+    way out.
+    """
     plain = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
     config = built(RunConfig, plain, "config")
     for name in ("steps", "rows"):
@@ -64,7 +68,9 @@ def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConf
 
 
 def built(kind: Any, value: Any, path: str) -> Any:
-    """`value` as the annotated type `kind`; dataclasses are built from mappings, lists become tuples."""
+    """`value` as the annotated type `kind`; dataclasses are built from mappings, lists become
+    tuples.
+    """
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else built_dataclass(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -91,7 +97,8 @@ def built_dataclass(kind: type, values: Any, path: str) -> Any:
     """A dataclass from a mapping with no unknown names."""
     if not isinstance(values, Mapping):
         raise InputError(
-            f"{path} is {values!r}; it must hold {', '.join(f.name for f in dataclasses.fields(kind))}."
+            f"{path} is {values!r}; it must hold "
+            f"{', '.join(f.name for f in dataclasses.fields(kind))}."
         )
     hints = typing.get_type_hints(kind)
     for name in values:

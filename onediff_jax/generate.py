@@ -1,7 +1,8 @@
 """Samples of a trained model: some views of an example are given, the others are made.
 
-A task has no direction of its own: which views are given decides.  Given views stay clean and are shown to the
-network at the schedule's smallest noise level (what the released weights see) or at zero (the paper's).
+A task has no direction of its own: which views are given decides.  Given views stay clean and are
+shown to the network at the schedule's smallest noise level (what the released weights see) or at
+zero (the paper's).
 """
 
 import dataclasses
@@ -48,7 +49,9 @@ class SampleConfig:
     guidance: float = 4.0  # 1 follows the prompt as trained, 0 ignores it
     method: str = "euler"
     shift: float | None = None  # of the schedule; None: by the number of tokens to make
-    given_time: str = "smallest"  # noise level at which given views are shown: "smallest" of the schedule, or "zero"
+    given_time: str = (
+        "smallest"  # noise level of given views: "smallest" of the schedule, or "zero"
+    )
 
     def __post_init__(self):
         if self.steps < 1:
@@ -77,7 +80,7 @@ def generate(
 ) -> list[dict[str, Picture]]:
     """The wanted views of every request, as pictures of `size` (height, width).
 
-    All requests must give the same views.  Request i depends on (seed, i) and not on its neighbours.
+    All requests must give the same views.  Request i depends on (seed, i), not on its neighbours.
     """
     views = task_named(task).views
     given = [name for name in views if name in requests[0].given]
@@ -95,7 +98,8 @@ def generate(
     edge = trained.edge
     if size[0] % edge or size[1] % edge:
         raise InputError(
-            f"A size of {size[0]} x {size[1]} is not a multiple of {edge} pixels, the side of a token."
+            f"A size of {size[0]} x {size[1]} is not a multiple of {edge} pixels, the side of a "
+            "token."
         )
     rows, columns = size[0] // edge, size[1] // edge
     layout = Layout((Slot(len(views), rows * columns),))

@@ -37,7 +37,8 @@ def tokens_of(config: DataConfig, task: str) -> int:
             return slot.tokens
     trained = [name for name, weight in config.tasks.items() if weight > 0]
     raise InputError(
-        f"--task is {task!r}, which this checkpoint was not trained on; it knows {', '.join(trained)}."
+        f"--task is {task!r}, which this checkpoint was not trained on; it knows "
+        f"{', '.join(trained)}."
     )
 
 
@@ -53,7 +54,7 @@ def sample_to_folder(
     size: str | None,
     settings: Mapping[str, Any],
 ) -> list[pathlib.Path]:
-    """Writes `num` samples of the views that are not given, one PNG a view, and returns the files."""
+    """The files of `num` samples of the views that are not given, one PNG a view."""
     views = task_named(task).views
     config = SampleConfig(**settings)
     if num < 1:

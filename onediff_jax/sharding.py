@@ -1,4 +1,6 @@
-"""Where every array lives: the mesh, one table from the models' axis names to mesh axes, and placement by it."""
+"""Where every array lives: the mesh, one table from the models' axis names to mesh axes, and
+placement by it.
+"""
 
 import dataclasses
 import math
@@ -16,8 +18,9 @@ from onediff_jax.errors import InputError
 AXES = ("data", "fsdp")
 ROWS = P(AXES)  # a batch is split over every device
 
-# What a model calls an axis, and the mesh axis that splits it; of two axes of a matrix, the earlier in this table.
-# An axis that is not here is kept whole.  The order is measured: docs/design.md, "Parameter layout".
+# What a model calls an axis, and the mesh axis that splits it; of two axes of a matrix, the earlier
+# in this table. An axis that is not here is kept whole.  The order is measured: docs/design.md,
+# "Parameter layout".
 RULES = {axis: "fsdp" for axis in ("mlp", "heads", "kv", "condition", "embed", "text")}
 
 
@@ -35,12 +38,15 @@ class MeshConfig:
             or 0 in (self.data, self.fsdp)
         ):
             raise InputError(
-                f"mesh.data is {self.data} and mesh.fsdp is {self.fsdp}; use positive numbers, one may be -1."
+                f"mesh.data is {self.data} and mesh.fsdp is {self.fsdp}; use positive numbers, one "
+                "may be -1."
             )
 
 
 def mesh_of(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (all of them where none are given); raises where its axes do not divide them."""
+    """The mesh over `devices` (all of them where none are given); raises where its axes do not
+    divide them.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp]
     known = math.prod(size for size in sizes if size != -1)
@@ -48,7 +54,8 @@ def mesh_of(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> 
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise InputError(
-            f"mesh.data x mesh.fsdp is {config.data} x {config.fsdp}, which does not make {len(devices)} devices; "
+            f"mesh.data x mesh.fsdp is {config.data} x {config.fsdp}, which does not make "
+            f"{len(devices)} devices; "
             f"set one of them to -1 and the other to a divisor of {len(devices)}."
         )
     return jax.make_mesh(
@@ -100,7 +107,8 @@ def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
     if rows % unit:
         below, above = rows // unit * unit, (rows // unit + 1) * unit
         raise InputError(
-            f"rows is {rows}, not a multiple of {mesh.size} devices x {accumulate} accumulated parts; "
+            f"rows is {rows}, not a multiple of {mesh.size} devices x {accumulate} accumulated "
+            "parts; "
             f"use {f'{below} or ' if below else ''}{above}."
         )
 

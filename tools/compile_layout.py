@@ -1,19 +1,22 @@
-"""What the TPU compiler makes of a parameter layout: the stage 2 step at the released size, on a pod that is not there.
+"""What the TPU compiler makes of a parameter layout: the stage 2 step at the released size, on a
+pod that is not there.
 
     pip install -e '.[tpu]'
     python tools/compile_layout.py --variant in_out
     python tools/compile_layout.py --variant all
 
-Every variant is the same step (forward, backward, AdamW, EMA; 3,072 tokens a core) under explicit FSDP: parameters
-are gathered by the block stack's hook, inside the rematerialised scan, and gradients leave it scattered.  What differs
-is which axis of a matrix is sharded, how it is stored, and where the two parts of a rotary pair lie.  Printed for
-each: bytes a core, the sum of the compiler's `estimated_cycles` over all instructions and trip counts (an estimate of
-compute; collectives carry no cycles), and collectives by kind.  Nothing runs on a TPU.
+Every variant is the same step (forward, backward, AdamW, EMA; 3,072 tokens a core) under explicit
+FSDP: parameters are gathered by the block stack's hook, inside the rematerialised scan, and
+gradients leave it scattered.  What differs is which axis of a matrix is sharded, how it is stored,
+and where the two parts of a rotary pair lie.  Printed for each: bytes a core, the sum of the
+compiler's `estimated_cycles` over all instructions and trip counts (an estimate of compute;
+collectives carry no cycles), and collectives by kind.  Nothing runs on a TPU.
 """
 
 import argparse
 import functools
 import os
+import pathlib
 import re
 import time
 
@@ -52,7 +55,9 @@ VARIANTS = {
 
 
 def rotate_pairs(x, turn):
-    """Rotary positions with the two parts of a channel next to each other, as the release stores them."""
+    """Rotary positions with the two parts of a channel next to each other, as the release stores
+    them.
+    """
     cos, sin = jnp.cos(turn)[:, :, None], jnp.sin(turn)[:, :, None]
     real, imaginary = (x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)[..., i] for i in (0, 1))
     turned = jnp.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
@@ -66,7 +71,11 @@ def matrix_name(path) -> str:
 
 def stored(path, leaf, variant):
     """How a parameter is stored: transposed where the variant says so."""
-    if leaf.ndim >= 2 and path[-1].key == "kernel" and matrix_name(path) in variant["stored_out_in"]:
+    if (
+        leaf.ndim >= 2
+        and path[-1].key == "kernel"
+        and matrix_name(path) in variant["stored_out_in"]
+    ):
         return leaf.swapaxes(-1, -2) if hasattr(leaf, "swapaxes") else swapped(leaf)
     return leaf
 
@@ -77,7 +86,9 @@ def swapped(shape):
 
 
 def sharded_axis(path, ndim, shape, variant, shards) -> int | None:
-    """The axis of a block's or the top's parameter that is sharded; None where it is small or does not divide."""
+    """The axis of a block's or the top's parameter that is sharded; None where it is small or does
+    not divide.
+    """
     axis = variant["axis"].get(matrix_name(path), variant["axis"].get("", 0)) if ndim == 2 else 0
     return axis if np.prod(shape) >= 1 << 16 and shape[axis] % shards == 0 else None
 
@@ -154,7 +165,11 @@ def build(variant, fsdp: int, devices):
 
     rows = P(("data", "fsdp"))
     scattered = jax.shard_map(
-        gradients, mesh=mesh, in_specs=(specs, *[rows] * len(batch)), out_specs=specs, check_vma=False
+        gradients,
+        mesh=mesh,
+        in_specs=(specs, *[rows] * len(batch)),
+        out_specs=specs,
+        check_vma=False,
     )
 
     def step(params, ema, moments, *batch):
@@ -219,9 +234,13 @@ def collectives(hlo: str) -> dict[str, int]:
 
 def main():
     """Compiles the chosen variants and prints a line for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--variant", default="all", choices=["all", *VARIANTS])
-    parser.add_argument("--fsdp", type=int, default=64, help="shards of a matrix (data takes the rest)")
+    parser.add_argument(
+        "--fsdp", type=int, default=64, help="shards of a matrix (data takes the rest)"
+    )
     parser.add_argument("--topology", default="v3:8x16")
     parser.add_argument("--dump", help="write the compiled program here")
     options = parser.parse_args()
@@ -234,8 +253,7 @@ def main():
         compiled = step.lower(*arguments).compile()
         hlo, memory = compiled.as_text(), compiled.memory_analysis()
         if options.dump:
-            with open(options.dump, "w") as file:
-                file.write(hlo)
+            pathlib.Path(options.dump).write_text(hlo)
         held = memory.temp_size_in_bytes + memory.argument_size_in_bytes
         print(
             f"{name:14}{options.fsdp:5}{held / 2**30:7.2f}{estimated_cycles(hlo) / HERTZ:9.3f}"

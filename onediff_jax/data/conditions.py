@@ -1,8 +1,8 @@
 """Condition pictures, made from a record at the size of its views.  The functions
 that tasks name are seeded: (record, rng, config) -> Condition.
 
-The looks are those of the released model's examples: depth is grey with near bright; a map is flat saturated
-colours on black; a hole is black.
+The looks are those of the released model's examples: depth is grey with near bright; a map is flat
+saturated colours on black; a hole is black.
 """
 
 import dataclasses
@@ -19,8 +19,9 @@ from onediff_jax.errors import InputError
 COLORS = {
     "red": "FF0000", "lime": "00FF00", "blue": "0000FF", "yellow": "FFFF00", "magenta": "FF00FF",
     "cyan": "00FFFF", "orange": "FFA500", "purple": "800080", "brown": "A52A2A", "green": "008000",
-    "pink": "FFC0CB", "teal": "008080", "darkorange": "FF8C00", "blueviolet": "8A2BE2", "darkgreen": "006400",
-    "orangered": "FF4500", "navy": "000080", "gold": "FFD700", "turquoise": "40E0D0", "orchid": "DA70D6",
+    "pink": "FFC0CB", "teal": "008080", "darkorange": "FF8C00", "blueviolet": "8A2BE2",
+    "darkgreen": "006400", "orangered": "FF4500", "navy": "000080", "gold": "FFD700",
+    "turquoise": "40E0D0", "orchid": "DA70D6",
 }  # fmt: skip
 
 
@@ -60,18 +61,24 @@ def depth_picture(depth: Float[np.ndarray, "h w"]) -> Picture:
 
 
 def class_colors(names: tuple[str, ...], rng: np.random.Generator | None) -> dict[str, str]:
-    """A colour for every class: drawn for this example, or, without `rng`, fixed by the class's name."""
+    """A colour for every class: drawn for this example, or, without `rng`, fixed by the class's
+    name.
+    """
     classes = list(dict.fromkeys(names))
     if len(classes) > len(COLORS):
         raise InputError(
             f"A map of {len(classes)} classes needs as many colours; there are {len(COLORS)}."
         )
-    left, chosen = list(COLORS), {}
+    order, left, chosen = list(COLORS), list(COLORS), {}
     if rng is None:
         classes.sort()  # so that colliding names always resolve alike
     for name in classes:
-        place = zlib.crc32(name.encode()) if rng is None else rng.integers(len(left))
-        chosen[name] = left.pop(int(place % len(left)))
+        if rng is None:  # its own colour; where that is taken, the next one left
+            own = zlib.crc32(name.encode()) % len(order)
+            chosen[name] = next(color for color in order[own:] + order[:own] if color in left)
+        else:
+            chosen[name] = left[int(rng.integers(len(left)))]
+        left.remove(chosen[name])
     return chosen
 
 

@@ -1,7 +1,7 @@
 """The linear codec: principal components of square blocks of pixels.
 
-It needs no download and has the real latent's shape: a picture of H x W becomes H/f x W/f latents of c channels.
-The components are fitted in closed form to the views that a run trains on.
+It needs no download and has the real latent's shape: a picture of H x W becomes H/f x W/f latents
+of c channels. The components are fitted in closed form to the views that a run trains on.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,9 @@ from onediff_jax.errors import InputError
 
 
 class LinearCodec(NamedTuple):
-    """latent = (block - mean) @ encoder; block = latent @ decoder + mean.  Latents have variance near 1."""
+    """latent = (block - mean) @ encoder; block = latent @ decoder + mean.  Latents have variance
+    near 1.
+    """
 
     mean: Float[np.ndarray, " pixels"]
     encoder: Float[np.ndarray, "pixels c"]
@@ -39,7 +41,9 @@ class LinearCodec(NamedTuple):
     def decode(
         self, latents: Float[np.ndarray, "*batch H W c"]
     ) -> Float[np.ndarray, "*batch h w 3"]:
-        """Pixels in [-1, 1] (beyond it where latents are): the inverse of `encode`, as far as c components reach."""
+        """Pixels in [-1, 1] (beyond it where latents are): the inverse of `encode`, as far as c
+        components reach.
+        """
         pixels = latents @ self.decoder + self.mean
         return rearrange(
             pixels, "... H W (i j c) -> ... (H i) (W j) c", i=self.factor, j=self.factor
@@ -60,8 +64,8 @@ def picture_of(pixels: Float[np.ndarray, "*batch h w 3"]) -> np.ndarray:
 def fit(pictures: Iterable[Picture], factor: int, channels: int, whitening: float) -> LinearCodec:
     """The codec whose components carry the most variance of the pictures' blocks.
 
-    `whitening` 0 scales all channels together, which leaves them their natural proportions; 1 gives each channel
-    variance 1; between them, powers.  The mean variance over channels is 1 in every case.
+    `whitening` 0 scales all channels together, which leaves them their natural proportions; 1
+    gives each channel variance 1; between them, powers.  Their mean variance is always 1.
     """
     flat = np.concatenate(
         [blocks(picture, factor).reshape(-1, 3 * factor**2) for picture in pictures]

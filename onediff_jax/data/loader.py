@@ -1,9 +1,9 @@
 """From sources to batches: row r of a run is a pure function of (seed, r).
 
-A *stream* is an endless sequence of examples that fit one kind of place: shuffled records of every source and task
-that qualify, mixed by weight.  Row r takes from each stream the numbers that r and its slots determine; step i reads
-rows i*B to i*B + B-1.  Nothing depends on the number of processes, workers or threads, and no iterator has a state
-worth saving.
+A *stream* is an endless sequence of examples that fit one kind of place: shuffled records of every
+source and task that qualify, mixed by weight.  Row r takes from each stream the numbers that r and
+its slots determine; step i reads rows i*B to i*B + B-1.  Nothing depends on the number of
+processes, workers or threads, and no iterator has a state worth saving.
 """
 
 import dataclasses
@@ -40,7 +40,9 @@ class SlotConfig:
             task_named(name)
 
     def tasks_of(self, weights: Mapping[str, float]) -> dict[int, dict[str, float]]:
-        """Tasks that fit, with their weights, by number of views; raises InputError where none does."""
+        """Tasks that fit, with their weights, by number of views; raises InputError where none
+        does.
+        """
         chosen = {
             name: w
             for name, w in weights.items()
@@ -54,7 +56,8 @@ class SlotConfig:
         if not fits:
             needs = {name: len(TASKS[name].views) for name in chosen}
             raise InputError(
-                f"data.row has a slot of {self.views} views that no task fills; tasks need {needs} views. "
+                f"data.row has a slot of {self.views} views that no task fills; tasks need {needs} "
+                "views. "
                 f"Change the slot's views, its tasks, or data.tasks."
             )
         return fits
@@ -106,7 +109,8 @@ class Rows(Sequence[Batch]):
             for copy in range(slot.count):
                 packing = Packing(slot.views, wanted, seed + copy) if slot.packed else None
                 slots.append(Slot(slot.views, slot.tokens, packing.examples if packing else 1))
-                # Plain slots of a kind share a stream and take its examples in turn; a packed slot has its own.
+                # Plain slots of a kind share a stream and take its examples in turn; a packed slot
+                # has its own.
                 key = (number, copy) if packing else (slot.views, slot.tokens, slot.tasks)
                 if key not in streams:
                     edge = patch * codec.factor
@@ -160,14 +164,17 @@ def stream(
     edge: int,
     seed: Sequence[int],
 ) -> Stream:
-    """An endless stream of examples of the given tasks, at sizes that fit `tokens` tokens of `edge` pixels a side."""
+    """An endless stream of examples of the given tasks, at sizes that fit `tokens` tokens of `edge`
+    pixels a side.
+    """
     parts, weights = [], []
     for name, weight in tasks.items():
         serving = [source for source in sources.values() if TASKS[name].needs <= source.fields]
         if not serving:
             have = {name: sorted(source.fields) for name, source in sources.items()}
             raise InputError(
-                f"No source serves task {name!r}, which needs {sorted(TASKS[name].needs)}; sources have {have}. "
+                f"No source serves task {name!r}, which needs {sorted(TASKS[name].needs)}; sources "
+                f"have {have}. "
                 f"Set data.tasks.{name} to 0 or add a source."
             )
         for source in serving:

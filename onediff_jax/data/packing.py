@@ -1,8 +1,9 @@
 """How a packed slot is filled: recipes, their weights, and which example of a stream stands where.
 
-A recipe names the view counts of the examples that fill a slot of V views exactly, such as (4, 2, 2) for 8.  Every
-period of rows holds each recipe a fixed number of times, in an order drawn from (seed, period), so that the place of
-an example in its stream is known for any row without looking at the rows before it.
+A recipe names the view counts of the examples that fill a slot of V views exactly, such as (4, 2,
+2) for 8.  Every period of rows holds each recipe a fixed number of times, in an order drawn from
+(seed, period), so that the place of an example in its stream is known for any row without looking
+at the rows before it.
 """
 
 import functools
@@ -32,9 +33,11 @@ def recipes_of(views: int, counts: tuple[int, ...]) -> list[tuple[int, ...]]:
 def recipe_weights(
     recipes: list[tuple[int, ...]], wanted: Mapping[int, float]
 ) -> Float[np.ndarray, " recipes"]:
-    """Shares of the recipes under which examples of each view count appear in the wanted proportions.
+    """Shares of the recipes under which examples of each view count appear in the wanted
+    proportions.
 
-    Non-negative least squares; raises InputError where no mixture of recipes comes within one percent.
+    Non-negative least squares; raises InputError where no mixture of recipes comes within one
+    percent.
     """
     counts = sorted(wanted)
     share = np.array([wanted[count] for count in counts]) / sum(wanted.values())
@@ -47,8 +50,10 @@ def recipe_weights(
     reached = found @ weights / (found @ weights).sum()
     if np.abs(reached - share).max() > 0.01:
         raise InputError(
-            f"A packed slot cannot hold examples of {counts} views in proportions {np.round(share, 3)}; "
-            f"the nearest are {np.round(reached, 3)}. Change data.tasks or the slot's number of views."
+            f"A packed slot cannot hold examples of {counts} views in proportions "
+            f"{np.round(share, 3)}; "
+            f"the nearest are {np.round(reached, 3)}. Change data.tasks or the slot's number of "
+            "views."
         )
     return weights
 
@@ -80,7 +85,9 @@ class Packing:
         return max(len(self.recipes[i]) for i in np.unique(self._deck))
 
     def fill(self, row: int) -> list[tuple[int, int]]:
-        """The row's examples in order: their view count, and their number in the stream of that count."""
+        """The row's examples in order: their view count, and their number in the stream of that
+        count.
+        """
         period, place = divmod(row, PERIOD)
         order, before = _shuffled(self, period)
         following = dict(zip(self._counts, before[place] + period * before[-1], strict=True))
@@ -95,7 +102,9 @@ class Packing:
 def _shuffled(
     packing: Packing, period: int
 ) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, "rows+1 counts"]]:
-    """The period's recipes in order, and how many examples of each view count stand before every row."""
+    """The period's recipes in order, and how many examples of each view count stand before every
+    row.
+    """
     rng = np.random.default_rng([packing._seed, packing._views, period])
     order = rng.permutation(packing._deck)
     held = packing._held[order]

@@ -18,7 +18,8 @@ SPATIAL = {
 
 
 def picture_in(file: pathlib.Path | bytes) -> Picture:
-    """The picture in a file or its bytes: turned as its EXIF says, transparency on white, three channels.
+    """The picture in a file or its bytes: turned as its EXIF says, transparency on white, three
+    channels.
 
     Raises InputError, naming the file, where it is not a readable picture.
     """
@@ -33,7 +34,7 @@ def picture_in(file: pathlib.Path | bytes) -> Picture:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise InputError(f"There is no picture {file}.") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         name = "these bytes" if isinstance(file, bytes) else file
         raise InputError(f"{name} cannot be read as a picture: {error}") from error
 
@@ -48,19 +49,25 @@ def png(picture: np.ndarray) -> bytes:
 def grid_for(height: int, width: int, tokens: int) -> tuple[int, int]:
     """Rows and columns of tokens, at most `tokens`, whose aspect is nearest to a picture's.
 
-    Among all grids that leave less than a tenth of the tokens unused (or, where there is none, the fullest).
+    Among the grids with as many rows or as many columns as fit, sides at most 1 : 4, that leave
+    less than a tenth of the tokens unused (or, where there is none, the fullest).
     """
     grids = [
-        (rows, tokens // rows)
-        for rows in range(1, tokens + 1)
-        if tokens // rows <= 4 * rows <= 16 * (tokens // rows)
+        (rows, columns)
+        for side in range(1, tokens + 1)
+        for rows, columns in ((side, tokens // side), (tokens // side, side))
+        if columns <= 4 * rows <= 16 * columns
     ]
-    full = [grid for grid in grids if grid[0] * grid[1] > 0.9 * tokens] or [max(grids, key=np.prod)]
+    full = [grid for grid in grids if grid[0] * grid[1] >= 0.9 * tokens] or [
+        max(grids, key=np.prod)
+    ]
     return min(full, key=lambda grid: abs(np.log(grid[0] / grid[1]) - np.log(height / width)))
 
 
 def resized(field: np.ndarray, height: int, width: int, resample: Image.Resampling) -> np.ndarray:
-    """A picture or map cut at its centre to the aspect of height x width, then brought to that size."""
+    """A picture or map cut at its centre to the aspect of height x width, then brought to that
+    size.
+    """
     h, w = field.shape[:2]
     if (h, w) == (height, width):
         return field

@@ -1,8 +1,9 @@
 """Pictures of analytic scenes with exact depth and instances: a ray tracer for NumPy and jax.numpy.
 
 World: right-handed, z up, the ground is z = 0; lengths are in world units.  Camera: OpenCV axes
-(x right, y down, z forward).  An object is a unit primitive, scaled by `half`, turned by `yaw` about
-z and moved to `center`: rays are taken into its frame, where lengths along a ray keep their value.
+(x right, y down, z forward).  An object is a unit primitive, scaled by `half`, turned by `yaw`
+about z and moved to `center`: rays are taken into its frame, where lengths along a ray keep their
+value.
 
 k objects   m samples a pixel   n pixels   h w picture
 """
@@ -73,7 +74,7 @@ class CameraArrays(NamedTuple):
 
 
 class SceneArrays(NamedTuple):
-    """A scene in arrays of fixed shape, inactive beyond its last object; colours are sRGB in [0, 1]."""
+    """A scene in arrays of fixed shape, inactive beyond its last object; colours sRGB in [0, 1]."""
 
     kind: Int[Any, "k"]  # row of PRIMITIVES
     active: Bool[Any, "k"]
@@ -100,8 +101,8 @@ class Rendered(NamedTuple):
 class Primitive(NamedTuple):
     """A convex solid of unit size around the origin.
 
-    `distance(origin, direction, xp)` is the length along a ray to where it enters, infinite where it
-    does not; `normal(point, xp)` is a vector along the outer normal at a point of the surface.
+    `distance(origin, direction, xp)` is the length along a ray to where it enters, infinite where
+    it does not; `normal(point, xp)` is a vector along the outer normal at a point of the surface.
     """
 
     distance: Callable[..., Any]
@@ -273,7 +274,7 @@ def _light(
     ball = _beside(scene.half.min(axis=1) ** 2, owner)
     hidden = xp.where(other, OCCLUSION * facing * xp.minimum(ball / squared, 1), 0)
     # What comes from below comes off the ground, which is darker than the sky.
-    ambient = (0.65 + 0.35 * normal.z) * (1 - xp.minimum(hidden.sum(axis=0), 1))
+    ambient = (0.75 + 0.25 * normal.z) * (1 - xp.minimum(hidden.sum(axis=0), 1))
     return (1 - scene.ambient) * direct + scene.ambient * ambient
 
 

@@ -41,10 +41,11 @@ WORDS: dict[str, tuple[str, str]] = {  # what captions call things, usually and 
 COUNTS = (0.3, 0.4, 0.3)  # shares of scenes with one, two and three objects
 LARGE = 0.65  # share of large objects
 DISTANCES = ((3.9, 5.2), (4.3, 6.0), (4.8, 6.6))  # of the camera, for one, two and three objects
+DEEP = (0.7, 1.5, 1.9)  # how far from the camera's target objects may be, in depth, likewise
 PROBE = 24  # pixels across the view on which a scene is judged
-VISIBLE = 0.025  # least share of the picture that an object covers
+VISIBLE = (0.025, 0.5)  # least and most share of the picture that an object covers
 UNHIDDEN = 0.55  # least share of an object's outline that no other object hides
-CLEAR = 0.035  # least distance of an object from a border between places, in picture widths
+CLEAR = 0.045  # least distance of an object from a border between places, in picture widths
 APART = 0.08  # least distance of two objects from left to right; their order would be moot
 ATTEMPTS = 5000
 
@@ -91,7 +92,7 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All there is to know of a picture; objects go from left to right, colours are sRGB in [0, 1]."""
+    """All there is to know of a picture; objects from left to right, colours sRGB in [0, 1]."""
 
     objects: tuple[Object, ...]
     camera: Camera
@@ -107,7 +108,7 @@ class Scene:
         def column(values: list, blank: object, dtype: type) -> np.ndarray:
             return np.array(values + [blank] * (render.MAX_OBJECTS - len(values)), dtype)
 
-        def color(name: str) -> np.ndarray:
+        def triple(name: str) -> np.ndarray:
             return np.array(getattr(self, name), np.float32)
 
         objects = self.objects
@@ -118,10 +119,10 @@ class Scene:
             half=column([o.half for o in objects], (1, 1, 1), np.float32),
             yaw=column([o.yaw for o in objects], 0, np.float32),
             albedo=column([PALETTE[o.colour] for o in objects], (0, 0, 0), np.float32),
-            ground=color("ground"),
-            horizon=color("horizon"),
-            zenith=color("zenith"),
-            sun=color("sun"),
+            ground=triple("ground"),
+            horizon=triple("horizon"),
+            zenith=triple("zenith"),
+            sun=triple("sun"),
             ambient=np.asarray(self.ambient, np.float32),
             camera=self.camera.arrays(),
         )
@@ -164,42 +165,55 @@ def _new_camera(rng: np.random.Generator, count: int) -> Camera:
     return Camera(eye, target, rng.uniform(40, 50))
 
 
+def _foot(item: Object) -> float:
+    """Radius of the ground that an object takes up, whichever way it is turned."""
+    return item.half[0] if item.shape == "sphere" else math.hypot(*item.half[:2])
+
+
+def _is_clear(middle: float) -> bool:
+    """Whether an object in the middle of that column (0 to 1) has one place beyond dispute."""
+    return min(abs(middle - 1 / 3), abs(middle - 2 / 3)) > CLEAR
+
+
 def _placed(
     rng: np.random.Generator, objects: list[Object], camera: Camera
 ) -> tuple[Object, ...] | None:
-    """The objects spread over the picture's width; None where two touch or one leaves the frame."""
-    right, down, forward = camera.axes()
-    eye, slope = camera.eye, 0.5 / camera.focal
-    strata = rng.permutation(len(objects))
-    placed, feet = [], []
-    for stratum, item in zip(strata, objects, strict=True):
-        # The point of the ground's middle line, `along` from the target; then a step to the side.
-        along = rng.uniform(-1.5, 1.5)
-        level = math.hypot(forward[0], forward[1])
-        x, y, z = (
-            camera.target[0] + along * forward[0] / level,
-            camera.target[1] + along * forward[1] / level,
-            item.half[2],
-        )
-        offset = (x - eye[0], y - eye[1], z - eye[2])
-        depth = sum(o * f for o, f in zip(offset, forward, strict=True))
-        height = sum(o * d for o, d in zip(offset, down, strict=True))
-        # A tenth of an object, about, may lie outside the picture.
-        width, reach = 0.4 * (item.half[0] + item.half[1]), 0.8 * item.half[2]
-        if depth < 1.5 or abs(height) + reach > slope * depth or width > slope * depth:
+    """The objects apart from each other and spread over the picture; None where that did not work.
+
+    A picture cuts off about a tenth of an object at most.
+    """
+    _, _, (x, y, z) = camera.axes()
+    level = math.hypot(x, y)
+    ahead = math.dist(camera.eye[:2], camera.target[:2])
+    count, spots = len(objects), []
+    thirds = rng.permutation(len(PLACES))[:count].tolist()
+    for third, item in zip(thirds, objects, strict=True):
+        foot, rise = _foot(item), item.half[2] - camera.eye[2]
+        for along, aside in rng.random((6, 2)).tolist():
+            # Along the ground from under the camera, and aside from the picture's middle.
+            along = ahead + DEEP[count - 1] * (2 * along - 1)
+            depth, height = level * along + z * rise, z * along - level * rise
+            edge = 0.5 * depth / camera.focal
+            if depth < 1.5 or abs(height) + 0.8 * item.half[2] > edge:
+                continue
+            # Thirds overlap a little: now and then two objects share a place.
+            column = (third + 1.5 * aside - 0.25) / len(PLACES)
+            aside = (2 * column - 1) * edge
+            if abs(aside) + 0.8 * foot > edge or not _is_clear(column):
+                continue
+            spot = (
+                camera.eye[0] + (x * along + y * aside) / level,
+                camera.eye[1] + (y * along - x * aside) / level,
+            )
+            if all(math.dist(spot, other) > foot + radius + 0.06 for other, radius in spots):
+                spots.append((spot, foot))
+                break
+        else:
             return None
-        limit = slope * depth - width
-        across = limit * (2 * (stratum + rng.uniform(-0.25, 1.25)) / len(objects) - 1)
-        across = min(max(across, -limit), limit)
-        x, y = x + across * right[0], y + across * right[1]
-        foot = item.half[0] if item.shape == "sphere" else math.hypot(*item.half[:2])
-        for other, radius in zip(placed, feet, strict=True):
-            gap = math.hypot(x - other.center[0], y - other.center[1]) - foot - radius
-            if gap < 0.06:
-                return None
-        placed.append(dataclasses.replace(item, center=(x, y, z)))
-        feet.append(foot)
-    return tuple(placed)
+    return tuple(
+        dataclasses.replace(item, center=(*spot, item.half[2]))
+        for item, (spot, _) in zip(objects, spots, strict=True)
+    )
 
 
 def _probe(scene: Scene) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "k n"]]:
@@ -219,10 +233,10 @@ def _judged(scene: Scene) -> Scene | None:
     for i, item in enumerate(scene.objects):
         mine = owner == i
         visible, whole = np.count_nonzero(mine), np.count_nonzero(outlines[i])
-        if visible < max(VISIBLE * PROBE**2, UNHIDDEN * whole):
+        if not VISIBLE[0] <= visible / PROBE**2 <= VISIBLE[1] or visible < UNHIDDEN * whole:
             return None
         middle = float(columns[mine].mean())
-        if min(abs(middle - 1 / 3), abs(middle - 2 / 3)) < CLEAR:
+        if not _is_clear(middle):
             return None
         seen.append((middle, dataclasses.replace(item, place=PLACES[int(3 * middle)])))
     seen.sort(key=lambda pair: pair[0])
@@ -237,9 +251,9 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     count = 1 + int(np.searchsorted(np.cumsum(COUNTS), rng.random()))
     colours = list(PALETTE)
     objects = [_new_object(rng, colours[i]) for i in rng.permutation(len(colours))[:count]]
-    ground = _soft_colour(rng, 0.28, 0.65, 0.92)
-    horizon, zenith = _soft_colour(rng, 0.1, 0.92, 1), _soft_colour(rng, 0.4, 0.7, 0.95)
-    ambient = rng.uniform(0.38, 0.5)
+    ground = _soft_colour(rng, 0.2, 0.65, 0.92)
+    horizon, zenith = _soft_colour(rng, 0.1, 0.92, 1.0), _soft_colour(rng, 0.4, 0.7, 0.95)
+    ambient = rng.uniform(0.42, 0.55)
     sun_height, sun_side = math.radians(rng.uniform(35, 65)), rng.uniform(-1.9, 1.9)
 
     # Only the camera and the objects' positions are drawn again: counts, shapes, sizes and colours
@@ -262,11 +276,10 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
 
 
 def caption(scene: Scene, seed: int) -> str:
-    """Every object's size, colour, shape and place, from left to right; `seed` chooses the words."""
+    """Every object's size, colour, shape and place, from left to right; `seed` picks the words."""
     rng = _stream("caption", seed)
-
-    def word(name: str) -> str:
-        return WORDS[name][int(rng.random() < 0.25)]
-
-    *some, last = (f"a {o.size} {o.colour} {word(o.shape)} {word(o.place)}" for o in scene.objects)
+    words = {name: pair[int(rng.random() < 0.25)] for name, pair in WORDS.items()}
+    *some, last = (
+        f"a {o.size} {o.colour} {words[o.shape]} {words[o.place]}" for o in scene.objects
+    )
     return f"{', '.join(some)} and {last}" if some else last

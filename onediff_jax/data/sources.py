@@ -44,7 +44,7 @@ class Scenes:
 class SceneRecords(Source):
     """Scenes read by TFDS at random access, without TensorFlow."""
 
-    fields = frozenset({"image", "depth", "instances", "names", "caption"})
+    fields = frozenset({"image", "depth", "instances", "names", "colors", "places", "caption"})
 
     def __init__(self, settings: Scenes, split: str):
         from onediff_jax.data import scenes_builder
@@ -67,14 +67,23 @@ class SceneRecords(Source):
             image=scene["image"],
             depth=scene["depth"],
             instances=scene["instances"][..., 0],
-            names=tuple(name.decode() for name in scene["objects"]["shape"]),
+            names=words(scene["objects"]["shape"]),
+            colors=words(scene["objects"]["colour"]),
+            places=words(scene["objects"]["place"]),
             caption=scene["caption"].decode(),
         )
 
 
+def words(encoded: Sequence[bytes]) -> tuple[str, ...]:
+    """Strings as TFDS stores them, decoded."""
+    return tuple(word.decode() for word in encoded)
+
+
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Pictures with a `metadata.jsonl` of {"file_name": ..., "text": ...}: Hugging Face's image folder."""
+    """Pictures with a `metadata.jsonl` of {"file_name": ..., "text": ...}: Hugging Face's image
+    folder.
+    """
 
     path: str = ""
     validation: int = 64  # pictures held out, spread evenly over the file
@@ -126,20 +135,22 @@ def captioned_files(folder: pathlib.Path) -> list[tuple[str, str]]:
         )
     if not listing.is_file():
         raise InputError(
-            f'{listing} is missing; write a line {{"file_name": "a.png", "text": "a caption"}} for every picture.'
+            f'{listing} is missing; write a line {{"file_name": "a.png", "text": "a caption"}} for '
+            "every picture."
         )
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     lines = []
-    with listing.open(encoding="utf-8") as file:
+    with listing.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line)
                 name, text = entry["file_name"], entry.get("text", "")
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError):  # of bytes or of JSON
                 raise InputError(
-                    f'{listing}, line {number}: expected {{"file_name": ..., "text": ...}}, found {line.strip()[:80]!r}.'
+                    f'{listing}, line {number}: expected {{"file_name": ..., "text": ...}}, found '
+                    f"{line.decode(errors='replace').strip()[:80]!r}."
                 ) from None
             if not isinstance(name, str) or not isinstance(text, str):
                 raise InputError(f"{listing}, line {number}: file_name and text must be strings.")

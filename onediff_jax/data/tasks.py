@@ -1,7 +1,8 @@
-"""The tasks: one table, one row each.  A task is learned in all directions at once; sampling chooses one.
+"""The tasks: one table, one row each.  A task is learned in all directions at once; sampling
+chooses one.
 
-Tokens are as released.  A view named `image` is the record's picture; every other view has a function that makes
-it.  The target comes first.
+Tokens are as released.  A view named `image` is the record's picture; every other view has a
+function that makes it.  The target comes first.
 """
 
 import dataclasses
@@ -20,7 +21,9 @@ Make = Callable[[Record, np.random.Generator, ConditionConfig], Condition]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a task's record must have, its views in order, and how to make those that are not the picture."""
+    """What a task's record must have, its views in order, and how to make those that are not the
+    picture.
+    """
 
     token: str
     needs: frozenset[str]

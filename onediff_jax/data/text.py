@@ -7,25 +7,36 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Bool, Int
 
+from onediff_jax.errors import InputError
+
 PAD, END, UNKNOWN = 0, 1, 2  # as T5 numbers them
 
 
 def vocabulary_of(prompts: Iterable[str], size: int) -> bytes:
-    """A SentencePiece unigram model of at most `size` pieces, serialised; equal prompts give equal bytes."""
+    """A SentencePiece unigram model of at most `size` pieces, serialised; equal prompts give equal
+    bytes.
+    """
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(prompts),
-        model_writer=model,
-        vocab_size=size,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        pad_id=PAD,
-        eos_id=END,
-        unk_id=UNKNOWN,
-        bos_id=-1,
-        num_threads=1,  # more threads add up in another order
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(prompts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            pad_id=PAD,
+            eos_id=END,
+            unk_id=UNKNOWN,
+            bos_id=-1,
+            num_threads=1,  # more threads add up in another order
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"config.text.vocabulary is {size}; SentencePiece finds no vocabulary of that size for "
+            f"the prompts: {error}"
+        ) from None
     return model.getvalue()
 
 
@@ -46,7 +57,9 @@ class Tokenizer:
         return self._processor.vocab_size()
 
     def __call__(self, prompt: str) -> tuple[Int[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
-        """Ids, cut to leave room for the end token, padded with 0; and which of them count (never none)."""
+        """Ids, cut to leave room for the end token, padded with 0; and which of them count (never
+        none).
+        """
         pieces = self._processor.encode(prompt)[: self.length - 1]
         ids = np.full(self.length, PAD, np.int32)
         ids[: len(pieces) + 1] = [*pieces, END]

@@ -1,8 +1,8 @@
 """The layers that Next-DiT and the text encoder are made of.
 
-Parameters are float32 and named for the checkpoint; every layer computes in `dtype`, except the float32 islands:
-norms, rotary angles, softmax and time embedding.  A matrix is stored [in, out] and names its two axes; one table
-(`onediff_jax/sharding.py`) says where an axis lives.
+Parameters are float32 and named for the checkpoint; every layer computes in `dtype`, except the
+float32 islands: norms, rotary angles, softmax and time embedding.  A matrix is stored [in, out] and
+names its two axes; one table (`onediff_jax/sharding.py`) says where an axis lives.
 """
 
 import flax.linen as nn
@@ -62,14 +62,14 @@ def layer_norm(epsilon: float, axis: str, name: str, affine: bool = True) -> nn.
 
 
 def time_features(times: Float[Array, "*batch"], width: int) -> Float[Array, "*batch width"]:
-    """cos, then sin, of `times` at width/2 frequencies from 1 down to 1/10000 (exclusive); float32."""
+    """cos, then sin, of `times` at width/2 frequencies from 1 towards 1/10000; float32."""
     frequencies = 10_000.0 ** -(jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
     turned = times.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(turned), jnp.sin(turned)], -1)
 
 
 def spread(values: Array, layout: Layout) -> Array:
-    """What every view holds, given to each of its tokens: [b v ...] to [b n ...], by broadcasting."""
+    """What every view holds, broadcast to each of its tokens: [b v ...] to [b n ...]."""
     b, _, *rest = values.shape
     parts = []
     for run in layout.runs:
@@ -80,10 +80,12 @@ def spread(values: Array, layout: Layout) -> Array:
 
 
 class Attention(nn.Module):
-    """Attention of a row's tokens over their own example and its prompt, which share queries and the way out.
+    """Attention of a row's tokens over their own example and its prompt, which share queries and
+    the way out.
 
-    Query and key norms run over all heads together.  Query head i reads key head i // (heads/kv_heads) of the
-    row and text key head i mod kv_heads; text enters through a tanh gate per head, before `wo`.
+    Query and key norms run over all heads together.  Query head i reads key head
+    i // (heads/kv_heads) of the row and text key head i mod kv_heads; text enters through a tanh
+    gate per head, before `wo`.
     """
 
     heads: int
@@ -101,7 +103,7 @@ class Attention(nn.Module):
         segments: tuple[Int[Array, "b n"], Int[Array, "b n"], Int[Array, "b e l"]],
         layout: Layout,
     ) -> Float[Array, "b n d"]:
-        """`segments`: the example of every query, key (-1: padding) and text token (-1: padding)."""
+        """`segments`: the example of every query, key and text token (-1: padding)."""
         width, head = x.shape[-1], x.shape[-1] // self.heads
         kv_width = head * self.kv_heads
 

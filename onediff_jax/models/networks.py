@@ -1,4 +1,4 @@
-"""The networks that are trained together: the denoiser and the text encoder whose states it reads."""
+"""What is trained together: the denoiser and the text encoder whose states it reads."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,9 @@ from onediff_jax.ops.layout import Layout, Slot
 
 
 class Networks(NamedTuple):
-    """The modules whose parameters are trained together: `params` is {"denoiser": ..., "text": ...}."""
+    """The modules whose parameters are trained together: `params` is {"denoiser": ..., "text":
+    ...}.
+    """
 
     denoiser: NextDiT
     text: T5Encoder

@@ -1,14 +1,17 @@
-"""Next-DiT: the denoiser of OneDiffusion, as released (2,800,389,184 parameters at the default configuration).
+"""Next-DiT: the denoiser of OneDiffusion, as released (2,800,389,184 parameters at the default
+configuration).
 
-A row of patches goes through `depth` equal blocks.  Every token knows its place (view, row, column) by rotary
-angles, its view's noise level and its example's prompt by a modulation, and the prompt's words by attention.
+A row of patches goes through `depth` equal blocks.  Every token knows its place (view, row, column)
+by rotary angles, its view's noise level and its example's prompt by a modulation, and the prompt's
+words by attention.
 
-Initial values.  The release names three (w1 and w3 Xavier uniform, w2 zero, text gates zero); the rest follows
-Lumina's Next-DiT, except w2: with closed gates a zero w2 would receive no gradient, and neither would its gate.
+Initial values.  The release names three (w1 and w3 Xavier uniform, w2 zero, text gates zero); the
+rest follows Lumina's Next-DiT, except w2: with closed gates a zero w2 would receive no gradient,
+and neither would its gate.
 
-    attention and feed-forward matrices  Xavier uniform      blocks' modulation   zero: a block starts as identity
-    patch embedding                      Xavier, bias zero   text gates           zero
-    time embedding                       normal(0, 0.02)     pooled text, final   zero: the first prediction is 0
+    attention, feed-forward   Xavier uniform      blocks' modulation   zero: a block is identity
+    patch embedding           Xavier, bias zero   text gates           zero
+    time embedding            normal(0, 0.02)     pooled text, final   zero: the prediction is 0
 """
 
 import dataclasses
@@ -73,12 +76,15 @@ class NextDiTConfig:
             step = 6 * self.heads
             below, above = self.width // step * step, (self.width // step + 1) * step
             raise InputError(
-                f"model.width is {self.width}, which {self.heads} heads (model.heads) do not cut into heads of a "
-                f"multiple of 6, as rotary positions over 3 axes need; use {below or above} or {above}."
+                f"model.width is {self.width}, which {self.heads} heads (model.heads) do not cut "
+                "into heads of a "
+                f"multiple of 6, as rotary positions over 3 axes need; use {below or above} or "
+                f"{above}."
             )
         if self.heads % self.kv_heads:
             raise InputError(
-                f"model.kv_heads is {self.kv_heads}, which does not divide model.heads, {self.heads}; "
+                f"model.kv_heads is {self.kv_heads}, which does not divide model.heads, "
+                f"{self.heads}; "
                 f"use one of {[n for n in range(1, self.heads + 1) if self.heads % n == 0]}."
             )
         if self.dtype not in ("float32", "bfloat16"):
@@ -101,7 +107,9 @@ class NextDiTConfig:
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each between two norms, scaled before and gated after by the modulation."""
+    """Attention, then feed-forward, each between two norms, scaled before and gated after by the
+    modulation.
+    """
 
     config: NextDiTConfig
 
@@ -140,8 +148,8 @@ class Block(nn.Module):
 class NextDiT(nn.Module):
     """The denoiser.
 
-    `gather` is applied to a block's parameters on entry, inside the rematerialised scan: the one place where
-    sharded parameters are brought together.
+    `gather` is applied to a block's parameters on entry, inside the rematerialised scan: the one
+    place where sharded parameters are brought together.
     """
 
     config: NextDiTConfig
@@ -164,8 +172,9 @@ class NextDiT(nn.Module):
     ) -> Patches:
         """Velocity eps - x of every patch, float32.
 
-        The last two reach beyond trained positions: with a `scale_factor` above 1, rotary frequencies are
-        interpolated while the highest time (1000 sigma) is below `scale_watershed`, and theta grows above it.
+        The last two reach beyond trained positions: with a `scale_factor` above 1, rotary
+        frequencies are interpolated while the highest time (1000 sigma) is below `scale_watershed`,
+        and theta grows above it.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         times = TIME_SCALE * sigmas
@@ -228,7 +237,9 @@ class NextDiT(nn.Module):
 
 
 def segments_of(example_of_view, token_mask, text_mask, layout):
-    """The example of every token as a query, as a key (-1: padding), and of every text token (-1: padding)."""
+    """The example of every token as a query, as a key (-1: padding), and of every text token (-1:
+    padding).
+    """
     of_query = spread(example_of_view, layout)
     of_key = jnp.where(token_mask, of_query, -1)
     of_text = jnp.where(text_mask, jnp.arange(text_mask.shape[1])[:, None], -1)

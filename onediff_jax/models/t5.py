@@ -1,8 +1,8 @@
 """The T5 v1.1 encoder (gated GELU, relative positions in buckets): prompts to states.
 
-A small one is trained jointly with the denoiser on the data set's own vocabulary; a large one is the text encoder of
-the released weights.  As in T5, attention logits are not scaled, the first layer's bias serves all layers, and
-norms, softmax and bias are float32.
+A small one is trained jointly with the denoiser on the data set's own vocabulary; a large one is
+the text encoder of the released weights.  As in T5, attention logits are not scaled, the first
+layer's bias serves all layers, and norms, softmax and bias are float32.
 """
 
 import dataclasses
@@ -33,7 +33,9 @@ class T5Config:
 
 
 def bucket_of_distance(length: int, buckets: int, farthest: int) -> Int[np.ndarray, "l l"]:
-    """Bucket of key position minus query position: half for each sign, exact when near, logarithmic when far."""
+    """Bucket of key position minus query position: half for each sign, exact when near, logarithmic
+    when far.
+    """
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2
     near = half // 2

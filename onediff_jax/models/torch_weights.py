@@ -1,8 +1,9 @@
-"""The released PyTorch names of Next-DiT's parameters, and the way between the two layouts: one table, both ways.
+"""The released PyTorch names of Next-DiT's parameters, and the way between the two layouts: one
+table, both ways.
 
-Released matrices are [out, in], one tensor a layer; ours are [in, out], stacked over layers.  The two parts of a
-rotary pair are adjacent in a released head and half a head apart in ours, so whatever makes rotated queries or keys,
-or meets them, is permuted within each head.
+Released matrices are [out, in], one tensor a layer; ours are [in, out], stacked over layers.  The
+two parts of a rotary pair are adjacent in a released head and half a head apart in ours, so
+whatever makes rotated queries or keys, or meets them, is permuted within each head.
 """
 
 from collections.abc import Mapping
@@ -102,14 +103,20 @@ def refuse_leftovers(found: Mapping, expected: set[str]) -> None:
     """Raises, listing all, where names are missing or unknown."""
     missing, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
     if missing or unknown:
-        raise InputError(f"These weights are not a Next-DiT's: missing {missing}, unknown {unknown}.")
+        raise InputError(
+            f"These weights are not a Next-DiT's: missing {missing}, unknown {unknown}."
+        )
 
 
 def flattened(tree: Mapping, prefix: str = "") -> dict:
     """Leaves by slash-joined path."""
     flat = {}
     for name, value in tree.items():
-        flat |= flattened(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
+        flat |= (
+            flattened(value, f"{prefix}{name}/")
+            if isinstance(value, Mapping)
+            else {prefix + name: value}
+        )
     return flat
 
 

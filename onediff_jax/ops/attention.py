@@ -1,8 +1,8 @@
 """Attention with grouped keys, segments and a soft cap: several backends, one signature, one truth.
 
-A query sees the keys of its own segment; keys of segment -1 (padding) are seen by none, and a query that sees no key
-gets zeros.  Keys and values of grouped heads are never repeated.  Logits are float32: s = q.k / sqrt(h), capped as
-cap tanh(s / cap) where a cap is asked.
+A query sees the keys of its own segment; keys of segment -1 (padding) are seen by none, and a query
+that sees no key gets zeros.  Keys and values of grouped heads are never repeated.  Logits are
+float32: s = q.k / sqrt(h), capped as cap tanh(s / cap) where a cap is asked.
 """
 
 import functools
@@ -74,10 +74,11 @@ def reference(q, k, v, q_segments, k_segments, softcap):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def chunked(q, k, v, q_segments, k_segments, softcap):
-    """Online softmax over blocks of keys in plain XLA: the scores of all keys are never held at once.
+    """Online softmax over blocks of keys in plain XLA: the scores of all keys are never held at
+    once.
 
-    Its gradient is written by hand, after FlashAttention-2 (Dao 2023): scores are made again block by block from the
-    logarithm of their sum.
+    Its gradient is written by hand, after FlashAttention-2 (Dao 2023): scores are made again block
+    by block from the logarithm of their sum.
     """
     return chunked_forward(q, k, v, q_segments, k_segments, softcap)[0]
 
@@ -145,7 +146,9 @@ def chunked_backward(softcap, kept, d_out):
 
 
 def blocks_of(k, v, segments):
-    """Keys, values and segments in blocks along a new leading axis, padded with keys that nobody sees."""
+    """Keys, values and segments in blocks along a new leading axis, padded with keys that nobody
+    sees.
+    """
     size = min(BLOCK, k.shape[1])
     padding = -k.shape[1] % size
     k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (k, v))

@@ -1,17 +1,19 @@
 """The objective: flow matching with a noise level of its own for every view.
 
-    x_sigma  =  (1 - sigma) x + sigma eps                     sigma in [0, 1]: 0 is clean, 1 is noise          (1)
-    v        =  d x_sigma / d sigma  =  eps - x               what the network predicts                        (2)
-    sigma    =  a s / (1 + (a - 1) s),   s = sigmoid(N(0,1))  logit-normal (SD3's "lognorm"), shifted by a     (3)
-    loss     =  sum_t w_t |v_theta - v|^2_t / (p sum_t w_t)   over every valid token t of the global batch     (4)
+    (1)  x_sigma = (1 - sigma) x + sigma eps               sigma from 0, clean, to 1, noise
+    (2)  v = d x_sigma / d sigma = eps - x                 what the network predicts
+    (3)  sigma = a s / (1 + (a - 1) s), s = sigmoid(N)     logit-normal (SD3), shifted by a
+    (4)  loss = sum_t w_t |v_theta - v|_t^2 / (p sum w)    over all tokens t of the global batch
 
-A view's role (given or wanted) exists only when sampling: the loss covers all views, conditions included.
+A view's role (given or wanted) exists only when sampling: the loss covers all views, conditions
+included.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from onediff_jax.errors import InputError
@@ -46,7 +48,9 @@ class FlowConfig:
             )
 
 
-def shift(sigma: Float[Array, "*any"], factor: Float[Array, ""] | float) -> Float[Array, "*any"]:
+def shift(
+    sigma: Float[Array | np.ndarray, "*any"], factor: Float[Array, ""] | float
+) -> Float[Array | np.ndarray, "*any"]:
     """Equation (3) without the draw: sigma moved towards noise where `factor` exceeds 1."""
     return factor * sigma / (1 + (factor - 1) * sigma)
 
@@ -59,9 +63,11 @@ def interpolate(x: Float[Array, "*any"], noise: Float[Array, "*any"], sigma: Flo
 def draw(
     key: Key[Array, ""], rows: Int[Array, " b"], layout: Layout, patch: int, config: FlowConfig
 ) -> tuple[Sigmas, Patches]:
-    """Noise levels of all views and standard normal noise for all tokens of the given rows of the run.
+    """Noise levels of all views and standard normal noise for all tokens of the given rows of the
+    run.
 
-    Both depend on (key, global row, place in the row) alone: not on the step, the device or the microbatch.
+    Both depend on (key, global row, place in the row) alone: not on the step, the device or the
+    microbatch.
     """
 
     def draw_row(row):
@@ -78,7 +84,9 @@ def draw(
 def token_weights(
     token_mask: TokenMask, example_of_view: ExampleOfView, layout: Layout, balance: str
 ) -> Float[Array, "b n"]:
-    """w of equation (4): zero on padding; with `balance` "example" the weights of an example sum to one."""
+    """w of equation (4): zero on padding; with `balance` "example" the weights of an example sum to
+    one.
+    """
     valid = token_mask.astype(jnp.float32)
     if balance == "token":
         return valid

@@ -1,9 +1,10 @@
-"""The fixed list of slots that cuts every row: which token belongs to which view is a constant of the config.
+"""The fixed list of slots that cuts every row: which token belongs to which view is a constant of
+the config.
 
     row = [1 view x 1024: text2image]  [2 x 256]  [2 x 256]  [12 x 256, packed: multiview]
 
-A plain slot holds one example with exactly its number of views.  A packed slot holds several examples whose views
-fill it.  Everything here is static: sizes, offsets, index tables.
+A plain slot holds one example with exactly its number of views.  A packed slot holds several
+examples whose views fill it.  Everything here is static: sizes, offsets, index tables.
 """
 
 import dataclasses
@@ -18,7 +19,9 @@ from onediff_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """`views` ranges of `tokens` tokens each; `examples` is the most examples it can hold (1: a plain slot)."""
+    """`views` ranges of `tokens` tokens each; `examples` is the most examples it can hold (1: a
+    plain slot).
+    """
 
     views: int
     tokens: int
@@ -30,7 +33,8 @@ class Slot:
                 raise InputError(f"A slot's {name} must be at least 1, got {getattr(self, name)}.")
         if self.examples > self.views:
             raise InputError(
-                f"A slot of {self.views} views cannot hold {self.examples} examples; use at most {self.views}."
+                f"A slot of {self.views} views cannot hold {self.examples} examples; use at most "
+                f"{self.views}."
             )
 
 

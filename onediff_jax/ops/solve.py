@@ -1,7 +1,8 @@
-"""Sampling: the ordinary differential equation dx/dsigma = v(x, sigma), walked from sigma 1 (noise) to 0 (clean).
+"""Sampling: the ordinary differential equation dx/dsigma = v(x, sigma), walked from sigma 1 (noise)
+to 0 (clean).
 
-A velocity is a function (x, sigma) -> v with sigma a scalar.  `hold` and `guide` make velocities out of velocities
-or their values; `solve` walks them.
+A velocity is a function (x, sigma) -> v with sigma a scalar.  `hold` and `guide` make velocities
+out of velocities or their values; `solve` walks them.
 """
 
 import math
@@ -19,15 +20,18 @@ from onediff_jax.ops.flow import shift
 Velocity = Callable[[Array, Array], Array]
 
 
-def schedule(steps: int, factor: float = 1.0) -> Float[np.ndarray, " steps+1"]:
-    """Noise levels 1 = s_0 > ... > s_steps = 0: evenly spaced down to 1/steps, shifted by `factor`, then 0."""
+def schedule(steps: int, factor: float = 1.0) -> Float[np.ndarray, " {steps}+1"]:
+    """Noise levels 1 = s_0 > ... > s_steps = 0: evenly spaced down to 1/steps, shifted by `factor`,
+    then 0.
+    """
     if steps < 1:
         raise InputError(f"Sampling needs at least 1 step, got {steps}.")
     return np.append(shift(np.linspace(1, 1 / steps, steps), factor), 0.0).astype(np.float32)
 
 
 def resolution_shift(tokens: int, base: float = 0.5, most: float = 1.15) -> float:
-    """Shift factor e^mu for `tokens` tokens to denoise: mu runs from `base` at 256 tokens to `most` at 4096.
+    """Shift factor e^mu for `tokens` tokens to denoise: mu runs from `base` at 256 tokens to `most`
+    at 4096.
 
     As in FLUX.1 and the released pipeline, unclipped: more tokens, more shift.
     """
@@ -45,9 +49,11 @@ def hold(
     velocity: Callable[[Patches, Sigmas], Patches],
     wanted_views: Bool[Array, "b v"],
     wanted_tokens: Bool[Array, "b n"],
-    sigma_given: float,
+    sigma_given: Float[Array, ""] | float,
 ) -> Velocity:
-    """A velocity that moves wanted views only and shows the network given ones at noise level `sigma_given`."""
+    """A velocity that moves wanted views only and shows the network given ones at noise level
+    `sigma_given`.
+    """
 
     def held(x, sigma):
         moving = velocity(x, jnp.where(wanted_views, sigma, sigma_given))
@@ -62,7 +68,9 @@ def euler(velocity: Velocity, x: Array, sigma: Array, following: Array) -> Array
 
 
 def heun(velocity: Velocity, x: Array, sigma: Array, following: Array) -> Array:
-    """One step of Heun's method, second order; Euler's into sigma 0, where the network was hardly trained."""
+    """One step of Heun's method, second order; Euler's into sigma 0, where the network was hardly
+    trained.
+    """
     v = velocity(x, sigma)
     first = x + (following - sigma) * v
 

@@ -22,7 +22,9 @@ FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints of a workdir.  For a `with` statement, whose end waits for what is being written."""
+    """The checkpoints of a workdir.  For a `with` statement, whose end waits for what is being
+    written.
+    """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)
@@ -75,6 +77,14 @@ def assets_of(arrays: dict[str, np.ndarray]) -> Assets:
     return Assets(codec, np.asarray(arrays["vocabulary"]).tobytes())
 
 
+def newest_step(workdir: pathlib.Path) -> int | None:
+    """The step of a workdir's newest complete checkpoint; None where there is none."""
+    try:
+        return int(step_folder(workdir).name)
+    except InputError:
+        return None
+
+
 def step_folder(path: pathlib.Path) -> pathlib.Path:
     """The folder of one step: `path` itself, or the newest complete one of a workdir.
 
@@ -101,7 +111,8 @@ def read(
 ) -> tuple[dict, Assets, Any, int]:
     """Configuration, assets, moving average and step of a checkpoint, for sampling.
 
-    `shapes(config, assets)` gives the parameters' shapes, and may raise where the configuration is not one of ours.
+    `shapes(config, assets)` gives the parameters' shapes, and may raise where the configuration is
+    not one of ours.
     """
     folder = step_folder(path)
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())

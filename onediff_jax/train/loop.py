@@ -22,7 +22,9 @@ from onediff_jax.train.writer import Writer
 
 
 def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any]) -> pathlib.Path:
-    """Trains to `config.steps`, from the newest complete checkpoint of `workdir` where there is one."""
+    """Trains to `config.steps`, from the newest complete checkpoint of `workdir` where there is
+    one.
+    """
     mesh = mesh_of(config.mesh)
     check_rows(config.rows, config.optimizer.accumulate, mesh)
     sources = run.opened(config.data, "train")
@@ -114,7 +116,8 @@ def refuse_nonfinite(values: dict[str, float], step: int, window: int) -> None:
     """Raises where the loss or the gradient is not a finite number any more."""
     if bad := [name for name in ("loss", "grad_norm") if not np.isfinite(values[name])]:
         raise FloatingPointError(
-            f"{' and '.join(bad)} became {values[bad[0]]} in steps {step - window + 1} to {step}; lower "
+            f"{' and '.join(bad)} became {values[bad[0]]} in steps {step - window + 1} to {step}; "
+            "lower "
             f"optimizer.learning_rate, lengthen optimizer.warmup or set model.dtype to float32. "
             f"The last checkpoint is from before."
         )
@@ -128,7 +131,8 @@ def introduce(writer: Writer, state, rows, sources, assets, done: int) -> None:
     writer.text("parameters", table)
     pictures = [view for _, _, example in rows.examples(0) for view in example.views]
     writer.line(
-        f"{parameters(state.params):,} parameters on {jax.device_count()} {jax.devices()[0].device_kind}"
+        f"{parameters(state.params):,} parameters on {jax.device_count()} "
+        f"{jax.devices()[0].device_kind}"
     )
     for name, source in sources.items():
         writer.line(

@@ -1,4 +1,6 @@
-"""Speed and arithmetic: FLOPs that a step needs by formula, and what share of the device's peak they take."""
+"""Speed and arithmetic: FLOPs that a step needs by formula, and what share of the device's peak
+they take.
+"""
 
 import jax
 
@@ -22,9 +24,11 @@ PEAKS = {
 
 
 def denoiser_flops(config: NextDiTConfig, layout: Layout, text_length: int, text_width: int) -> int:
-    """FLOPs of one row's forward pass: two for every multiplication of a matrix product or an attention.
+    """FLOPs of one row's forward pass: two for every multiplication of a matrix product or an
+    attention.
 
-    Modulation counts once a view, attention inside slots; norms and other elementwise work count nothing.
+    Modulation counts once a view, attention inside slots; norms and other elementwise work count
+    nothing.
     """
     head = config.width // config.heads
     kv = head * config.kv_heads
@@ -59,7 +63,9 @@ def text_flops(networks: Networks, tokens: int, length: int) -> int:
 
 
 def step_flops(networks: Networks, layout: Layout, rows: int, text_length: int) -> int:
-    """FLOPs of a training step: the forward pass and twice as many backward; nothing for rematerialisation."""
+    """FLOPs of a training step: the forward pass and twice as many backward; nothing for
+    rematerialisation.
+    """
     forward = denoiser_flops(
         networks.denoiser.config, layout, text_length, networks.text.config.width
     )

@@ -64,7 +64,9 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Sample grids while training, from the moving average, of validation examples with fixed seeds."""
+    """Sample grids while training, from the moving average, of validation examples with fixed
+    seeds.
+    """
 
     every: int = 1000  # steps; 0: never
     examples: int = 4  # columns of a grid
@@ -78,7 +80,9 @@ class RunConfig:
     seed: int = 0
     steps: int = 1000
     rows: int = 8  # of a batch, over all devices
-    remat: str = "none"  # what a block keeps for the backward pass: none (keep all), dots (products), full (nothing)
+    remat: str = (
+        "none"  # of a block: none (keep everything), dots (keep products), full (keep nothing)
+    )
     model: NextDiTConfig = NextDiTConfig()
     flow: FlowConfig = FlowConfig()
     data: DataConfig = DataConfig()

@@ -1,4 +1,4 @@
-"""The state of a run: parameters, their moving average and the optimizer's moments, born sharded."""
+"""The state of a run: parameters, their moving average, the optimizer's moments; born sharded."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -43,7 +43,9 @@ class OptimizerConfig:
 
 
 class State(NamedTuple):
-    """Everything that a step changes.  Keys never live here: they are functions of the seed and the row."""
+    """Everything that a step changes.  Keys never live here: they are functions of the seed and the
+    row.
+    """
 
     step: Int[Array, ""]
     params: Any
@@ -84,7 +86,9 @@ def is_matrix(path: tuple, leaf: Any) -> bool:
 
 
 def moved_average(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> Any:
-    """The moving average after a step, as diffusers' EMAModel without warm-up: decay min(decay, (1+s)/(10+s))."""
+    """The moving average after a step, as diffusers' EMAModel without warm-up: decay min(decay,
+    (1+s)/(10+s)).
+    """
     s = step.astype(jnp.float32)
     kept = jnp.minimum(decay, (1 + s) / (10 + s))
     return jax.tree.map(lambda e, p: kept * e + (1 - kept) * p, ema, params)
@@ -99,7 +103,7 @@ def new_state(networks: Networks, optimizer: optax.GradientTransformation, key: 
 def state_shardings(
     networks: Networks, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> State:
-    """A sharding for every array of the state; moments and average lie where their parameters lie."""
+    """A sharding for every array; moments and average lie where their parameters lie."""
     boxed = jax.eval_shape(networks.init, jax.random.key(0))
     params = shardings_of(boxed, mesh)
     moments = jax.eval_shape(optimizer.init, nn.meta.unbox(boxed))

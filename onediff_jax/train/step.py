@@ -27,7 +27,9 @@ def losses(
     layout: Layout,
     config: flow.FlowConfig,
 ) -> tuple[Float[Array, "b n"], Float[Array, "b v"]]:
-    """Squared error of every token's velocity (padding included), and the noise level of every view."""
+    """Squared error of every token's velocity (padding included), and the noise level of every
+    view.
+    """
     sigmas, noise = flow.draw(key, rows, layout, batch.latents.shape[-1], config)
     noisy, velocity = flow.interpolate(batch.latents, noise, sigmas[:, layout.view_of_token, None])
     text = networks.states(params, batch.text, batch.text_mask)
@@ -54,8 +56,8 @@ def train_step_of(
 ) -> Callable[[State, Batch, Array], tuple[State, dict[str, clu_metrics.Average]]]:
     """The step of a run: (state, batch, key) -> (state, metrics).
 
-    The loss is normalised over the global batch before it is cut into parts, so that `accumulate` changes memory
-    and nothing else.
+    The loss is normalised over the global batch before it is cut into parts, so that `accumulate`
+    changes memory and nothing else.
     """
     parts = config.accumulate
 
@@ -120,7 +122,9 @@ def measures(errors, sigmas, batch: Batch, layout: Layout) -> dict[str, clu_metr
 
 
 def named_scalars(measured: dict[str, clu_metrics.Average]) -> dict[str, float]:
-    """Measures by the names under which they are logged; tasks and levels that were not seen are left out."""
+    """Measures by the names under which they are logged; tasks and levels that were not seen are
+    left out.
+    """
     scalars = {}
     for name, metric in jax.device_get(measured).items():
         if name in ("task", "sigma"):

@@ -1,0 +1,165 @@
+"""The built-in scenes as a test: every direction scored on held-out scenes, beside trivial answers.
+
+The first half of the validation scenes is for looking and choosing; scores come from the second.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from onediff_jax.data import conditions, scenes
+from onediff_jax.data.conditions import ConditionConfig
+from onediff_jax.data.example import Record
+from onediff_jax.data.render import FAR
+from onediff_jax.data.sources import Source
+from onediff_jax.evaluate import scores
+from onediff_jax.evaluate.held_out import Completed, complete
+from onediff_jax.generate import SampleConfig, Trained
+
+CLASSES = ("background", *scenes.SHAPES)
+TRAINING_SCENES = 2000  # that the trivial answers are made of
+
+
+class Line(NamedTuple):
+    """One line of the table: a score of the model and of the trivial answer."""
+
+    name: str
+    model: float
+    trivial: float
+    answer: str  # what the trivial one is
+    higher: bool = True  # whether higher is better
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneTest:
+    """How the scenes are sampled for scoring."""
+
+    scenes: int = 200  # of the second half
+    tokens: int = 16  # of a view
+    predict: SampleConfig = SampleConfig(steps=8, guidance=1.0)  # conditions from pictures
+    draw: SampleConfig = SampleConfig(steps=30, guidance=3.0)  # pictures from conditions or text
+    conditions: ConditionConfig = ConditionConfig(map_colors="fixed")
+    seed: int = 0
+
+
+class Scored(NamedTuple):
+    """The table, and the examples that it was made of, by task and wanted view."""
+
+    lines: tuple[Line, ...]
+    completed: Mapping[tuple[str, str], Sequence[Completed]]
+
+
+def score(trained: Trained, training: Source, held_out: Source, test: SceneTest) -> Scored:
+    """Scores of `trained` on scenes of the second half of `held_out`."""
+    first = len(held_out) // 2
+    indices = range(first, min(first + test.scenes, len(held_out)))
+    completed = {
+        (task, wanted): complete(
+            trained,
+            held_out,
+            indices,
+            task,
+            (wanted,),
+            test.tokens,
+            test.conditions,
+            test.predict if wanted != "image" else test.draw,
+            test.seed,
+        )
+        for task, wanted in (
+            ("depth2image", "depth"),
+            ("semanticmap2image", "semantic"),
+            ("image_inpainting", "image"),
+            ("text2image", "image"),
+        )
+    }
+    known = [training[i] for i in range(min(TRAINING_SCENES, len(training)))]
+    lines = (
+        *depth_lines(completed["depth2image", "depth"], known),
+        map_line(completed["semanticmap2image", "semantic"], known),
+        inpainting_line(completed["image_inpainting", "image"]),
+        *text_lines(completed["text2image", "image"]),
+    )
+    return Scored(lines, completed)
+
+
+def depth_lines(completed: Sequence[Completed], known: Sequence[Record]) -> list[Line]:
+    """Depth from pictures, beside the mean depth picture of the training scenes."""
+    mean = np.mean([conditions.depth_picture(record["depth"]) for record in known], 0)
+    truths = [c.record["depth"] for c in completed]
+    made = [scores.depth_score(c.made["depth"], c.record["depth"], FAR) for c in completed]
+    trivial = [scores.depth_score(mean, truth, FAR) for truth in truths]
+    answer = "mean depth of the training scenes"
+    return [
+        Line("depth AbsRel", averaged(made, 0), averaged(trivial, 0), answer, higher=False),
+        Line("depth delta1", averaged(made, 1), averaged(trivial, 1), answer),
+    ]
+
+
+def averaged(values: Sequence[Sequence[float]], place: int) -> float:
+    """Mean of the values at one place."""
+    return float(np.mean([value[place] for value in values]))
+
+
+def classes_of(record: Record) -> np.ndarray:
+    """The class of every pixel."""
+    of_instance = [0, *(CLASSES.index(name) for name in record["names"])]
+    return np.array(of_instance)[record["instances"]]
+
+
+def map_line(completed: Sequence[Completed], known: Sequence[Record]) -> Line:
+    """Classes from pictures: every pixel takes the class whose colour is nearest."""
+    votes = [np.stack([classes_of(r) == i for r in known]).mean(0) for i in range(len(CLASSES))]
+    usual = np.argmax(votes, 0)
+    colors = conditions.class_colors(scenes.SHAPES, None)
+    palette = [(0, 0, 0), *(conditions.rgb(colors[name]) for name in scenes.SHAPES)]
+    made, trivial = 0, 0
+    for c in completed:
+        predicted, truth = scores.nearest_color(c.made["semantic"], palette), classes_of(c.record)
+        made = made + scores.confusion(predicted, truth, len(CLASSES))
+        trivial = trivial + scores.confusion(usual, truth, len(CLASSES))
+    answer = "most frequent class of every pixel"
+    return Line("segmentation mIoU", scores.mean_iou(made), scores.mean_iou(trivial), answer)
+
+
+def inpainting_line(completed: Sequence[Completed]) -> Line:
+    """The hole filled, beside the mean colour of what is visible around it."""
+    made, trivial = [], []
+    for c in completed:
+        truth, masked = c.example.views
+        inside = np.any(masked != truth, -1)
+        mean = np.broadcast_to(np.round(truth[~inside].mean(0)).astype(np.uint8), truth.shape)
+        made.append(scores.psnr_inside(c.made["image"], truth, inside))
+        trivial.append(scores.psnr_inside(mean, truth, inside))
+    answer = "mean colour around the hole"
+    return Line("inpainting PSNR", float(np.mean(made)), float(np.mean(trivial)), answer)
+
+
+def text_lines(completed: Sequence[Completed]) -> list[Line]:
+    """Named colours, and colours with their places, found in pictures from text.
+
+    The trivial answer is the pictures of other captions.
+    """
+    found = [scores.detected(c.made["image"], scenes.PALETTE) for c in completed]
+    named = [named_in(c.record) for c in completed]
+    others = named[1:] + named[:1]
+
+    def colors(objects):
+        return [{item.color for item in each} for each in objects]
+
+    answer = "the same pictures under shuffled captions"
+    return [
+        Line(
+            "prompted colours F1",
+            scores.f1(colors(found), colors(named)),
+            scores.f1(colors(found), colors(others)),
+            answer,
+        ),
+        Line("colours and places F1", scores.f1(found, named), scores.f1(found, others), answer),
+    ]
+
+
+def named_in(record: Record) -> set[scores.Named]:
+    """The objects that a scene's caption names."""
+    return {scores.Named(*pair) for pair in zip(record["colors"], record["places"], strict=True)}
