@@ -70,7 +70,8 @@ def main(arguments: list[str]) -> None:
     )
     print(f"products: large {large / 1e9:.1f} GFLOP/s, the network's own {own / 1e9:.1f} GFLOP/s")
     print(
-        f"floor: {1e3 * flops / large:.1f} ms by large products, {1e3 * flops / own:.1f} ms by its own"
+        f"floor: {1e3 * flops / large:.1f} ms by large products, "
+        f"{1e3 * flops / own:.1f} ms by its own"
     )
 
     optimizer = optimizer_of(config.optimizer, config.steps)
