@@ -6,6 +6,7 @@ Modules that import JAX are imported inside the doors, so that help and refusals
 
 import difflib
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -22,10 +23,14 @@ USAGE = """onediff_jax: OneDiffusion in JAX, every image task as a sequence of v
 Add --help to a command for its options."""
 
 
-def train_flags(values: flags.FlagValues) -> None:
+def train_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """The options of `train`."""
     config_flags.DEFINE_config_file(
-        "config", None, "the run's file, such as configs/scenes_tiny.py", flag_values=values
+        "config",
+        None,
+        "the run's file, such as configs/scenes_tiny.py",
+        flag_values=values,
+        sys_argv=list(arguments),
     )
     flags.DEFINE_string(
         "workdir", None, "where checkpoints, metrics and pictures go", flag_values=values
@@ -38,11 +43,11 @@ def train(options: flags.FlagValues) -> None:
     from onediff_jax.config import as_dict, run_config
     from onediff_jax.train.loop import train as train_run
 
-    config = run_config(options.config)
+    config = run_config(options.config.to_dict())  # a file that failed raises its error here
     train_run(config, pathlib.Path(options.workdir), as_dict(config))
 
 
-def sample_flags(values: flags.FlagValues) -> None:
+def sample_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """The options of `sample`."""
 
     def define(kind, name, default, text):
@@ -122,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
         return refused(f"there is no command {command!r}; {hint}", 2)
     define, run = COMMANDS[command]
     options = flags.FlagValues()
-    define(options)
+    define(options, [command, *rest])
     if {"-h", "--help"} & set(rest):
         print(help_of(command, options))
         return 0
@@ -158,9 +163,11 @@ def refused(message: str, status: int) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks and quotes of a KeyError."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split()).removeprefix("flags.FLAGS: ")
+    """An exception's message in one line, and ml_collections' hint in the words of ours."""
+    text = " ".join(str(error).replace("\\n", " ").split())
+    if found := re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text):
+        return f"config has no setting {found[2]!r}; did you mean {found[1]!r}?"
+    return text
 
 
 def help_of(command: str, options: flags.FlagValues) -> str:

@@ -51,9 +51,6 @@ def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConf
     """
     plain = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
     config = built(RunConfig, plain, "config")
-    for name in ("steps", "rows"):
-        if getattr(config, name) < 1:
-            raise InputError(f"config.{name} is {getattr(config, name)}; it must be at least 1.")
     if not config.data.row:
         raise InputError(
             "config.data.row is empty; name at least one slot, such as dict(views=1, tokens=256)."

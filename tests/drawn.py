@@ -9,7 +9,7 @@ from onediff_jax.ops.layout import Layout
 
 
 def drawn_params(shapes, seed: int = 0):
-    """Every parameter at random: matrices keep activations of order 1, weights lie around 1, gates are open."""
+    """Every parameter at random: activations of order 1, weights around 1, gates open."""
     rng = np.random.default_rng(seed)
 
     def draw(path, shape):
@@ -22,8 +22,10 @@ def drawn_params(shapes, seed: int = 0):
     return jax.tree_util.tree_map_with_path(draw, nn.meta.unbox(shapes))
 
 
-def drawn_inputs(layout: Layout, features: int, text_width: int, b: int = 2, length: int = 7, seed: int = 1):
-    """Inputs of the denoiser for a layout without packing: every slot full, prompts of unequal length."""
+def drawn_inputs(
+    layout: Layout, features: int, text_width: int, b: int = 2, length: int = 7, seed: int = 1
+):
+    """Inputs of the denoiser, every slot full with one example, prompts of unequal length."""
     rng = np.random.default_rng(seed)
     examples = [e for e, slot in enumerate(layout.slots) for _ in range(slot.views)]
     view = [v for slot in layout.slots for v in range(slot.views)]

@@ -15,7 +15,9 @@ from onediff_jax.models.nextdit import NextDiT, NextDiTConfig
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
 
-SMALL = NextDiTConfig(width=96, depth=2, heads=8, kv_heads=2, multiple_of=32, softcap=None, dtype="float32")
+SMALL = NextDiTConfig(
+    width=96, depth=2, heads=8, kv_heads=2, multiple_of=32, softcap=None, dtype="float32"
+)
 TEXT_WIDTH = 24
 
 
@@ -72,9 +74,13 @@ def test_the_forward_pass_is_the_literal_one(softcap, backend, views, height, wi
     params = torch_weights.from_released(weights, config)
     layout = Layout((Slot(views, height * width // 4),))
     inputs = drawn_inputs(layout, config.features, TEXT_WIDTH)
-    grid = np.stack(np.meshgrid(range(views), range(height // 2), range(width // 2), indexing="ij"), -1)
+    grid = np.stack(
+        np.meshgrid(range(views), range(height // 2), range(width // 2), indexing="ij"), -1
+    )
     positions = np.repeat(grid.reshape(1, -1, 3), 2, 0).astype(np.int32)
-    patches = rearrange(patchify(rearrange(latents, "b v c h w -> b v h w c")), "b v n p -> b (v n) p")
+    patches = rearrange(
+        patchify(rearrange(latents, "b v c h w -> b v h w c")), "b v n p -> b (v n) p"
+    )
     inputs |= dict(patches=patches, sigmas=sigmas, text=text[:, None], text_mask=text_mask[:, None])
     inputs |= dict(positions=positions)
     params, inputs = jax.tree.map(jnp.asarray, (params, inputs))  # float32
@@ -128,7 +134,9 @@ def test_the_gather_hook_sees_every_block_parameter_on_entry():
     inputs = drawn_inputs(layout, SMALL.features, TEXT_WIDTH)
     params = drawn_params(shapes_of(SMALL))
     halved = dict(params, layers=jax.tree.map(lambda x: x / 2, params["layers"]))
-    doubled = run(SMALL, inputs, layout, halved, gather=lambda block: jax.tree.map(lambda x: 2 * x, block))
+    doubled = run(
+        SMALL, inputs, layout, halved, gather=lambda block: jax.tree.map(lambda x: 2 * x, block)
+    )
     assert relative_error(doubled, run(SMALL, inputs, layout, params)) < 1e-6
 
 
@@ -142,20 +150,34 @@ def test_positions_beyond_training_interpolate_below_the_watershed_and_extrapola
     above = model.apply(params, **inputs, layout=layout, scale_factor=1.5, scale_watershed=100.0)
     unit = model.apply(params, **inputs, layout=layout, scale_factor=1.0, scale_watershed=400.0)
     assert relative_error(unit, plain) < 1e-6
-    assert min(relative_error(x, y) for x, y in [(below, plain), (above, plain), (below, above)]) > 1e-4
+    assert (
+        min(relative_error(x, y) for x, y in [(below, plain), (above, plain), (below, above)])
+        > 1e-4
+    )
 
 
 def test_islands_stay_float32_when_activations_are_bfloat16():
     config = dataclasses.replace(SMALL, dtype="bfloat16")
     layout = Layout((Slot(2, 6),))
     inputs = drawn_inputs(layout, config.features, TEXT_WIDTH)
-    jaxpr = jax.make_jaxpr(lambda params: run(config, inputs, layout, params))(drawn_params(shapes_of(config)))
+    jaxpr = jax.make_jaxpr(lambda params: run(config, inputs, layout, params))(
+        drawn_params(shapes_of(config))
+    )
     types = {}
     for equation in equations(jaxpr.jaxpr):
-        types.setdefault(equation.primitive.name, set()).update(str(v.aval.dtype) for v in equation.outvars)
+        types.setdefault(equation.primitive.name, set()).update(
+            str(v.aval.dtype) for v in equation.outvars
+        )
     for island in ("exp", "rsqrt", "cos", "sin", "tanh", "reduce_sum", "reduce_max", "pow"):
-        assert types.get(island, {"float32"}) == {"float32"}, island  # softmax, norms, angles, gates
-    assert "bfloat16" in types["dot_general"] and "exp" in types and "rsqrt" in types and "cos" in types
+        assert types.get(island, {"float32"}) == {"float32"}, (
+            island
+        )  # softmax, norms, angles, gates
+    assert (
+        "bfloat16" in types["dot_general"]
+        and "exp" in types
+        and "rsqrt" in types
+        and "cos" in types
+    )
     found, exact = run(config, inputs, layout), run(SMALL, inputs, layout)
     assert found.dtype == jnp.float32 and relative_error(found, exact) < 2e-2
 

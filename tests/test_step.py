@@ -32,7 +32,7 @@ PARAMS = drawn_params(jax.eval_shape(NETWORKS.init, jax.random.key(0)))
 
 
 def trained(config, devices: int, steps: int = 3) -> tuple[State, dict]:
-    """State after some steps from random parameters on a mesh of the first devices, and the last measures."""
+    """State after some steps from random parameters on the first devices, and the last measures."""
     mesh = mesh_of(config.mesh, jax.devices()[:devices])
     optimizer = optimizer_of(config.optimizer, config.steps)
     shardings = state_shardings(NETWORKS, optimizer, mesh)
@@ -88,7 +88,9 @@ def test_parameters_moments_and_average_are_sharded_over_fsdp():
     same = jax.tree.map(lambda a, b: a.spec == b.spec, shardings.params, shardings.ema)
     assert all(jax.tree.leaves(same))
     adam = shardings.moments[1][0]
-    same = jax.tree.map(lambda a, b, c: a.spec == b.spec == c.spec, shardings.params, adam.mu, adam.nu)
+    same = jax.tree.map(
+        lambda a, b, c: a.spec == b.spec == c.spec, shardings.params, adam.mu, adam.nu
+    )
     assert all(jax.tree.leaves(same))
 
 
@@ -152,7 +154,9 @@ def test_the_average_follows_the_published_decay():
         expected = decay * expected + (1 - decay) * params
         ema = moved_average(ema, params, jnp.asarray(s), 0.9999)
     assert float(ema) == pytest.approx(expected, rel=1e-6)
-    assert float(moved_average(0.0, 1.0, jnp.asarray(10**6), 0.9999)) == pytest.approx(1e-4, rel=1e-2)
+    assert float(moved_average(0.0, 1.0, jnp.asarray(10**6), 0.9999)) == pytest.approx(
+        1e-4, rel=1e-2
+    )
 
 
 def test_the_learning_rate_warms_up_and_anneals_to_zero():

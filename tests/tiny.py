@@ -1,4 +1,4 @@
-"""A run small enough for tests: pictures of unequal aspect in memory, all tasks, every kind of slot."""
+"""A run small enough for tests: pictures of unequal aspect, all tasks, every kind of slot."""
 
 import dataclasses
 
@@ -33,7 +33,9 @@ class Blobs(Source):
         height, width = SHAPES[index % len(SHAPES)]
         instances = np.zeros((height, width), np.uint8)
         instances[rng.integers(height // 2) :, rng.integers(width // 2) :] = 1
-        image = np.where(instances[..., None] > 0, rng.integers(150, 256, 3), rng.integers(0, 100, 3))
+        image = np.where(
+            instances[..., None] > 0, rng.integers(150, 256, 3), rng.integers(0, 100, 3)
+        )
         name = ("box", "ball")[index % 2]
         return Record(
             image=image.astype(np.uint8),
@@ -57,7 +59,7 @@ class BlobSettings:
 
 
 def tiny_config(**changes) -> RunConfig:
-    """Rows of 1 x 4, 2 x 10 and packed 4 x 10 tokens of 4 x 4 pixels, through a model of width 24."""
+    """Rows of 1 x 4, 2 x 10 and packed 4 x 10 tokens of 4 x 4 pixels; a model of width 24."""
     config = RunConfig(
         steps=6,
         rows=8,

@@ -86,7 +86,7 @@ class DataConfig:
             )
 
 
-class Rows(Sequence[Batch]):
+class Rows(Sequence):
     """The rows of a run, by number."""
 
     def __init__(

@@ -16,7 +16,7 @@ from onediff_jax.errors import InputError
 SPLITS = ("train", "validation")
 
 
-class Source(Sequence[Record]):
+class Source(Sequence):
     """Records by number; `fields` is what every one of them has."""
 
     fields: frozenset[str]

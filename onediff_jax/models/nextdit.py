@@ -34,6 +34,7 @@ from onediff_jax.models.layers import (
     zeros,
 )
 from onediff_jax.ops import rope
+from onediff_jax.ops.attention import BACKENDS
 from onediff_jax.ops.dims import (
     ExampleOfView,
     Patches,
@@ -86,6 +87,10 @@ class NextDiTConfig:
                 f"model.kv_heads is {self.kv_heads}, which does not divide model.heads, "
                 f"{self.heads}; "
                 f"use one of {[n for n in range(1, self.heads + 1) if self.heads % n == 0]}."
+            )
+        if self.attention not in BACKENDS:
+            raise InputError(
+                f"model.attention is {self.attention!r}; it can be {', '.join(BACKENDS)}."
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"model.dtype is {self.dtype!r}; it can be float32 or bfloat16.")

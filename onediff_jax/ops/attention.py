@@ -34,7 +34,7 @@ def attend(
     Query head i reads key head i // (k/g), or, `tiled`, key head i mod g.
     """
     if backend not in BACKENDS:
-        raise InputError(f"model.attention is {backend!r}; it can be {', '.join(BACKENDS)}.")
+        raise InputError(f"There is no attention {backend!r}; it can be {', '.join(BACKENDS)}.")
     heads = "(r g)" if tiled else "(g r)"
     grouped = rearrange(q, f"b n {heads} h -> b n g r h", g=k.shape[2])
     attended = BACKENDS[backend](grouped, k, v, q_segments, k_segments, softcap)

@@ -1,25 +1,27 @@
 """A run and its parts: what a configuration says, assembled."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from onediff_jax.data.example import Picture
+from onediff_jax.data.example import Example, Picture
 from onediff_jax.data.latents import LinearCodec, fit, picture_of, psnr
 from onediff_jax.data.loader import DataConfig, MakeExample, Rows
 from onediff_jax.data.sources import Source
-from onediff_jax.data.tasks import TASKS, prompt_of
+from onediff_jax.data.tasks import TASKS
 from onediff_jax.data.text import Tokenizer, vocabulary_of
 from onediff_jax.errors import InputError
 from onediff_jax.generate import SampleConfig
 from onediff_jax.models.networks import Networks, networks_of
-from onediff_jax.models.nextdit import NextDiTConfig
+from onediff_jax.models.nextdit import REMAT, NextDiTConfig
 from onediff_jax.models.t5 import T5Config
 from onediff_jax.ops.flow import FlowConfig
 from onediff_jax.sharding import MeshConfig
 from onediff_jax.train.state import OptimizerConfig
+
+CAPTIONS = 20_000  # of a source, at most, that the vocabulary is built on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +96,13 @@ class RunConfig:
     log: LogConfig = LogConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    def __post_init__(self):
+        for name in ("steps", "rows"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.remat not in REMAT:
+            raise InputError(f"remat is {self.remat!r}; it can be {', '.join(REMAT)}.")
+
 
 class Assets(NamedTuple):
     """What is fitted to the data before training and kept in every checkpoint."""
@@ -113,32 +122,30 @@ def opened(config: DataConfig, split: str) -> dict[str, Source]:
 
 def fitted_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
     """Codec and vocabulary of a run, as functions of the configuration and the training records."""
-    edge = config.model.patch * config.codec.factor
-    tokens = max(slot.tokens for slot in config.data.row)
-    pictures, prompts = [], []
-    for task, picture_list, prompt in examples_to_fit(config, sources, tokens, edge):
-        pictures += picture_list
-        prompts.append(prompt)
-        prompts.append(prompt_of(task, (), ""))
+    examples = examples_to_fit(config, sources)
+    pictures = [view for example in examples for view in example.views]
+    prompts = [example.prompt for example in examples] + [task.token for task in TASKS.values()]
     for source in sources.values():
-        step = max(len(source) // 20_000, 1)
+        step = max(len(source) // CAPTIONS, 1)
         prompts += [source.caption(i) for i in range(0, len(source), step)]
     codec = fit(pictures, config.codec.factor, config.model.channels, config.codec.whitening)
     return Assets(codec, vocabulary_of(prompts, config.text.vocabulary))
 
 
-def examples_to_fit(
-    config: RunConfig, sources: Mapping[str, Source], tokens: int, edge: int
-) -> Iterator[tuple[str, tuple[Picture, ...], str]]:
-    """Views and prompts of all tasks in equal numbers, of records spread over the sources."""
+def examples_to_fit(config: RunConfig, sources: Mapping[str, Source]) -> list[Example]:
+    """Examples of all tasks in equal numbers, of records spread over the sources."""
+    edge = config.model.patch * config.codec.factor
+    tokens = max(slot.tokens for slot in config.data.row)
     tasks = [name for name, weight in config.data.tasks.items() if weight > 0]
     serving = [(t, s) for t in tasks for s in sources.values() if TASKS[t].needs <= s.fields]
-    each = max(config.codec.pictures // max(sum(len(TASKS[t].views) for t, _ in serving), 1), 1)
+    each = config.codec.pictures // max(sum(len(TASKS[t].views) for t, _ in serving), 1) + 1
+    examples = []
     for task, source in serving:
         make = MakeExample(task, tokens, edge, config.data.conditions)
         for i in np.linspace(0, len(source) - 1, min(each, len(source))).astype(int):
-            example = make.random_map(source[int(i)], np.random.default_rng([config.seed, int(i)]))
-            yield task, example.views, example.prompt
+            rng = np.random.default_rng([config.seed, int(i)])
+            examples.append(make.random_map(source[int(i)], rng))
+    return examples
 
 
 def reconstruction_psnr(codec: LinearCodec, pictures: list[Picture]) -> float:

@@ -1,0 +1,42 @@
+"""Every shipped configuration builds, and its networks have shapes."""
+
+import pathlib
+import runpy
+
+import jax
+import pytest
+
+from onediff_jax.config import as_dict, base_config, run_config, settings_help
+from onediff_jax.errors import InputError
+from onediff_jax.models.networks import networks_of
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_shipped_configuration_builds(file):
+    config = run_config(runpy.run_path(str(file))["get_config"]())
+    networks = networks_of(config.model, config.text.encoder, config.text.vocabulary, config.remat)
+    shapes = jax.eval_shape(networks.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) > 0
+    assert run_config(as_dict(config)) == config
+    docstring = runpy.run_path(str(file))["__doc__"]
+    assert f"--config configs/{file.name}" in docstring  # the command that runs it
+
+
+def test_the_base_is_the_released_model_and_names_no_data():
+    config = base_config()
+    assert config.model.width == 3840 and not config.data.sources
+    with pytest.raises(InputError, match="data.row is empty"):
+        run_config(config)
+
+
+def test_every_setting_is_in_the_help():
+    said = "\n".join(settings_help())
+    for name in (
+        "config.seed",
+        "config.flow.shift",
+        "config.text.encoder.width",
+        "config.mesh.fsdp",
+    ):
+        assert name in said

@@ -1,0 +1,105 @@
+import jax
+import numpy as np
+import pytest
+from drawn import drawn_params
+from tiny import Blobs, tiny_config
+
+from onediff_jax.errors import InputError
+from onediff_jax.evaluate.held_out import complete, directions
+from onediff_jax.generate import Request, SampleConfig, Trained, generate
+from onediff_jax.train import run
+
+CONFIG = tiny_config()
+ASSETS = run.fitted_assets(CONFIG, {"blobs": Blobs()})
+NETWORKS, TOKENIZER = run.assembled(CONFIG, ASSETS)
+PARAMS = drawn_params(jax.eval_shape(NETWORKS.init, jax.random.key(0)))
+TRAINED = Trained(NETWORKS, PARAMS, ASSETS.codec, TOKENIZER)
+QUICK = SampleConfig(steps=3, guidance=2.0)
+RNG = np.random.default_rng(0)
+
+
+def picture() -> np.ndarray:
+    return RNG.integers(0, 256, (8, 12, 3)).astype(np.uint8)
+
+
+GIVEN = [picture() for _ in range(3)]
+
+
+def made(given=GIVEN, prompts=("a", "b", "c"), config=QUICK, seed=0, task="depth2image", **kwargs):
+    requests = [Request(p, {"depth": g}) for p, g in zip(prompts, given, strict=True)]
+    return [m["image"] for m in generate(TRAINED, task, requests, (8, 12), config, seed, **kwargs)]
+
+
+def same(found, expected) -> bool:
+    """Equal up to the rounding of a grey level."""
+    return all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(found, expected, strict=True))
+
+
+WHOLE = made()
+
+
+def test_samples_have_the_asked_size_and_depend_on_seed_prompt_and_given_views():
+    assert all(m.shape == (8, 12, 3) and m.dtype == np.uint8 for m in WHOLE)
+    assert not same(made(seed=1), WHOLE)
+    assert not same(made(prompts=("a", "b", "other"))[2:], WHOLE[2:])
+    assert same(made(prompts=("a", "b", "other"))[:2], WHOLE[:2])
+    assert not same(made(given=[*GIVEN[:2], picture()])[2:], WHOLE[2:])
+
+
+def test_a_sample_does_not_depend_on_its_neighbours_or_on_the_batch():
+    assert same(made(batch=2), WHOLE)
+    assert same(made(given=GIVEN[:1], prompts=["a"]), WHOLE[:1])
+
+
+def test_guidance_follows_the_prompt_more_and_one_needs_no_second_pass():
+    plain = made(config=SampleConfig(steps=3, guidance=1.0))
+    nearly = made(config=SampleConfig(steps=3, guidance=1.0001))
+    assert same(plain, nearly)
+    ignored = made(config=SampleConfig(steps=3, guidance=0.0))
+    assert same(ignored, made(config=SampleConfig(steps=3, guidance=0.0), prompts="xyz"))
+    assert not same(plain, WHOLE)
+
+
+def test_given_views_can_be_shown_at_the_smallest_level_or_at_zero():
+    assert not same(made(config=SampleConfig(steps=3, guidance=2.0, given_time="zero")), WHOLE)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_any_view_can_be_wanted(method):
+    for task in CONFIG.data.tasks:
+        for wanted in directions(task):
+            completed = complete(
+                TRAINED,
+                Blobs(),
+                [0, 3],
+                task,
+                wanted,
+                10,
+                CONFIG.data.conditions,
+                SampleConfig(steps=2, method=method),
+                seed=0,
+            )
+            assert [set(c.made) for c in completed] == [set(wanted)] * 2
+            assert completed[0].made[wanted[0]].shape == completed[0].example.views[0].shape
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(task="depth2imag"), "did you mean"),
+        (dict(task="semanticmap2image"), "has no view"),
+    ],
+)
+def test_impossible_requests_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        made(**change)
+
+
+def test_a_request_that_leaves_nothing_to_make_is_refused():
+    with pytest.raises(InputError, match="leave one of"):
+        generate(TRAINED, "text2image", [Request("a", {"image": GIVEN[0]})], (8, 12), QUICK, 0)
+    with pytest.raises(InputError, match="multiple of 4"):
+        generate(TRAINED, "text2image", [Request("a", {})], (9, 12), QUICK, 0)
+    with pytest.raises(InputError, match="same views"):
+        both = [Request("a", {"depth": GIVEN[0]}), Request("a", {"image": GIVEN[0]})]
+        generate(TRAINED, "depth2image", both, (8, 12), QUICK, 0)
