@@ -39,7 +39,7 @@ TESTED_BY = {
     "dims": "test_nextdit",  # names of shapes, checked wherever they are used
 }
 # Files whose test is being written: to be emptied.
-AWAITED = {"render", "scenes", "scenes_builder", "t5", "torch_weights"}
+AWAITED = {"scenes_builder", "t5", "torch_weights"}
 
 FILES = {
     ".".join(["onediff_jax", *file.relative_to(PACKAGE).with_suffix("").parts]): file

@@ -11,6 +11,7 @@ from test_rows import EDGE, PATCH, decoded, full_codec, small_tokenizer
 from onediff_jax.data import loader, packing
 from onediff_jax.data.conditions import ConditionConfig
 from onediff_jax.data.loader import DataConfig, Rows, SlotConfig
+from onediff_jax.data.pictures import grid_for, resized_record
 from onediff_jax.data.rows import TASK_NAMES, Batch
 from onediff_jax.data.sources import Source
 from onediff_jax.errors import InputError
@@ -108,8 +109,22 @@ def test_another_seed_or_number_gives_another_row():
     rows, other = rows_of(), rows_of(seed=1)
     found = [rows[number] for number in range(6)] + [other[number] for number in range(6)]
     assert not any(same(a, b) for a, b in itertools.combinations(found, 2))
-    captions = [[record_of(e) for r in range(6) for *_, e in x.examples(r)] for x in (rows, other)]
-    assert captions[0] != captions[1]
+
+
+def test_another_seed_reads_records_in_another_order_and_draws_other_conditions():
+    rows, other = (rows_of(one_kind(2, {"image_inpainting": 1.0}), seed) for seed in (0, 1))
+    examples = [[x.examples(number)[0][-1] for number in range(60)] for x in (rows, other)]
+    orders = [[record_of(example) for example in found] for found in examples]
+    assert orders[0] != orders[1]
+    holes = [{e.views[1].tobytes() for e in found} for found in examples]
+    assert not holes[0] & holes[1]
+
+
+def test_another_seed_fills_packed_slots_in_another_order():
+    config = one_kind(4, {"text2image": 1.0, "depth2image": 1.0}, packed=True)
+    rows = (rows_of(config, seed) for seed in (0, 1))
+    found = [[len(x.examples(n)) for n in range(20)] for x in rows]
+    assert found[0] != found[1]
 
 
 def test_slots_hold_examples_of_their_number_of_views():
@@ -164,17 +179,20 @@ def test_rows_hold_their_examples_views_places_tasks_and_prompts():
     assert padding > 0  # else nothing was shown of it
 
 
-def test_views_of_an_example_have_one_size_that_nearly_fills_the_slot():
+def test_the_picture_of_an_example_is_its_record_at_the_grid_nearest_to_its_aspect():
     rows = rows_of()
     sizes = set()
     for number in range(20):
         for _, view, example in rows.examples(number):
+            name, index = record_of(example).split()
+            given = next(source for source in SOURCES.values() if source.name == name)[int(index)]
+            tokens = int((rows.layout.view_of_token == view).sum())
+            high, wide = grid_for(*given["image"].shape[:2], tokens)
+            expected = resized_record({"image": given["image"]}, high * EDGE, wide * EDGE)
+            np.testing.assert_array_equal(example.views[0], expected["image"])
             assert len({picture.shape for picture in example.views}) == 1
-            high, wide = (side // EDGE for side in example.views[0].shape[:2])
-            tokens = (rows.layout.view_of_token == view).sum()
-            assert 0.8 * tokens < high * wide <= tokens
             sizes.add((high, wide))
-    assert len(sizes) > 8
+    assert {high > wide for high, wide in sizes} == {True, False} and len(sizes) > 8
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
@@ -182,17 +200,19 @@ def test_prompts_are_dropped_at_the_set_rate_and_nothing_else_follows(share):
     config = dataclasses.replace(one_kind(1, {"text2image": 1.0}, 4), prompt_dropout=share)
     rows, kept = rows_of(config), rows_of(dataclasses.replace(config, prompt_dropout=0.0))
     ids, mask = small_tokenizer()("")
-    dropped, count = 0, 150 if 0 < share < 1 else 10
+    dropped, mixed, count = 0, False, 150 if 0 < share < 1 else 10
     for number in range(count):
         row = rows[number]
         lost = (row.text == ids).all(-1)
         dropped += lost.sum()
+        mixed |= lost.any() and not lost.all()
         assert (row.text_mask[lost] == mask).all() and row.text_mask.any(-1).all()
         if number < 5:
             whole = kept[number]
             np.testing.assert_array_equal(row.text[~lost], whole.text[~lost])
             unlike = {"text": whole.text, "text_mask": whole.text_mask}
             assert_same(row._replace(**unlike), whole)
+    assert mixed == (0 < share < 1)  # each place for itself
     spread = 4 * (share * (1 - share) / (4 * count)) ** 0.5
     assert abs(dropped / (4 * count) - share) <= spread
 
@@ -212,25 +232,25 @@ def assert_each_record_once_per_epoch(names: list[str], source: Drawn):
 
 
 @pytest.mark.parametrize(
-    ("row", "count"),
+    ("row", "streams", "count"),
     [
-        ((SlotConfig(2, 4),), 245),
-        ((SlotConfig(2, 4, count=3),), 85),
-        ((SlotConfig(2, 4), SlotConfig(2, 4, tasks=("depth2image",)), SlotConfig(2, 4)), 245),
-        ((SlotConfig(4, 4, packed=True),), 200),
+        ((SlotConfig(2, 4),), "aa", 245),
+        ((SlotConfig(2, 4, count=3),), "aaaaaa", 85),
+        ((SlotConfig(2, 4), SlotConfig(2, 4, ("depth2image",)), SlotConfig(2, 4)), "aabbaa", 245),
+        ((SlotConfig(4, 4, packed=True, count=2),), "aaaabbbb", 200),
     ],
     ids=["one slot", "three slots", "slots apart", "packed"],
 )
-def test_every_record_comes_once_per_epoch_of_its_stream(row, count):
+def test_every_record_comes_once_per_epoch_of_its_stream(row, streams, count):
     tasks = {"depth2image": 1.0} | ({"text2image": 1.0} if row[0].packed else {})
     rows = rows_of(DataConfig(tasks=tasks, row=row), sources={"rooms": SOURCES["rooms"]})
-    streams = {}
+    read = {}
     for number in range(count):
         for _, view, example in rows.examples(number):
-            slot = view // 2 == 1 and len(row) == 3  # the one with tasks of its own
-            streams.setdefault((example.task, slot), []).append(record_of(example))
-    assert len(streams) == (2 if len(row) == 3 or row[0].packed else 1)
-    for names in streams.values():
+            read.setdefault((streams[view], example.task), []).append(record_of(example))
+    assert len(read) == len(set(streams)) * len(tasks)
+    assert len({tuple(names[:60]) for names in read.values()}) == len(read)  # orders of their own
+    for names in read.values():
         assert_each_record_once_per_epoch(names, SOURCES["rooms"])
 
 
@@ -266,11 +286,11 @@ def test_task_weights_are_reached(weights):
 
 def test_weights_hold_in_packed_slots_too(monkeypatch):
     monkeypatch.setattr(packing, "PERIOD", 64)  # proportions are exact over a period
-    tasks = {"text2image": 2.0, "depth2image": 1.0, "image_inpainting": 1.0}
+    tasks = {"text2image": 3.0, "depth2image": 1.0, "image_inpainting": 1.0}
     rows = rows_of(one_kind(4, tasks, packed=True))
     counts = Counter(e.task for number in range(64) for *_, e in rows.examples(number))
     for task, weight in tasks.items():
-        assert counts[task] / counts.total() == pytest.approx(weight / 4, abs=0.02)
+        assert counts[task] / counts.total() == pytest.approx(weight / 5, abs=0.02)
 
 
 def test_a_task_without_weight_is_left_out():
