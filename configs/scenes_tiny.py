@@ -19,9 +19,12 @@ def get_config():
         softcap=None,
         dtype="float32",
         attention="reference",
+        unroll=4,
     )
     config.text.update(vocabulary=512, length=40)
-    config.text.encoder.update(width=64, depth=2, heads=4, head_width=16, hidden=128)
+    config.text.encoder.update(
+        width=64, depth=2, heads=4, head_width=16, hidden=128, dtype="float32", unroll=2
+    )
     config.codec.update(factor=4)
     config.flow.update(shift=1.0)
     config.optimizer.update(learning_rate=3e-3, schedule="linear", warmup=200, clip=1.0, ema=0.999)

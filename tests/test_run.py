@@ -9,6 +9,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from tiny import Blobs
+
+from onediff_jax import cli
+from onediff_jax.data.tasks import TASKS
+from onediff_jax.restore import restored
 
 TESTS = pathlib.Path(__file__).parent
 STEPS = 6
@@ -16,6 +22,7 @@ TRAIN = """
 import sys, pathlib, dataclasses
 sys.path.insert(0, {tests!r})
 import conftest, tiny
+from onediff_jax.config import as_dict
 from onediff_jax.train import run
 from onediff_jax.train.loop import train
 workdir, steps, stop = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -23,7 +30,7 @@ config = tiny.tiny_config(
     steps=steps,
     checkpoint=run.CheckpointConfig(every=3, keep=2),
     log=run.LogConfig(every=1),
-    evaluate=run.EvaluateConfig(every=0),
+    evaluate=run.EvaluateConfig(every=6, examples=2, sample=run.SampleConfig(steps=2)),
 )
 if stop:
     import onediff_jax.train.loop as loop
@@ -34,7 +41,7 @@ if stop:
             os._exit(9)  # killed between two steps
         return due(step, every, last)
     loop.due = stopping
-train(config, workdir, {{}})
+train(config, workdir, as_dict(config))
 """
 
 
@@ -100,3 +107,48 @@ def test_an_unfinished_checkpoint_is_not_the_newest(runs, tmp_path):
 
 def test_the_run_leaves_its_parameter_table(runs):
     assert "denoiser/layers/attention/wq/kernel" in (runs[0] / "parameters.txt").read_text()
+
+
+def test_a_grid_is_drawn_for_every_task_and_direction(runs):
+    names = {file.name for file in (runs[0] / "pictures").iterdir()}
+    assert names == {
+        f"{task}_to_{view}_0000006.png"
+        for task in ("depth2image", "semanticmap2image", "image_inpainting", "text2image")
+        for view in TASKS[task].views
+    }
+
+
+def test_a_workdir_or_one_step_can_be_sampled_from_with_its_averaged_parameters(runs):
+    newest, first = restored(runs[0]), restored(runs[0] / "checkpoints" / "3")
+    assert (newest.step, first.step) == (6, 3)
+    assert newest.config == first.config
+    saved = saved_state(runs[0], 6)
+    equal = jax.tree.map(np.array_equal, newest.trained.params, saved["ema"])
+    assert all(jax.tree.leaves(equal))
+
+
+def test_samples_are_written_from_files_for_every_direction(runs, tmp_path, capsys):
+    picture = tmp_path / "given.png"
+    Image.fromarray(Blobs()[0]["image"]).save(picture)
+    for task, given, made in [
+        ("text2image", [], "image"),
+        ("depth2image", ["--given", f"depth={picture}"], "image"),
+        ("depth2image", ["--given", f"image={picture}"], "depth"),
+        ("image_inpainting", ["--given", f"masked={picture}"], "image"),
+    ]:
+        out = tmp_path / f"{task}_{made}"
+        arguments = ["--checkpoint", runs[0], "--task", task, "--out", out, "--num=2", "--steps=2"]
+        arguments += ["--prompt", "a small box", *given]
+        assert cli.main(["sample", *map(str, arguments)]) == 0, capsys.readouterr().err
+        names = sorted(file.name for file in out.iterdir())
+        assert names == [f"{task}_{made}_0_000.png", f"{task}_{made}_0_001.png"]
+        assert np.asarray(Image.open(out / names[0])).ndim == 3
+
+
+def test_a_foreign_folder_is_not_taken_for_a_checkpoint(runs, tmp_path, capsys):
+    (tmp_path / "3" / "state").mkdir(parents=True)
+    out = tmp_path / "out"
+    arguments = ["sample", "--checkpoint", tmp_path, "--task", "text2image", "--out", out]
+    assert cli.main([str(a) for a in arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "not a complete checkpoint" in said and not out.exists()

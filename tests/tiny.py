@@ -7,7 +7,7 @@ import numpy as np
 from onediff_jax.data.conditions import ConditionConfig
 from onediff_jax.data.example import Record
 from onediff_jax.data.loader import DataConfig, SlotConfig
-from onediff_jax.data.sources import Source
+from onediff_jax.data.sources import SOURCES, Source
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.t5 import T5Config
@@ -56,6 +56,9 @@ class BlobSettings:
         """The same pictures for either split."""
         del split
         return Blobs(self.count)
+
+
+SOURCES["blobs"] = BlobSettings
 
 
 def tiny_config(**changes) -> RunConfig:

@@ -72,10 +72,10 @@ def spread(values: Array, layout: Layout) -> Array:
     """What every view holds, broadcast to each of its tokens: [b v ...] to [b n ...]."""
     b, _, *rest = values.shape
     parts = []
-    for run in layout.runs:
-        of_views = values[:, run.views, None]
-        of_tokens = (b, of_views.shape[1], run.slot.tokens, *rest)
-        parts.append(jnp.broadcast_to(of_views, of_tokens).reshape(b, -1, *rest))
+    for tokens, views in layout.equal_views:
+        of_views = values[:, views, None]
+        of_tokens = jnp.broadcast_to(of_views, (*of_views.shape[:2], tokens, *rest))
+        parts.append(of_tokens.reshape(b, -1, *rest))
     return jnp.concatenate(parts, 1)
 
 

@@ -71,6 +71,9 @@ class NextDiTConfig:
     )
     attention: str = "chunked"  # backend: chunked or reference
     dtype: str = "bfloat16"  # of activations; parameters are float32
+    unroll: int = (
+        1  # blocks in a turn of the scan; all of them on a CPU, where its copies cost most
+    )
 
     def __post_init__(self):
         if self.width % self.heads or self.width // self.heads % 6:
@@ -219,6 +222,7 @@ class NextDiT(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.config.depth,
+            unroll=self.config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(self.config, name="layers")
 

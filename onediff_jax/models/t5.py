@@ -30,6 +30,7 @@ class T5Config:
     buckets: int = 32
     farthest: int = 128  # distances from here on share a bucket
     dtype: str = "bfloat16"
+    unroll: int = 1  # layers in a turn of the scan
 
 
 def bucket_of_distance(length: int, buckets: int, farthest: int) -> Int[np.ndarray, "l l"]:
@@ -113,6 +114,7 @@ class T5Encoder(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=config.depth,
+            unroll=config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, name="layers")
         x, _ = layers(x, bias, mask[:, None, None, :])

@@ -9,6 +9,7 @@ examples whose views fill it.  Everything here is static: sizes, offsets, index 
 
 import dataclasses
 import functools
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -102,6 +103,16 @@ class Layout:
             view += slot.views
             example += slot.examples
         return tuple(runs)
+
+    @functools.cached_property
+    def equal_views(self) -> tuple[tuple[int, slice], ...]:
+        """Neighbouring view ranges of equal size: their tokens, and which they are."""
+        groups, view = [], 0
+        for tokens, slots in itertools.groupby(self.slots, key=lambda slot: slot.tokens):
+            views = sum(slot.views for slot in slots)
+            groups.append((tokens, slice(view, view + views)))
+            view += views
+        return tuple(groups)
 
     @functools.cached_property
     def view_of_token(self) -> Int[np.ndarray, " n"]:
