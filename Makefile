@@ -10,7 +10,7 @@ demo: .venv/.installed
 test: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .venv/.installed: setup.py
 	$(PYTHON) -m venv .venv

@@ -26,8 +26,10 @@ def get_config():
         width=64, depth=2, heads=4, head_width=16, hidden=128, dtype="float32", unroll=2
     )
     config.codec.update(factor=4)
-    config.flow.update(shift=1.0)
-    config.optimizer.update(learning_rate=3e-3, schedule="linear", warmup=200, clip=1.0, ema=0.999)
+    config.flow.update(shift=3.0)
+    config.optimizer.update(
+        learning_rate=3e-3, schedule="linear", warmup=200, b2=0.99, clip=1.0, ema=0.999
+    )
     config.data.sources.scenes = dict(
         kind="scenes", path="artifacts/scenes_32", size=32, train=10_000, validation=500, seed=0
     )
@@ -36,8 +38,8 @@ def get_config():
     )
     config.data.conditions.map_colors = "fixed"
     config.data.row = (
-        dict(views=1, tokens=16, count=4),
-        dict(views=2, tokens=16, count=4),
+        dict(views=1, tokens=16, count=2),
+        dict(views=2, tokens=16, count=5),
     )
     config.checkpoint.update(every=1000, keep=2)
     config.log.every = 100

@@ -108,19 +108,6 @@ def test_another_key_draws_other_numbers():
         assert (one == other).mean() < 1e-3
 
 
-def test_the_clean_share_of_views_is_drawn_below_a_tenth():
-    plain, noise = draws(ROWS)
-    sigma, same_noise = draws(ROWS, clean_share=0.3)
-    assert_array_equal(noise, same_noise)
-    clean = sigma != plain
-    assert_allclose(clean.mean(0), 0.3, atol=0.03)
-    assert_allclose(sigma[clean], 0.1 * plain[clean], rtol=1e-6)
-    levels = 10 * sigma[clean]  # which views are clean says nothing of their level
-    assert scipy.stats.kstest(logit(levels), "norm", (np.log(3), 1)).pvalue > 1e-3
-    assert np.abs(np.corrcoef(clean.T) - np.eye(3)).max() < 5 / np.sqrt(len(ROWS))
-    assert (sigma[clean] < 0.1).all()
-
-
 @pytest.fixture
 def row():
     """A batch in which ranges are empty, or padded at their end, or full."""
@@ -169,8 +156,6 @@ def test_squared_errors_are_float32_means_over_features():
     [
         (dict(shift=0.0), "flow.shift and flow.std must be positive, got 0.0"),
         (dict(std=-1.0), "flow.shift and flow.std must be positive.*-1.0"),
-        (dict(clean_share=1.5), "flow.clean_share is a share between 0 and 1, got 1.5"),
-        (dict(clean_share=-0.1), "flow.clean_share is a share between 0 and 1, got -0.1"),
         (dict(balance="view"), "flow.balance is 'view'; it can be token or example"),
     ],
 )

@@ -17,7 +17,7 @@ from onediff_jax.train.step import train_step_of
 
 STEPS = 400
 FACTOR = 4.0  # by which the loss falls, at least
-PSNR = 20.0  # dB of a depth picture made from a picture that was trained on, at least
+CLOSER = 3.0  # dB by which a made depth picture is nearer to its own truth than to any other
 
 
 def test_eight_examples_are_learned_and_their_depth_is_made_from_their_pictures():
@@ -67,6 +67,8 @@ def test_eight_examples_are_learned_and_their_depth_is_made_from_their_pictures(
         SampleConfig(steps=10, guidance=1.0),
         seed=0,
     )
+    whole = np.ones(completed[0].example.views[1].shape[:2], bool)
     for c in completed:
-        truth = c.example.views[1]
-        assert psnr_inside(c.made["depth"], truth, np.ones(truth.shape[:2], bool)) > PSNR
+        own = psnr_inside(c.made["depth"], c.example.views[1], whole)
+        others = [o.example.views[1] for o in completed if o is not c]
+        assert own > CLOSER + max(psnr_inside(c.made["depth"], other, whole) for other in others)

@@ -84,7 +84,7 @@ def test_the_forward_pass_is_the_literal_one(softcap, backend, views, height, wi
     inputs |= dict(patches=patches, sigmas=sigmas, text=text[:, None], text_mask=text_mask[:, None])
     inputs |= dict(positions=positions)
     params, inputs = jax.tree.map(jnp.asarray, (params, inputs))  # float32
-    found = NextDiT(config).apply({"params": params}, **inputs, layout=layout)
+    found = run(config, inputs, layout, params)
     found = unpatchify(rearrange(found, "b (v n) p -> b v n p", v=views), height // 2)
     assert relative_error(rearrange(found, "b v h w c -> b v c h w"), expected) < 2e-5
 
@@ -101,7 +101,8 @@ def test_released_weights_survive_the_round_trip():
 
 def run(config, inputs, layout, params=None, **kwargs):
     params = drawn_params(shapes_of(config)) if params is None else params
-    return NextDiT(config, **kwargs).apply({"params": params}, **inputs, layout=layout)
+    model = NextDiT(config, **kwargs)
+    return jax.jit(lambda p, x: model.apply({"params": p}, **x, layout=layout))(params, inputs)
 
 
 def test_every_parameter_matters_but_the_bias_of_text_keys():
@@ -109,7 +110,7 @@ def test_every_parameter_matters_but_the_bias_of_text_keys():
     inputs = drawn_inputs(layout, SMALL.features, TEXT_WIDTH)
     params = drawn_params(shapes_of(SMALL))
     loss = lambda params: jnp.square(run(SMALL, inputs, layout, params)).mean()  # noqa: E731
-    grads = torch_weights.flattened(jax.grad(loss)(params))
+    grads = torch_weights.flattened(jax.jit(jax.grad(loss))(params))
     # A bias of all text keys adds the same to all of a query's scores: softmax does not see it.
     silent = [path for path, grad in grads.items() if np.abs(grad).max() < 1e-7]
     assert silent == ["layers/attention/ky_norm/bias"]
@@ -123,7 +124,7 @@ def test_rematerialisation_changes_nothing(remat):
 
     def grads(remat):
         loss = lambda params: jnp.square(run(SMALL, inputs, layout, params, remat=remat)).mean()  # noqa: E731
-        return jax.grad(loss)(params)
+        return jax.jit(jax.grad(loss))(params)
 
     errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), grads("none"), grads(remat))
     assert max(jax.tree.leaves(errors)) < 1e-6

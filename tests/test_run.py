@@ -1,5 +1,6 @@
 """The whole path at the smallest size: train, stop, resume, sample."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,41 +15,55 @@ from tiny import Blobs
 
 from onediff_jax import cli
 from onediff_jax.data.tasks import TASKS
+from onediff_jax.errors import InputError
 from onediff_jax.restore import restored
 
 TESTS = pathlib.Path(__file__).parent
 STEPS = 6
+QUICK = "--xla_backend_optimization_level=0"  # to compile; the programs are tiny
 TRAIN = """
-import sys, pathlib, dataclasses
+import os, pathlib, sys, time
 sys.path.insert(0, {tests!r})
-import conftest, tiny
+from absl import flags
+flags.FLAGS.mark_as_parsed()
+import tiny
+import onediff_jax.train.loop as loop
 from onediff_jax.config import as_dict
 from onediff_jax.train import run
-from onediff_jax.train.loop import train
-workdir, steps, stop = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+
+workdir, steps, kill_after, grids = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
 config = tiny.tiny_config(
     steps=steps,
     checkpoint=run.CheckpointConfig(every=3, keep=2),
     log=run.LogConfig(every=1),
-    evaluate=run.EvaluateConfig(every=6, examples=2, sample=run.SampleConfig(steps=2)),
+    evaluate=run.EvaluateConfig(every=grids, examples=2, sample=run.SampleConfig(steps=2)),
 )
-if stop:
-    import onediff_jax.train.loop as loop
-    due = loop.due
-    def stopping(step, every, last):
-        if step > stop:
-            import os
-            os._exit(9)  # killed between two steps
-        return due(step, every, last)
-    loop.due = stopping
-train(config, workdir, as_dict(config))
+intervals = loop.intervals
+def killing(config):
+    if killing.step == kill_after:
+        while not (workdir / "checkpoints" / "3").exists():  # written behind the loop's back
+            time.sleep(0.01)
+        os._exit(9)
+    killing.step += 1
+    return intervals(config)
+killing.step = 1
+if kill_after:
+    loop.intervals = killing
+loop.train(config, workdir, as_dict(config))
 """
 
 
-def train_in_a_process(workdir: pathlib.Path, stop: int = 0) -> subprocess.CompletedProcess:
-    code = TRAIN.format(tests=str(TESTS))
-    environment = dict(os.environ, XLA_FLAGS="")
-    command = [sys.executable, "-c", code, str(workdir), str(STEPS), str(stop)]
+def train_in_a_process(workdir: pathlib.Path, kill_after: int = 0, grids: int = 0):
+    """Trains on one device, as somebody would; `kill_after` ends it like a lost machine."""
+    environment = dict(
+        os.environ,
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS=QUICK,
+        JAX_COMPILATION_CACHE_DIR=str(workdir.parent / "compiled"),  # the processes share programs
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
+    arguments = [str(workdir), str(STEPS), str(kill_after), str(grids)]
+    command = [sys.executable, "-c", TRAIN.format(tests=str(TESTS)), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -62,9 +77,9 @@ def saved_state(workdir: pathlib.Path, step: int):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     whole, broken = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("broken")
-    done = train_in_a_process(whole)
+    done = train_in_a_process(whole, grids=STEPS)
     assert done.returncode == 0, done.stderr
-    killed = train_in_a_process(broken, stop=4)
+    killed = train_in_a_process(broken, kill_after=5)
     assert killed.returncode == 9, killed.stderr
     resumed = train_in_a_process(broken)
     assert resumed.returncode == 0, resumed.stderr
@@ -152,3 +167,17 @@ def test_a_foreign_folder_is_not_taken_for_a_checkpoint(runs, tmp_path, capsys):
     assert cli.main([str(a) for a in arguments]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "not a complete checkpoint" in said and not out.exists()
+
+
+def test_what_changed_since_a_checkpoint_is_told_or_refused(runs):
+    from onediff_jax.config import as_dict
+    from onediff_jax.train.checkpoint import Checkpoints
+
+    config = restored(runs[0]).config
+    with Checkpoints(runs[0], config.checkpoint) as checkpoints:
+        assert checkpoints.changes(6, as_dict(config)) == {}
+        longer = as_dict(dataclasses.replace(config, steps=9))
+        assert checkpoints.changes(6, longer) == {"steps": (6, 9)}
+        wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=48))
+        with pytest.raises(InputError, match="model.width is 48, and 24 in the checkpoint"):
+            checkpoints.changes(6, as_dict(wider))

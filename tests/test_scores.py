@@ -16,15 +16,15 @@ def grey(values: np.ndarray) -> np.ndarray:
 
 def test_depth_from_its_own_picture_is_exact_up_to_grey_levels_and_any_scale_and_shift():
     depth = RNG.uniform(1, 5, (16, 16)).astype(np.float32)
-    exact = scores.depth_score(depth_picture(depth), depth, far=10)
+    exact = scores.depth_score(depth_picture(depth), depth, far=10.0)
     assert exact.abs_rel < 0.01 and exact.delta1 == 1
     dimmer = depth_picture(depth) // 2 + 20
-    assert scores.depth_score(dimmer, depth, far=10).abs_rel < 0.02
+    assert scores.depth_score(dimmer, depth, far=10.0).abs_rel < 0.02
 
 
 def test_depth_of_a_constant_picture_is_scored_by_hand():
     depth = np.array([[1.0, 1.0], [2.0, 20.0]], np.float32)
-    score = scores.depth_score(grey(np.full((2, 2), 100.0)), depth, far=20)
+    score = scores.depth_score(grey(np.full((2, 2), 100.0)), depth, far=20.0)
     constant = 1 / np.mean([1, 1, 0.5])  # the best constant disparity; the far pixel does not count
     errors = [abs(constant - 1) / 1] * 2 + [abs(constant - 2) / 2]
     assert score.abs_rel == pytest.approx(np.mean(errors), rel=1e-5)

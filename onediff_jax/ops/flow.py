@@ -30,17 +30,12 @@ class FlowConfig:
     mean: float = 0.0  # of the normal under the sigmoid of (3)
     std: float = 1.0
     shift: float = 3.0  # a of (3); 1 leaves the draw as it is
-    clean_share: float = 0.0  # share of views drawn near clean, sigma below 0.1 (0: the paper)
     balance: str = "token"  # "token": every token weighs the same; "example": every example does
 
     def __post_init__(self):
         if self.shift <= 0 or self.std <= 0:
             raise InputError(
                 f"flow.shift and flow.std must be positive, got {self.shift} and {self.std}."
-            )
-        if not 0 <= self.clean_share <= 1:
-            raise InputError(
-                f"flow.clean_share is a share between 0 and 1, got {self.clean_share}."
             )
         if self.balance not in BALANCES:
             raise InputError(
@@ -71,11 +66,9 @@ def draw(
     """
 
     def draw_row(row):
-        for_sigma, for_noise, for_clean = jax.random.split(jax.random.fold_in(key, row), 3)
+        for_sigma, for_noise = jax.random.split(jax.random.fold_in(key, row))
         normal = config.mean + config.std * jax.random.normal(for_sigma, (layout.views,))
         sigma = shift(jax.nn.sigmoid(normal), config.shift)
-        clean = jax.random.bernoulli(for_clean, config.clean_share, sigma.shape)
-        sigma = jnp.where(clean, 0.1 * sigma, sigma)
         return sigma, jax.random.normal(for_noise, (layout.tokens, patch))
 
     return jax.vmap(draw_row)(rows)

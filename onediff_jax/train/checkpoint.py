@@ -5,6 +5,7 @@ WORKDIR/checkpoints/STEP/state    step, params, ema, moments (Orbax, asynchronou
                          config   the run's configuration, as JSON
 """
 
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,9 @@ from onediff_jax.train.run import Assets, CheckpointConfig
 from onediff_jax.train.state import State
 
 FOLDER = "checkpoints"
+# Settings that say what saved numbers mean, and those among them that do not.
+BINDING = ("model.", "text.", "codec.")
+FREE = (".attention", ".unroll", ".dtype")
 
 
 class Checkpoints:
@@ -53,6 +57,23 @@ class Checkpoints:
         target = ocp.args.Composite(assets=ocp.args.StandardRestore())
         return assets_of(self._manager.restore(step, args=target).assets)
 
+    def changes(self, step: int, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ from those of a checkpoint: what they were, what they are.
+
+        Raises InputError where they change what the saved numbers mean.
+        """
+        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        before, now = flat(saved.config), flat(json.loads(json.dumps(config)))
+        names = [name for name in before | now if before.get(name) != now.get(name)]
+        changed = {name: (before.get(name), now.get(name)) for name in names}
+        for name in names:
+            if name.startswith(BINDING) and not name.endswith(FREE):
+                raise InputError(
+                    f"config.{name} is {changed[name][1]!r}, and {changed[name][0]!r} in the "
+                    f"checkpoint at step {step}; set it back or use another workdir."
+                )
+        return changed
+
     def restore(self, step: int, shapes: State) -> State:
         """The state after `step` steps, in the shapes, types and shardings of `shapes`."""
         target = ocp.args.StandardRestore(shapes._asdict())
@@ -64,6 +85,16 @@ class Checkpoints:
     def __exit__(self, *_):
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    found = {}
+    for name, value in config.items():
+        found |= (
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return found
 
 
 def arrays_of(assets: Assets) -> dict[str, np.ndarray]:

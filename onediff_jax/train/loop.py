@@ -22,8 +22,9 @@ from onediff_jax.train.writer import Writer
 
 
 def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any]) -> pathlib.Path:
-    """Trains to `config.steps`, from the newest complete checkpoint of `workdir` where there is
-    one.
+    """Trains to `config.steps`, from the workdir's newest complete checkpoint where there is one.
+
+    `as_json` is the configuration as checkpoints keep it.
     """
     mesh = mesh_of(config.mesh)
     check_rows(config.rows, config.optimizer.accumulate, mesh)
@@ -31,6 +32,7 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
     held_out = run.opened(config.data, "validation")
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         done = checkpoints.newest or 0
+        changes = checkpoints.changes(done, as_json) if done else {}
         assets = checkpoints.assets(done) if done else run.fitted_assets(config, sources)
         networks, tokenizer = run.assembled(config, assets)
         rows = run.rows_of(config, sources, assets, tokenizer)
@@ -41,41 +43,44 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
             return new_state(networks, optimizer, jax.random.key(config.seed))
 
         if done:
-            shapes = jax.eval_shape(init)
-            state = checkpoints.restore(done, jax.tree.map(with_sharding, shapes, shardings))
+            shapes = jax.tree.map(with_sharding, jax.eval_shape(init), shardings)
+            state = checkpoints.restore(done, shapes)
         else:
             state = jax.jit(init, out_shardings=shardings)()
         step_of = train_step_of(networks, optimizer, rows.layout, config.flow, config.optimizer)
         train_step = jax.jit(step_of, donate_argnums=0, out_shardings=(shardings, None))
         key = jax.device_put(jax.random.key(config.seed + 1), replicated(mesh))
-        batches = loader.batches(
-            rows, config.rows, local_rows(mesh, config.rows), done, config.steps
-        )
-        flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length)
+        local = local_rows(mesh, config.rows)
+        batches = loader.batches(rows, config.rows, local, done, config.steps)
 
         with Writer(workdir, done + 1, config.steps, quiet=jax.process_index() != 0) as writer:
-            introduce(writer, state, rows, sources, assets, done)
-            clock, measured = Clock(done), None
+            introduce(writer, state, rows, sources, assets, done, changes)
+            flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length)
+            clock = Clock(done, views=config.rows * rows.layout.views, flops=flops)
+            measured = None
             for step in range(done + 1, config.steps + 1):
                 batch = global_batch(next(batches), mesh, config.rows)
-                state, fresh = train_step(state, batch, key)
-                measured = fresh if measured is None else merge(measured, fresh)
+                with jax.transfer_guard("disallow"):
+                    state, fresh = train_step(state, batch, key)
+                    measured = fresh if measured is None else merge(measured, fresh)
                 writer.advance(step)
-                if due(step, config.log.every, config.steps):
-                    values = named_scalars(
-                        measured
-                    )  # waits for the device; the only line that does
-                    writer.scalars(
-                        step, values | clock.speeds(step, config.rows * rows.layout.views, flops)
-                    )
+                logs, saves = (due(step, every, config.steps) for every in intervals(config))
+                if logs or saves:  # the only wait for the device
+                    refuse_nonfinite(named_scalars(fresh), step)
+                if logs:
+                    writer.scalars(step, named_scalars(measured) | clock.speeds(step))
                     measured = None
-                    refuse_nonfinite(values, step, config.log.every)
-                if due(step, config.checkpoint.every, config.steps):
+                if saves:
                     checkpoints.save(step, state, assets, as_json)
                 if config.evaluate.every and due(step, config.evaluate.every, config.steps):
                     trained = Trained(networks, state.ema, assets.codec, tokenizer)
                     sample_grids(writer, step, trained, config, held_out)
     return workdir
+
+
+def intervals(config: run.RunConfig) -> tuple[int, int]:
+    """Steps between logs, and between checkpoints."""
+    return config.log.every, config.checkpoint.every
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -97,33 +102,35 @@ def merge(metrics: Any, fresh: Any) -> Any:
 
 
 class Clock:
-    """Speeds since the last report."""
+    """Speeds since the last report, for steps of so many views and FLOPs."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, views: int, flops: int):
+        self._views, self._flops = views, flops
         self._step, self._time = step, time.perf_counter()
 
-    def speeds(self, step: int, views: int, flops: int) -> dict[str, float]:
+    def speeds(self, step: int) -> dict[str, float]:
         """Views and FLOPs per second, and the share of the devices' peak where that is known."""
         now = time.perf_counter()
         rate = (step - self._step) / (now - self._time)
         self._step, self._time = step, now
-        speeds = {"views_per_second": views * rate, "flops_per_second": flops * rate}
+        speeds = {"views_per_second": self._views * rate, "flops_per_second": self._flops * rate}
         peak = metrics.peak_flops()
-        return speeds | ({"mfu": flops * rate / peak} if peak else {})
+        return speeds | ({"mfu": self._flops * rate / peak} if peak else {})
 
 
-def refuse_nonfinite(values: dict[str, float], step: int, window: int) -> None:
-    """Raises where the loss or the gradient is not a finite number any more."""
+def refuse_nonfinite(values: dict[str, float], step: int) -> None:
+    """Raises where the loss or the gradient of a step is not a finite number any more."""
     if bad := [name for name in ("loss", "grad_norm") if not np.isfinite(values[name])]:
         raise FloatingPointError(
-            f"{' and '.join(bad)} became {values[bad[0]]} in steps {step - window + 1} to {step}; "
-            "lower "
+            f"{' and '.join(bad)} became {values[bad[0]]} by step {step}; lower "
             f"optimizer.learning_rate, lengthen optimizer.warmup or set model.dtype to float32. "
             f"The last checkpoint is from before."
         )
 
 
-def introduce(writer: Writer, state, rows, sources, assets, done: int) -> None:
+def introduce(
+    writer: Writer, state, rows, sources, assets, done: int, changes: dict[str, tuple]
+) -> None:
     """Says once what the run is made of."""
     table = parameter_overview.get_parameter_overview(
         state.params, include_stats=False, max_lines=None
@@ -145,6 +152,8 @@ def introduce(writer: Writer, state, rows, sources, assets, done: int) -> None:
     )
     if done:
         writer.line(f"resumed after step {done:,}")
+    for name, (before, now) in changes.items():
+        writer.line(f"changed since the checkpoint: {name} was {before}, is {now}")
 
 
 def sample_grids(
