@@ -8,8 +8,8 @@ from onediff_jax.config import base_config
 
 def get_config():
     config = base_config()
-    config.steps = 6000
-    config.rows = 8
+    config.steps = 4500
+    config.rows = 2
     config.model.update(
         width=144,
         depth=4,
@@ -43,6 +43,6 @@ def get_config():
     )
     config.checkpoint.update(every=1000, keep=2)
     config.log.every = 100
-    config.evaluate.every = 2000
+    config.evaluate.every = 1000
     config.evaluate.sample.update(steps=20, guidance=3.0)
     return config

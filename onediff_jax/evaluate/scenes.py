@@ -38,8 +38,8 @@ class SceneTest:
 
     scenes: int = 200  # of the second half
     tokens: int = 16  # of a view
-    predict: SampleConfig = SampleConfig(steps=8, guidance=1.0)  # conditions from pictures
-    draw: SampleConfig = SampleConfig(steps=30, guidance=3.0)  # pictures from conditions or text
+    predict: SampleConfig = SampleConfig(steps=16, guidance=2.0)  # what the rest determines
+    draw: SampleConfig = SampleConfig(steps=30, guidance=3.0)  # pictures from text
     conditions: ConditionConfig = ConditionConfig(map_colors="fixed")
     seed: int = 0
 
@@ -64,7 +64,7 @@ def score(trained: Trained, training: Source, held_out: Source, test: SceneTest)
             (wanted,),
             test.tokens,
             test.conditions,
-            test.predict if wanted != "image" else test.draw,
+            test.draw if task == "text2image" else test.predict,
             test.seed,
         )
         for task, wanted in (
