@@ -1,6 +1,4 @@
-"""Package data and dependencies.  `pip install -e .` is all that training and sampling need on a
-CPU.
-"""
+"""Package data and dependencies; `pip install -e .` suffices to train and sample on a CPU."""
 
 import pathlib
 

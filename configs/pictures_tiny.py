@@ -1,6 +1,8 @@
 """Captioned pictures at 64 px, made and inpainted, on two CPU cores.
 
-python -m onediff_jax train --config configs/pictures_tiny.py --workdir runs/pictures_tiny
+To train:
+
+    python -m onediff_jax train --config configs/pictures_tiny.py --workdir runs/pictures_tiny
 """
 
 from onediff_jax.config import base_config

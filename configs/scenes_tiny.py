@@ -1,6 +1,8 @@
 """Four tasks on the built-in scenes at 32 px, on two CPU cores.
 
-python -m onediff_jax train --config configs/scenes_tiny.py --workdir runs/scenes_tiny
+To train:
+
+    python -m onediff_jax train --config configs/scenes_tiny.py --workdir runs/scenes_tiny
 """
 
 from onediff_jax.config import base_config

@@ -1,3 +1,1 @@
-"""OneDiffusion in JAX: one flow-matching Next-DiT that treats every image task as a sequence of
-views.
-"""
+"""OneDiffusion in JAX: one flow-matching Next-DiT; every image task is a sequence of views."""

@@ -1,7 +1,7 @@
-"""The command line: `python -m onediff_jax COMMAND ...`.  Thin doors; every mistake is one line and
-a status.
+"""The command line: `python -m onediff_jax COMMAND ...`.
 
-Modules that import JAX are imported inside the doors, so that help and refusals come at once.
+Thin doors; every mistake is one line and a status.  Modules that import JAX are imported inside the
+doors, so that help and refusals come at once.
 """
 
 import difflib

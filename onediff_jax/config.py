@@ -1,9 +1,8 @@
-"""The roof: settings as an ml_collections ConfigDict, checked and built into the dataclasses that
-the pieces own.
+"""The roof: settings as a ConfigDict, checked and built into the dataclasses that the pieces own.
 
-A run's file returns `base_config()` with some values changed; the command line may change more.
-Every name, type and value is checked here, before anything is read or written, and a mistake is
-answered with the way out.
+A run's file returns `base_config()`, an ml_collections ConfigDict, with some values changed; the
+command line may change more.  Every name, type and value is checked here, before anything is read
+or written, and a mistake is answered with the way out.
 """
 
 import dataclasses
@@ -46,8 +45,9 @@ def as_dict(value: Any) -> Any:
 
 
 def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConfig:
-    """The run that the settings describe.  Raises InputError naming the setting, its value and the
-    way out.
+    """The run that the settings describe.
+
+    Raises InputError naming the setting, its value and the way out.
     """
     plain = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
     config = built(RunConfig, plain, "config")
@@ -65,9 +65,7 @@ def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConf
 
 
 def built(kind: Any, value: Any, path: str) -> Any:
-    """`value` as the annotated type `kind`; dataclasses are built from mappings, lists become
-    tuples.
-    """
+    """`value` as the annotated type `kind`: dataclasses from mappings, tuples from lists."""
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else built_dataclass(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

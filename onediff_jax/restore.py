@@ -20,8 +20,9 @@ class Restored(NamedTuple):
 
 
 def restored(path: pathlib.Path) -> Restored:
-    """The model of a checkpoint.  Raises InputError, naming `path`, where there is none or not one
-    of ours.
+    """The model of a checkpoint.
+
+    Raises InputError, naming `path`, where there is none or not one of ours.
     """
 
     def shapes(config, assets):

@@ -1,6 +1,4 @@
-"""Where every array lives: the mesh, one table from the models' axis names to mesh axes, and
-placement by it.
-"""
+"""Where every array lives: the mesh, a table from axis names to mesh axes, and placement by it."""
 
 import dataclasses
 import math
@@ -44,8 +42,9 @@ class MeshConfig:
 
 
 def mesh_of(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (all of them where none are given); raises where its axes do not
-    divide them.
+    """The mesh over `devices` (all of them where none are given).
+
+    Raises InputError where its axes do not divide them.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp]

@@ -1,16 +1,15 @@
-"""What the TPU compiler makes of a parameter layout: the stage 2 step at the released size, on a
-pod that is not there.
+"""What the TPU compiler makes of a parameter layout, on a pod that is not there.
 
     pip install -e '.[tpu]'
     python tools/compile_layout.py --variant in_out
     python tools/compile_layout.py --variant all
 
-Every variant is the same step (forward, backward, AdamW, EMA; 3,072 tokens a core) under explicit
-FSDP: parameters are gathered by the block stack's hook, inside the rematerialised scan, and
-gradients leave it scattered.  What differs is which axis of a matrix is sharded, how it is stored,
-and where the two parts of a rotary pair lie.  Printed for each: bytes a core, the sum of the
-compiler's `estimated_cycles` over all instructions and trip counts (an estimate of compute;
-collectives carry no cycles), and collectives by kind.  Nothing runs on a TPU.
+Every variant is the stage 2 step at the released size (forward, backward, AdamW, EMA; 3,072 tokens
+a core) under explicit FSDP: parameters are gathered by the block stack's hook, inside the
+rematerialised scan, and gradients leave it scattered.  What differs is which axis of a matrix is
+sharded, how it is stored, and where the two parts of a rotary pair lie.  Printed for each: bytes a
+core, the sum of the compiler's `estimated_cycles` over all instructions and trip counts (an
+estimate of compute; collectives carry no cycles), and collectives by kind.  Nothing runs on a TPU.
 """
 
 import argparse
@@ -55,9 +54,7 @@ VARIANTS = {
 
 
 def rotate_pairs(x, turn):
-    """Rotary positions with the two parts of a channel next to each other, as the release stores
-    them.
-    """
+    """Rotary positions with the two parts of a channel adjacent, as the release stores them."""
     cos, sin = jnp.cos(turn)[:, :, None], jnp.sin(turn)[:, :, None]
     real, imaginary = (x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)[..., i] for i in (0, 1))
     turned = jnp.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
@@ -86,9 +83,7 @@ def swapped(shape):
 
 
 def sharded_axis(path, ndim, shape, variant, shards) -> int | None:
-    """The axis of a block's or the top's parameter that is sharded; None where it is small or does
-    not divide.
-    """
+    """The sharded axis of a block's or the top's parameter; None if it is small or indivisible."""
     axis = variant["axis"].get(matrix_name(path), variant["axis"].get("", 0)) if ndim == 2 else 0
     return axis if np.prod(shape) >= 1 << 16 and shape[axis] % shards == 0 else None
 

@@ -1,8 +1,8 @@
-"""Condition pictures, made from a record at the size of its views.  The functions
-that tasks name are seeded: (record, rng, config) -> Condition.
+"""Condition pictures, made from a record at the size of its views.
 
-The looks are those of the released model's examples: depth is grey with near bright; a map is flat
-saturated colours on black; a hole is black.
+The functions that tasks name are seeded: (record, rng, config) -> Condition.  The looks are those
+of the released model's examples: depth is grey with near bright; a map is flat saturated colours on
+black; a hole is black.
 """
 
 import dataclasses
@@ -61,9 +61,7 @@ def depth_picture(depth: Float[np.ndarray, "h w"]) -> Picture:
 
 
 def class_colors(names: tuple[str, ...], rng: np.random.Generator | None) -> dict[str, str]:
-    """A colour for every class: drawn for this example, or, without `rng`, fixed by the class's
-    name.
-    """
+    """A colour for every class: drawn for this example; without `rng`, fixed by the class name."""
     classes = list(dict.fromkeys(names))
     if len(classes) > len(COLORS):
         raise InputError(

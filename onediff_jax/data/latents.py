@@ -16,8 +16,9 @@ from onediff_jax.errors import InputError
 
 
 class LinearCodec(NamedTuple):
-    """latent = (block - mean) @ encoder; block = latent @ decoder + mean.  Latents have variance
-    near 1.
+    """latent = (block - mean) @ encoder; block = latent @ decoder + mean.
+
+    Latents have variance near 1.
     """
 
     mean: Float[np.ndarray, " pixels"]
@@ -41,8 +42,9 @@ class LinearCodec(NamedTuple):
     def decode(
         self, latents: Float[np.ndarray, "*batch H W c"]
     ) -> Float[np.ndarray, "*batch h w 3"]:
-        """Pixels in [-1, 1] (beyond it where latents are): the inverse of `encode`, as far as c
-        components reach.
+        """Pixels in [-1, 1]: the inverse of `encode`, as far as c components reach.
+
+        Nothing is clipped: latents can lead beyond that range.
         """
         pixels = latents @ self.decoder + self.mean
         return rearrange(

@@ -40,8 +40,9 @@ class SlotConfig:
             task_named(name)
 
     def tasks_of(self, weights: Mapping[str, float]) -> dict[int, dict[str, float]]:
-        """Tasks that fit, with their weights, by number of views; raises InputError where none
-        does.
+        """Tasks that fit, with their weights, by number of views.
+
+        Raises InputError where none fits.
         """
         chosen = {
             name: w
@@ -164,8 +165,9 @@ def stream(
     edge: int,
     seed: Sequence[int],
 ) -> Stream:
-    """An endless stream of examples of the given tasks, at sizes that fit `tokens` tokens of `edge`
-    pixels a side.
+    """An endless stream of examples of the given tasks.
+
+    Their sizes fit `tokens` tokens of `edge` pixels a side.
     """
     parts, weights = [], []
     for name, weight in tasks.items():

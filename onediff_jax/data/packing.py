@@ -33,8 +33,7 @@ def recipes_of(views: int, counts: tuple[int, ...]) -> list[tuple[int, ...]]:
 def recipe_weights(
     recipes: list[tuple[int, ...]], wanted: Mapping[int, float]
 ) -> Float[np.ndarray, " recipes"]:
-    """Shares of the recipes under which examples of each view count appear in the wanted
-    proportions.
+    """Shares of the recipes that bring examples of each view count in the wanted proportions.
 
     Non-negative least squares; raises InputError where no mixture of recipes comes within one
     percent.
@@ -85,9 +84,7 @@ class Packing:
         return max(len(self.recipes[i]) for i in np.unique(self._deck))
 
     def fill(self, row: int) -> list[tuple[int, int]]:
-        """The row's examples in order: their view count, and their number in the stream of that
-        count.
-        """
+        """The row's examples in order: view count, and number in the stream of that count."""
         period, place = divmod(row, PERIOD)
         order, before = _shuffled(self, period)
         following = dict(zip(self._counts, before[place] + period * before[-1], strict=True))
@@ -102,9 +99,7 @@ class Packing:
 def _shuffled(
     packing: Packing, period: int
 ) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, "rows+1 counts"]]:
-    """The period's recipes in order, and how many examples of each view count stand before every
-    row.
-    """
+    """The period's recipes in order, and how many examples of each view count precede each row."""
     rng = np.random.default_rng([packing._seed, packing._views, period])
     order = rng.permutation(packing._deck)
     held = packing._held[order]

@@ -18,8 +18,7 @@ SPATIAL = {
 
 
 def picture_in(file: pathlib.Path | bytes) -> Picture:
-    """The picture in a file or its bytes: turned as its EXIF says, transparency on white, three
-    channels.
+    """The picture in a file or its bytes: turned by EXIF, transparency on white, three channels.
 
     Raises InputError, naming the file, where it is not a readable picture.
     """
@@ -65,9 +64,7 @@ def grid_for(height: int, width: int, tokens: int) -> tuple[int, int]:
 
 
 def resized(field: np.ndarray, height: int, width: int, resample: Image.Resampling) -> np.ndarray:
-    """A picture or map cut at its centre to the aspect of height x width, then brought to that
-    size.
-    """
+    """A picture or map cut at its centre to the aspect of height x width, then resized to it."""
     h, w = field.shape[:2]
     if (h, w) == (height, width):
         return field

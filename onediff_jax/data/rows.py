@@ -16,8 +16,9 @@ TASK_NAMES = tuple(TASKS)
 
 
 class Batch(NamedTuple):
-    """The only thing that data and training agree on.  A row has the same fields without their
-    first axis.
+    """The only thing that data and training agree on.
+
+    A row has the same fields without their first axis.
     """
 
     latents: Float[np.ndarray, "*b n p"]  # clean patches, normalised

@@ -81,8 +81,9 @@ def words(encoded: Sequence[bytes]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Pictures with a `metadata.jsonl` of {"file_name": ..., "text": ...}: Hugging Face's image
-    folder.
+    """Hugging Face's image folder: pictures with a `metadata.jsonl`.
+
+    Each of its lines is {"file_name": ..., "text": ...}.
     """
 
     path: str = ""

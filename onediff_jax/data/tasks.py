@@ -1,8 +1,8 @@
-"""The tasks: one table, one row each.  A task is learned in all directions at once; sampling
-chooses one.
+"""The tasks: one table, one row each.
 
-Tokens are as released.  A view named `image` is the record's picture; every other view has a
-function that makes it.  The target comes first.
+A task is learned in all directions at once; sampling chooses one.  Tokens are as released.  A view
+named `image` is the record's picture; every other view has a function that makes it.  The target
+comes first.
 """
 
 import dataclasses
@@ -21,9 +21,7 @@ Make = Callable[[Record, np.random.Generator, ConditionConfig], Condition]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a task's record must have, its views in order, and how to make those that are not the
-    picture.
-    """
+    """What a task's record must have, its views in order, and how to make all but the picture."""
 
     token: str
     needs: frozenset[str]

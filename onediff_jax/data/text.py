@@ -13,8 +13,10 @@ PAD, END, UNKNOWN = 0, 1, 2  # as T5 numbers them
 
 
 def vocabulary_of(prompts: Iterable[str], size: int) -> bytes:
-    """A SentencePiece unigram model of at most `size` pieces, serialised; equal prompts give equal
-    bytes.
+    """A SentencePiece byte-pair model of at most `size` pieces, serialised.
+
+    Byte pairs, because on a small corpus of few words the unigram method stops at syllables.  Equal
+    prompts give equal bytes.
     """
     model = io.BytesIO()
     try:
@@ -57,8 +59,9 @@ class Tokenizer:
         return self._processor.vocab_size()
 
     def __call__(self, prompt: str) -> tuple[Int[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
-        """Ids, cut to leave room for the end token, padded with 0; and which of them count (never
-        none).
+        """Ids, cut or padded with 0 to `length`, and which of them count (never none).
+
+        A cut prompt keeps room for the end token.
         """
         pieces = self._processor.encode(prompt)[: self.length - 1]
         ids = np.full(self.length, PAD, np.int32)

@@ -1,6 +1,4 @@
-"""Pictures of pictures: what was given, what was made, and the truth, side by side under the
-prompt.
-"""
+"""Pictures of pictures: the prompt, what was given, what was made, and the truth, side by side."""
 
 import textwrap
 from collections.abc import Sequence
@@ -18,9 +16,7 @@ LINE = 13  # pixels of a line of text
 
 
 def grid(completed: Sequence[Completed]) -> UInt8[np.ndarray, "h w 3"]:
-    """A row for every example: given views | made views | the truth of the made ones; the prompt on
-    the left.
-    """
+    """A row for every example: prompt, given views | made views | the truth of the made ones."""
     font = ImageFont.load_default(size=11)
     rows = []
     for example in completed:

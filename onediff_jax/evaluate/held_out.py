@@ -22,9 +22,7 @@ class Completed(NamedTuple):
 
 
 def directions(task: str) -> list[tuple[str, ...]]:
-    """What can be wanted of a task: its picture from its conditions, and each condition from its
-    picture.
-    """
+    """What can be wanted of a task: picture from conditions, or one condition from the picture."""
     image, *conditions = TASKS[task].views
     return [(image,), *((condition,) for condition in conditions)]
 

@@ -80,12 +80,11 @@ def spread(values: Array, layout: Layout) -> Array:
 
 
 class Attention(nn.Module):
-    """Attention of a row's tokens over their own example and its prompt, which share queries and
-    the way out.
+    """Attention of a row's tokens over their own example and its prompt.
 
-    Query and key norms run over all heads together.  Query head i reads key head
-    i // (heads/kv_heads) of the row and text key head i mod kv_heads; text enters through a tanh
-    gate per head, before `wo`.
+    The two share queries and the way out.  Query and key norms run over all heads together.  Query
+    head i reads key head i // (heads/kv_heads) of the row and text key head i mod kv_heads; text
+    enters through a tanh gate per head, before `wo`.
     """
 
     heads: int

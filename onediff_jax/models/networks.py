@@ -12,9 +12,7 @@ from onediff_jax.ops.layout import Layout, Slot
 
 
 class Networks(NamedTuple):
-    """The modules whose parameters are trained together: `params` is {"denoiser": ..., "text":
-    ...}.
-    """
+    """The modules that are trained together; `params` is {"denoiser": ..., "text": ...}."""
 
     denoiser: NextDiT
     text: T5Encoder

@@ -1,9 +1,8 @@
-"""Next-DiT: the denoiser of OneDiffusion, as released (2,800,389,184 parameters at the default
-configuration).
+"""Next-DiT: the denoiser of OneDiffusion, as released.
 
-A row of patches goes through `depth` equal blocks.  Every token knows its place (view, row, column)
-by rotary angles, its view's noise level and its example's prompt by a modulation, and the prompt's
-words by attention.
+It has 2,800,389,184 parameters at the default configuration.  A row of patches goes through `depth`
+equal blocks.  Every token knows its place (view, row, column) by rotary angles, its view's noise
+level and its example's prompt by a modulation, and the prompt's words by attention.
 
 Initial values.  The release names three (w1 and w3 Xavier uniform, w2 zero, text gates zero); the
 rest follows Lumina's Next-DiT, except w2: with closed gates a zero w2 would receive no gradient,
@@ -115,8 +114,9 @@ class NextDiTConfig:
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each between two norms, scaled before and gated after by the
-    modulation.
+    """Attention, then feed-forward, each between two norms.
+
+    The modulation scales before each of them and gates after it.
     """
 
     config: NextDiTConfig
@@ -246,9 +246,7 @@ class NextDiT(nn.Module):
 
 
 def segments_of(example_of_view, token_mask, text_mask, layout):
-    """The example of every token as a query, as a key (-1: padding), and of every text token (-1:
-    padding).
-    """
+    """The example of every query, key and text token; -1 is padding among keys and text tokens."""
     of_query = spread(example_of_view, layout)
     of_key = jnp.where(token_mask, of_query, -1)
     of_text = jnp.where(text_mask, jnp.arange(text_mask.shape[1])[:, None], -1)

@@ -34,9 +34,7 @@ class T5Config:
 
 
 def bucket_of_distance(length: int, buckets: int, farthest: int) -> Int[np.ndarray, "l l"]:
-    """Bucket of key position minus query position: half for each sign, exact when near, logarithmic
-    when far.
-    """
+    """Bucket of key minus query position: half for each sign, exact near, logarithmic far."""
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2
     near = half // 2

@@ -1,9 +1,9 @@
-"""The released PyTorch names of Next-DiT's parameters, and the way between the two layouts: one
-table, both ways.
+"""The released PyTorch names of Next-DiT's parameters, and the way between the two layouts.
 
-Released matrices are [out, in], one tensor a layer; ours are [in, out], stacked over layers.  The
-two parts of a rotary pair are adjacent in a released head and half a head apart in ours, so
-whatever makes rotated queries or keys, or meets them, is permuted within each head.
+One table serves both ways.  Released matrices are [out, in], one tensor a layer; ours are [in,
+out], stacked over layers.  The two parts of a rotary pair are adjacent in a released head and half
+a head apart in ours, so whatever makes rotated queries or keys, or meets them, is permuted within
+each head.
 """
 
 from collections.abc import Mapping

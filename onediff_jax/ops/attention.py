@@ -74,8 +74,7 @@ def reference(q, k, v, q_segments, k_segments, softcap):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def chunked(q, k, v, q_segments, k_segments, softcap):
-    """Online softmax over blocks of keys in plain XLA: the scores of all keys are never held at
-    once.
+    """Online softmax over blocks of keys in plain XLA, which never holds the scores of all keys.
 
     Its gradient is written by hand, after FlashAttention-2 (Dao 2023): scores are made again block
     by block from the logarithm of their sum.
@@ -146,9 +145,7 @@ def chunked_backward(softcap, kept, d_out):
 
 
 def blocks_of(k, v, segments):
-    """Keys, values and segments in blocks along a new leading axis, padded with keys that nobody
-    sees.
-    """
+    """Keys, values and segments in blocks along a new first axis, padded with keys nobody sees."""
     size = min(BLOCK, k.shape[1])
     padding = -k.shape[1] % size
     k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (k, v))

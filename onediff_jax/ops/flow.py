@@ -58,8 +58,7 @@ def interpolate(x: Float[Array, "*any"], noise: Float[Array, "*any"], sigma: Flo
 def draw(
     key: Key[Array, ""], rows: Int[Array, " b"], layout: Layout, patch: int, config: FlowConfig
 ) -> tuple[Sigmas, Patches]:
-    """Noise levels of all views and standard normal noise for all tokens of the given rows of the
-    run.
+    """Noise levels of all views and standard normal noise for all tokens of the run's given rows.
 
     Both depend on (key, global row, place in the row) alone: not on the step, the device or the
     microbatch.
@@ -77,9 +76,7 @@ def draw(
 def token_weights(
     token_mask: TokenMask, example_of_view: ExampleOfView, layout: Layout, balance: str
 ) -> Float[Array, "b n"]:
-    """w of equation (4): zero on padding; with `balance` "example" the weights of an example sum to
-    one.
-    """
+    """w of equation (4): 0 on padding; where `balance` is "example", each example's sum is 1."""
     valid = token_mask.astype(jnp.float32)
     if balance == "token":
         return valid

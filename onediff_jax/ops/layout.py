@@ -1,5 +1,4 @@
-"""The fixed list of slots that cuts every row: which token belongs to which view is a constant of
-the config.
+"""The fixed list of slots that cuts every row; the config alone says which token is in which view.
 
     row = [1 view x 1024: text2image]  [2 x 256]  [2 x 256]  [12 x 256, packed: multiview]
 
@@ -20,9 +19,7 @@ from onediff_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """`views` ranges of `tokens` tokens each; `examples` is the most examples it can hold (1: a
-    plain slot).
-    """
+    """`views` ranges of `tokens` tokens each, for at most `examples` examples (1: a plain slot)."""
 
     views: int
     tokens: int

@@ -1,6 +1,4 @@
-"""Patches of latents, in the released order: rows, then columns; inside a patch row, column,
-channel.
-"""
+"""Patches of latents in the released order: row, column; inside a patch row, column, channel."""
 
 from typing import Any
 
@@ -11,8 +9,9 @@ from onediff_jax.errors import InputError
 
 
 def patchify(latents: Float[Any, "*batch H W C"], size: int = 2) -> Float[Any, "*batch n p"]:
-    """Patches of `size` x `size` latents, flattened with the channel fastest.  Raises where `size`
-    does not divide.
+    """Patches of `size` x `size` latents, flattened with the channel fastest.
+
+    Raises InputError where `size` does not divide height and width.
     """
     height, width, _ = latents.shape[-3:]
     if height % size or width % size:

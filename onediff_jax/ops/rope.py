@@ -1,10 +1,10 @@
-"""Rotary positions over three axes: view, row, column.  Angles come from positions, never from a
-table of the grid.
+"""Rotary positions over three axes: view, row, column.
 
-A head of width h has h/2 complex channels: h/6 turn with the view index, h/6 with the row, h/6 with
-the column, at frequencies theta^(-j / (h/6)).  The two parts of a complex channel lie half a head
-apart, which suits vector units; the released weights keep them next to each other, and
-`halves_from_pairs` is the way between.
+Angles come from positions, never from a table of the grid.  A head of width h has h/2 complex
+channels: h/6 turn with the view index, h/6 with the row, h/6 with the column, at frequencies
+theta^(-j / (h/6)).  The two parts of a complex channel lie half a head apart, which suits vector
+units; the released weights keep them next to each other, and `halves_from_pairs` is the way
+between.
 """
 
 import jax.numpy as jnp
@@ -45,8 +45,9 @@ def angles(
 def rotate(
     x: Float[Array, "b n heads h"], turn: Float[Array, "b n half"]
 ) -> Float[Array, "b n heads h"]:
-    """`x` with every complex channel turned by its angle; computed in float32, returned in the type
-    of `x`.
+    """`x` with every complex channel turned by its angle.
+
+    Computed in float32, returned in the type of `x`.
     """
     cos, sin = jnp.cos(turn)[:, :, None], jnp.sin(turn)[:, :, None]
     real, imaginary = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -55,8 +56,9 @@ def rotate(
 
 
 def halves_from_pairs(head_width: int) -> Int[np.ndarray, " h"]:
-    """Which channel of a released head (parts adjacent) every channel of ours (parts half a head
-    apart) is.
+    """Which channel of a released head every channel of ours is.
+
+    The two parts of a complex channel are adjacent there, and half a head apart in ours.
     """
     return np.arange(head_width).reshape(-1, 2).T.reshape(-1)
 

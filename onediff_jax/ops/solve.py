@@ -1,5 +1,4 @@
-"""Sampling: the ordinary differential equation dx/dsigma = v(x, sigma), walked from sigma 1 (noise)
-to 0 (clean).
+"""Sampling: the differential equation dx/dsigma = v(x, sigma), from sigma 1 (noise) to 0 (clean).
 
 A velocity is a function (x, sigma) -> v with sigma a scalar.  `hold` and `guide` make velocities
 out of velocities or their values; `solve` walks them.
@@ -21,8 +20,9 @@ Velocity = Callable[[Array, Array], Array]
 
 
 def schedule(steps: int, factor: float = 1.0) -> Float[np.ndarray, " {steps}+1"]:
-    """Noise levels 1 = s_0 > ... > s_steps = 0: evenly spaced down to 1/steps, shifted by `factor`,
-    then 0.
+    """Noise levels 1 = s_0 > ... > s_steps = 0.
+
+    Evenly spaced down to 1/steps, shifted by `factor`, then 0.
     """
     if steps < 1:
         raise InputError(f"Sampling needs at least 1 step, got {steps}.")
@@ -30,10 +30,10 @@ def schedule(steps: int, factor: float = 1.0) -> Float[np.ndarray, " {steps}+1"]
 
 
 def resolution_shift(tokens: int, base: float = 0.5, most: float = 1.15) -> float:
-    """Shift factor e^mu for `tokens` tokens to denoise: mu runs from `base` at 256 tokens to `most`
-    at 4096.
+    """Shift factor e^mu for `tokens` tokens to denoise.
 
-    As in FLUX.1 and the released pipeline, unclipped: more tokens, more shift.
+    mu runs from `base` at 256 tokens to `most` at 4096, unclipped, as in FLUX.1 and the released
+    pipeline: more tokens, more shift.
     """
     return math.exp(base + (most - base) * (tokens - 256) / (4096 - 256))
 
@@ -51,8 +51,9 @@ def hold(
     wanted_tokens: Bool[Array, "b n"],
     sigma_given: Float[Array, ""] | float,
 ) -> Velocity:
-    """A velocity that moves wanted views only and shows the network given ones at noise level
-    `sigma_given`.
+    """A velocity that moves wanted views only.
+
+    The network is shown the given ones at noise level `sigma_given`.
     """
 
     def held(x, sigma):
@@ -68,9 +69,7 @@ def euler(velocity: Velocity, x: Array, sigma: Array, following: Array) -> Array
 
 
 def heun(velocity: Velocity, x: Array, sigma: Array, following: Array) -> Array:
-    """One step of Heun's method, second order; Euler's into sigma 0, where the network was hardly
-    trained.
-    """
+    """One step of Heun's method, second order; Euler's into sigma 0, which training hardly saw."""
     v = velocity(x, sigma)
     first = x + (following - sigma) * v
 

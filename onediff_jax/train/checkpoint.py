@@ -26,9 +26,7 @@ FREE = (".attention", ".unroll", ".dtype")
 
 
 class Checkpoints:
-    """The checkpoints of a workdir.  For a `with` statement, whose end waits for what is being
-    written.
-    """
+    """A workdir's checkpoints, for a `with` statement whose end waits for what is being written."""
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)

@@ -1,6 +1,4 @@
-"""Speed and arithmetic: FLOPs that a step needs by formula, and what share of the device's peak
-they take.
-"""
+"""Speed and arithmetic: a step's FLOPs by formula, and the share of the device's peak they take."""
 
 import jax
 
@@ -24,8 +22,7 @@ PEAKS = {
 
 
 def denoiser_flops(config: NextDiTConfig, layout: Layout, text_length: int, text_width: int) -> int:
-    """FLOPs of one row's forward pass: two for every multiplication of a matrix product or an
-    attention.
+    """FLOPs of one row's forward pass: two per multiplication of a matrix product or attention.
 
     Modulation counts once a view, attention inside slots; norms and other elementwise work count
     nothing.
@@ -63,8 +60,9 @@ def text_flops(networks: Networks, tokens: int, length: int) -> int:
 
 
 def step_flops(networks: Networks, layout: Layout, rows: int, text_length: int) -> int:
-    """FLOPs of a training step: the forward pass and twice as many backward; nothing for
-    rematerialisation.
+    """FLOPs of a training step: the forward pass and twice as many backward.
+
+    Rematerialisation counts nothing.
     """
     forward = denoiser_flops(
         networks.denoiser.config, layout, text_length, networks.text.config.width

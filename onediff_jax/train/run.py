@@ -66,8 +66,9 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Sample grids while training, from the moving average, of validation examples with fixed
-    seeds.
+    """Sample grids while training, from the moving average.
+
+    The examples are validation examples, and their seeds are fixed.
     """
 
     every: int = 1000  # steps; 0: never

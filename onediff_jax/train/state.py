@@ -43,8 +43,9 @@ class OptimizerConfig:
 
 
 class State(NamedTuple):
-    """Everything that a step changes.  Keys never live here: they are functions of the seed and the
-    row.
+    """Everything that a step changes.
+
+    Keys never live here: they are functions of the seed and the row.
     """
 
     step: Int[Array, ""]
@@ -86,8 +87,9 @@ def is_matrix(path: tuple, leaf: Any) -> bool:
 
 
 def moved_average(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> Any:
-    """The moving average after a step, as diffusers' EMAModel without warm-up: decay min(decay,
-    (1+s)/(10+s)).
+    """The moving average after a step, with decay min(decay, (1 + s) / (10 + s)) at s = `step`.
+
+    As diffusers' EMAModel without warm-up.
     """
     s = step.astype(jnp.float32)
     kept = jnp.minimum(decay, (1 + s) / (10 + s))

@@ -27,9 +27,7 @@ def losses(
     layout: Layout,
     config: flow.FlowConfig,
 ) -> tuple[Float[Array, "b n"], Float[Array, "b v"]]:
-    """Squared error of every token's velocity (padding included), and the noise level of every
-    view.
-    """
+    """Every token's squared error in velocity, padding included, and every view's noise level."""
     sigmas, noise = flow.draw(key, rows, layout, batch.latents.shape[-1], config)
     noisy, velocity = flow.interpolate(batch.latents, noise, sigmas[:, layout.view_of_token, None])
     text = networks.states(params, batch.text, batch.text_mask)
@@ -122,9 +120,7 @@ def measures(errors, sigmas, batch: Batch, layout: Layout) -> dict[str, clu_metr
 
 
 def named_scalars(measured: dict[str, clu_metrics.Average]) -> dict[str, float]:
-    """Measures by the names under which they are logged; tasks and levels that were not seen are
-    left out.
-    """
+    """Measures by the names they are logged under; tasks and levels not seen are left out."""
     scalars = {}
     for name, metric in jax.device_get(measured).items():
         if name in ("task", "sigma"):
