@@ -1,7 +1,8 @@
-"""Captioned pictures at 64 px, made and inpainted, on two CPU cores.
+"""Captioned pictures at 32 px, made from words and completed, on two CPU cores.
 
-To train:
+To fetch them and train:
 
+    python tools/fetch_pictures.py --out artifacts/pictures
     python -m onediff_jax train --config configs/pictures_tiny.py --workdir runs/pictures_tiny
 """
 
@@ -10,8 +11,8 @@ from onediff_jax.config import base_config
 
 def get_config():
     config = base_config()
-    config.steps = 6000
-    config.rows = 8
+    config.steps = 9000
+    config.rows = 2
     config.model.update(
         width=144,
         depth=4,
@@ -21,17 +22,22 @@ def get_config():
         softcap=None,
         dtype="float32",
         attention="reference",
+        unroll=4,
     )
-    config.text.update(vocabulary=512, length=40)
-    config.text.encoder.update(width=64, depth=2, heads=4, head_width=16, hidden=128)
+    config.text.update(vocabulary=2000, length=40)
+    config.text.encoder.update(
+        width=64, depth=2, heads=4, head_width=16, hidden=128, dtype="float32", unroll=2
+    )
     config.codec.update(factor=4)
-    config.flow.update(shift=1.0)
-    config.optimizer.update(learning_rate=3e-3, schedule="linear", warmup=200, clip=1.0, ema=0.999)
+    config.flow.update(shift=3.0)
+    config.optimizer.update(
+        learning_rate=3e-3, schedule="linear", warmup=200, b2=0.99, clip=1.0, ema=0.999
+    )
     config.data.sources.folder = dict(kind="folder", path="artifacts/pictures", validation=64)
     config.data.tasks = dict(text2image=1.0, image_inpainting=1.0)
     config.data.row = (
-        dict(views=1, tokens=64, count=2),
-        dict(views=2, tokens=64, count=1),
+        dict(views=1, tokens=16, count=6),
+        dict(views=2, tokens=16, count=3),
     )
     config.checkpoint.update(every=1000, keep=2)
     config.log.every = 100
