@@ -10,6 +10,7 @@ from PIL import Image
 from onediff_jax import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
+ROWS = "--config.rows=8"  # a multiple of the devices of the tests
 SCENES = str(ROOT / "configs" / "scenes_tiny.py")
 PICTURES = str(ROOT / "configs" / "pictures_tiny.py")
 
@@ -100,7 +101,7 @@ def test_a_wrong_folder_is_refused_with_its_line(capsys, tmp_path, lines, expect
         folder_of(folder, lines)
     workdir = tmp_path / "run"
     path = f"--config.data.sources.folder.path={folder}"
-    _, said = refused(capsys, "train", "--config", PICTURES, "--workdir", workdir, path)
+    _, said = refused(capsys, "train", "--config", PICTURES, "--workdir", workdir, path, ROWS)
     assert expected in said and not workdir.exists()
 
 
@@ -114,7 +115,7 @@ def test_an_unreadable_picture_is_named(capsys, tmp_path):
     settings = [f"folder.path={folder}", "folder.validation=2"]
     settings = [f"--config.data.sources.{setting}" for setting in settings]
     _, said = refused(
-        capsys, "train", "--config", PICTURES, "--workdir", tmp_path / "run", *settings
+        capsys, "train", "--config", PICTURES, "--workdir", tmp_path / "run", ROWS, *settings
     )
     assert "3.png" in said
 
