@@ -102,7 +102,7 @@ class Rows(Sequence):
         self.config, self.tokenizer = config, tokenizer
         self._codec, self._patch = codec, patch
         self._seed = seed
-        self._places: list[tuple[SlotConfig, Packing | None, dict[int, Stream], int, int]] = []
+        self._places: list[tuple[SlotConfig, Packing | None, tuple, int]] = []
         slots, streams, taken = [], {}, {}
         for number, slot in enumerate(config.row):
             fits = slot.tasks_of(config.tasks)
@@ -154,9 +154,6 @@ class Rows(Sequence):
         return writer.row
 
 
-Stream = grain.MapDataset
-
-
 def stream(
     config: DataConfig,
     sources: Mapping[str, Source],
@@ -164,7 +161,7 @@ def stream(
     tokens: int,
     edge: int,
     seed: Sequence[int],
-) -> Stream:
+) -> grain.MapDataset:
     """An endless stream of examples of the given tasks.
 
     Their sizes fit `tokens` tokens of `edge` pixels a side.
