@@ -13,6 +13,7 @@ import pathlib
 import runpy
 import sys
 import time
+from collections.abc import Sequence
 
 import rich.console
 import rich.table
@@ -29,17 +30,18 @@ from onediff_jax.train.checkpoint import newest_step
 from onediff_jax.train.loop import train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "scenes_tiny.py"
+TEST = scene_test.SceneTest()
 SHOWN = 6  # examples in a grid
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, scores and shows; each part only where it is not done."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/scenes_tiny"))
     parser.add_argument("--seed", type=int, default=0, help="of the run; equal seeds, equal runs")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
     console, began = rich.console.Console(), time.time()
 
@@ -70,7 +72,8 @@ def scored(workdir: pathlib.Path, console: rich.console.Console) -> list[dict]:
     model = restored(workdir)
     sources = [run.opened(model.config.data, split)["scenes"] for split in ("train", "validation")]
     with console.status("sampling and scoring held-out scenes ..."):
-        result = scene_test.score(model.trained, *sources, scene_test.SceneTest())
+        result = scene_test.score(model.trained, *sources, TEST)
+    (workdir / "pictures").mkdir(exist_ok=True)
     for (task, wanted), completed in result.completed.items():
         sheet = Image.fromarray(grid(completed[:SHOWN]))
         sheet.save(workdir / "pictures" / f"held_out_{task}_to_{wanted}.png")

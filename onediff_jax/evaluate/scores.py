@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 
 from onediff_jax.data.example import Picture
 
@@ -16,7 +16,9 @@ class DepthScore(NamedTuple):
     delta1: float  # share of pixels within a factor of 1.25
 
 
-def depth_score(disparity: Picture, depth: Float[np.ndarray, "h w"], far: float) -> DepthScore:
+def depth_score(
+    disparity: Real[np.ndarray, "h w 3"], depth: Float[np.ndarray, "h w"], far: float
+) -> DepthScore:
     """Errors of a grey disparity picture against true depth, on pixels nearer than `far`.
 
     Scale and shift are free, as for every method that predicts relative depth: they are fitted to
