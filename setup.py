@@ -27,6 +27,7 @@ CORE = [
 EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10.2,<0.13"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+    "demo": ["matplotlib>=3.9"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.22", "ruff>=0.14"],
 }
 

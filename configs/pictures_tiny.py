@@ -11,7 +11,7 @@ from onediff_jax.config import base_config
 
 def get_config():
     config = base_config()
-    config.steps = 9000
+    config.steps = 10_000
     config.rows = 2
     config.model.update(
         width=144,
@@ -26,7 +26,7 @@ def get_config():
     )
     config.text.update(vocabulary=2000, length=40)
     config.text.encoder.update(
-        width=64, depth=2, heads=4, head_width=16, hidden=128, dtype="float32", unroll=2
+        width=64, depth=1, heads=4, head_width=16, hidden=128, dtype="float32"
     )
     config.codec.update(factor=4)
     config.flow.update(shift=3.0)

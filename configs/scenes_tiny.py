@@ -10,7 +10,7 @@ from onediff_jax.config import base_config
 
 def get_config():
     config = base_config()
-    config.steps = 4500
+    config.steps = 5200
     config.rows = 2
     config.model.update(
         width=144,
@@ -23,9 +23,9 @@ def get_config():
         attention="reference",
         unroll=4,
     )
-    config.text.update(vocabulary=512, length=40)
+    config.text.update(vocabulary=512, length=48)
     config.text.encoder.update(
-        width=64, depth=2, heads=4, head_width=16, hidden=128, dtype="float32", unroll=2
+        width=64, depth=1, heads=4, head_width=16, hidden=128, dtype="float32"
     )
     config.codec.update(factor=4)
     config.flow.update(shift=3.0)
