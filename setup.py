@@ -13,13 +13,17 @@ CORE = [
     "array_record>=0.8",
     "tensorflow-datasets>=4.9.10",
     "ml-collections>=1.1",
+    "msgpack>=1.1",
     "absl-py",
     "clu>=0.0.12",
     "einops>=0.8",
     "jaxtyping>=0.3.11",
     "numpy",
+    "opencv-python-headless>=4.10",
     "pillow>=11",
+    "pycocotools>=2.0.8",
     "rich>=13",
+    "safetensors>=0.5",
     "sentencepiece>=0.2.1",
     "tensorboardX>=2.6",
 ]
@@ -27,6 +31,7 @@ CORE = [
 EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10.2,<0.13"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+    "render3d": ["trimesh>=5.2", "embreex>=4.4"],
     "demo": ["matplotlib>=3.9"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.22", "ruff>=0.14"],
 }

@@ -67,6 +67,20 @@ def sample_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         "NAME=FILE: a view that is given; repeat it for several",
     )
     define(flags.DEFINE_string, "prompt", "", "the caption, without the task's token")
+    define(flags.DEFINE_string, "item", "", "subject_driven: what the references show")
+    define(
+        flags.DEFINE_string,
+        "orbit",
+        "",
+        "multiview: AZIMUTH,ELEVATION[,DISTANCE] of every camera, or ? for an unknown one",
+    )
+    define(
+        flags.DEFINE_string,
+        "cameras",
+        None,
+        "multiview: nerfstudio's transforms.json with a frame for every view",
+    )
+    define(flags.DEFINE_integer, "views", None, "multiview: how many pictures")
     define(flags.DEFINE_string, "out", None, "the folder for the pictures")
     define(flags.DEFINE_integer, "seed", 0, "equal seeds, equal samples")
     define(flags.DEFINE_integer, "steps", 50, "of the solver")
@@ -96,9 +110,15 @@ def sample(options: flags.FlagValues) -> None:
 
     sampling.sample_to_folder(
         pathlib.Path(options.checkpoint),
-        options.task,
-        dict(sampling.name_and_file(text) for text in options.given),
-        options.prompt,
+        sampling.Asked(
+            options.task,
+            dict(sampling.name_and_file(text) for text in options.given),
+            options.prompt,
+            options.item,
+            options.orbit,
+            pathlib.Path(options.cameras) if options.cameras else None,
+            options.views,
+        ),
         pathlib.Path(options.out),
         seed=options.seed,
         num=options.num,

@@ -17,8 +17,9 @@ from typing import Any
 import ml_collections
 
 from onediff_jax.data.sources import SOURCES
+from onediff_jax.data.tasks import TASKS
 from onediff_jax.errors import InputError
-from onediff_jax.train.run import RunConfig
+from onediff_jax.train.run import RunConfig, views_of_tasks
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -59,8 +60,13 @@ def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConf
         raise InputError(
             "config.data.tasks gives no task a weight; set one, such as {'text2image': 1.0}."
         )
-    for slot in config.data.row:
-        slot.tasks_of(config.data.tasks)
+    placed = views_of_tasks(config.data)
+    for task, weight in config.data.tasks.items():
+        if weight > 0 and task not in placed:
+            raise InputError(
+                f"config.data.tasks.{task} is {weight}, and no slot of config.data.row holds its "
+                f"{' or '.join(map(str, TASKS[task].form.counts))} views; add one or set it to 0."
+            )
     return config
 
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
-from onediff_jax.data.example import Picture
+from onediff_jax.data.example import Picture, View
+from onediff_jax.data.forms import is_ray
 from onediff_jax.data.latents import LinearCodec, picture_of
-from onediff_jax.data.rows import grid_positions
+from onediff_jax.data.rows import grid_positions, latents_of
 from onediff_jax.data.tasks import task_named
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.errors import InputError
@@ -25,6 +26,10 @@ from onediff_jax.models.networks import Networks
 from onediff_jax.ops import solve
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
+from onediff_jax.ops.rays import rays_from_latents
+
+Rays = Float[np.ndarray, "H W 6"]  # at the resolution of latents
+Made = Picture | Rays
 
 
 class Trained(NamedTuple):
@@ -66,34 +71,36 @@ class Request(NamedTuple):
     """One example to complete: its whole prompt, and the views that are given, by name."""
 
     prompt: str
-    given: Mapping[str, Picture]
+    given: Mapping[str, View]
 
 
 def generate(
     trained: Trained,
     task: str,
+    views: int,
     requests: Sequence[Request],
     size: tuple[int, int],
     config: SampleConfig,
     seed: int,
     batch: int = 32,
-) -> list[dict[str, Picture]]:
-    """The wanted views of every request, as pictures of `size` (height, width).
+) -> list[dict[str, Made]]:
+    """The wanted views of every request: pictures of `size` (height, width), and rays.
 
-    All requests must give the same views.  Request i depends on (seed, i), not on its neighbours.
+    All requests, of so many views, must give the same ones.  Request i depends on (seed, i), not on
+    its neighbours.
     """
-    views = task_named(task).views
-    given = [name for name in views if name in requests[0].given]
-    wanted = [name for name in views if name not in given]
-    if unknown := set(requests[0].given) - set(views):
+    names = names_of(task, views)
+    given = [name for name in names if name in requests[0].given]
+    wanted = [name for name in names if name not in given]
+    if unknown := set(requests[0].given) - set(names):
         raise InputError(
-            f"Task {task!r} has no view {sorted(unknown)}; its views are {', '.join(views)}."
+            f"Task {task!r} has no view {sorted(unknown)}; its views are {', '.join(names)}."
         )
     if any(set(request.given) != set(given) for request in requests):
         raise InputError("All requests of one call must give the same views.")
     if not wanted:
         raise InputError(
-            f"All views of task {task!r} are given; leave one of {', '.join(views)} out."
+            f"All views of task {task!r} are given; leave one of {', '.join(names)} out."
         )
     edge = trained.edge
     if size[0] % edge or size[1] % edge:
@@ -101,41 +108,61 @@ def generate(
             f"A size of {size[0]} x {size[1]} is not a multiple of {edge} pixels, the side of a "
             "token."
         )
-    rows, columns = size[0] // edge, size[1] // edge
-    layout = Layout((Slot(len(views), rows * columns),))
     batch = min(batch, len(requests))
     completed = []
     for first in range(0, len(requests), batch):
         part = list(requests[first : first + batch])
         padded = part + part[-1:] * (batch - len(part))  # one shape, one program
-        pictures = _complete(trained, views, padded, layout, (rows, columns), config, seed, first)
-        completed += [dict(zip(wanted, made, strict=True)) for made in pictures[: len(part)]]
+        latents = _completed(trained, names, wanted, padded, size, config, seed, first)
+        completed += [
+            {name: shown(trained, name, latents[i, j]) for j, name in enumerate(wanted)}
+            for i in range(len(part))
+        ]
     return completed
 
 
-def _complete(
-    trained, views, requests, layout, grid, config, seed, first
-) -> UInt8[np.ndarray, "b w y x 3"]:
-    """One batch of `generate`: the wanted views of every request."""
-    rows, columns = grid
-    features = trained.networks.denoiser.config.features
-    clean = np.zeros((len(requests), len(views), rows * columns, features), np.float32)
+def names_of(task: str, views: int) -> tuple[str, ...]:
+    """The views of an example of a task; raises where it cannot have so many."""
+    form = task_named(task).form
+    if views not in form.counts:
+        raise InputError(
+            f"An example of task {task!r} cannot have {views} views; it can have "
+            f"{', '.join(map(str, form.counts))}."
+        )
+    return form.names(views)
+
+
+def shown(trained: Trained, name: str, latents: Float[np.ndarray, "H W c"]) -> Made:
+    """What a view's latents show: a picture, or rays."""
+    if is_ray(name):
+        return rays_from_latents(latents)
+    return picture_of(trained.codec.decode(latents))
+
+
+def _completed(
+    trained, names, wanted, requests, size, config, seed, first
+) -> Float[np.ndarray, "b w H W c"]:
+    """One batch of `generate`: the wanted views' latents of every request."""
+    model = trained.networks.denoiser.config
+    patch, features = model.patch, model.features
+    rows, columns = (side // trained.edge for side in size)
+    layout = Layout((Slot(len(names), rows * columns),))
+    clean = np.zeros((len(requests), len(names), rows * columns, features), np.float32)
     for i, request in enumerate(requests):
-        for name, picture in request.given.items():
-            latents = trained.codec.encode(picture)
-            clean[i, views.index(name)] = patchify(latents, trained.networks.denoiser.config.patch)
-    is_wanted = np.array([name not in requests[0].given for name in views])
+        for name, view in request.given.items():
+            latents = latents_of(view, size, trained.codec)
+            clean[i, names.index(name)] = patchify(latents, patch)
+    is_wanted = np.array([name in wanted for name in names])
     prompts = [trained.tokenizer(request.prompt) for request in requests]
     empty = [trained.tokenizer("")] * len(requests)
     ids, mask = (np.stack(x)[:, None] for x in zip(*prompts, *empty, strict=True))
     positions = np.concatenate(
         [
             np.insert(grid_positions(columns, rows * columns), 0, view, axis=1)
-            for view in range(len(views))
+            for view in range(len(names))
         ]
     )
-    shift = config.shift or solve.resolution_shift(int(is_wanted.sum()) * rows * columns)
-    sigmas = solve.schedule(config.steps, shift)
+    shift = config.shift or solve.resolution_shift(len(wanted) * rows * columns)
     patches = _sample(
         trained.networks,
         layout,
@@ -146,13 +173,12 @@ def _complete(
         is_wanted,
         ids,
         mask,
-        sigmas,
+        solve.schedule(config.steps, shift),
         jax.random.key(seed),
         first,
     )
     patches = np.asarray(patches).reshape(clean.shape)[:, is_wanted]
-    latents = unpatchify(patches, rows, trained.networks.denoiser.config.patch)
-    return picture_of(trained.codec.decode(latents))
+    return unpatchify(patches, rows, patch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -1,18 +1,62 @@
 """The `sample` command: files in, files out."""
 
+import dataclasses
+import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from onediff_jax.data.loader import DataConfig
-from onediff_jax.data.pictures import SPATIAL, grid_for, picture_in, resized
-from onediff_jax.data.tasks import prompt_of, task_named
+from onediff_jax.data.example import View
+from onediff_jax.data.fitting import grid_for, moved_camera, resized
+from onediff_jax.data.forms import is_ray, subject_words
+from onediff_jax.data.nerfstudio import cameras_from_transforms
+from onediff_jax.data.pictures import picture_in
+from onediff_jax.data.tasks import TASKS, canonical, prompt_of
 from onediff_jax.errors import InputError
-from onediff_jax.generate import Request, SampleConfig, generate
+from onediff_jax.generate import Made, Request, SampleConfig, generate, names_of
+from onediff_jax.ops.cameras import Camera, orbit_cameras, relative_cameras, scaled_cameras
+from onediff_jax.ops.poses import uncalibrated_camera_from_rays
 from onediff_jax.restore import restored
+from onediff_jax.train import run
+
+DISTANCE = 1.5  # of an orbit's cameras where none is said, as in the released demonstration
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the command line says of an example."""
+
+    task: str
+    given: Mapping[str, pathlib.Path]  # pictures, by their views' names
+    prompt: str = ""
+    item: str = ""  # name of the thing that the references show
+    orbit: str = ""  # azimuth,elevation[,distance] of every camera, or ? for an unknown one
+    cameras: pathlib.Path | None = None  # nerfstudio's transforms.json, a frame for every view
+    views: int | None = None  # pictures of a scene
+
+    def __post_init__(self):
+        object.__setattr__(self, "task", canonical(self.task))
+        for name in ("orbit", "cameras", "views"):
+            if getattr(self, name) and self.task != "multiview":
+                raise InputError(f"--{name} is for multiview; --task is {self.task!r}.")
+        if self.orbit and self.cameras:
+            raise InputError("--orbit and --cameras both say where cameras stand; give one.")
+
+    @property
+    def count(self) -> int:
+        """How many views the example has."""
+        counts = TASKS[self.task].form.counts
+        if len(counts) == 1:
+            return counts[0]
+        numbers = [int(found[1]) for name in self.given if (found := re.search(r"_(\d+)$", name))]
+        if self.task != "multiview":
+            return 1 + max([*numbers, 1])
+        known = len(frames_of(self.cameras)) if self.cameras else len(self.orbit.split())
+        return 2 * max(self.views or 0, known, 1 + max([*numbers, -1]))
 
 
 def name_and_file(text: str) -> tuple[str, pathlib.Path]:
@@ -30,23 +74,63 @@ def size_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def tokens_of(config: DataConfig, task: str) -> int:
-    """Tokens of a view of `task` in training; raises where the run was not trained on it."""
-    for slot in config.row:
-        if any(task in tasks for tasks in slot.tasks_of(config.tasks).values()):
-            return slot.tokens
-    trained = [name for name, weight in config.tasks.items() if weight > 0]
-    raise InputError(
-        f"--task is {task!r}, which this checkpoint was not trained on; it knows "
-        f"{', '.join(trained)}."
-    )
+def orbit_of(text: str, size: tuple[int, int]) -> dict[str, Camera]:
+    """The known cameras of an --orbit option, relative to the first, by their views' names."""
+    places, known = text.split(), {}
+    for i, place in enumerate(places):
+        numbers = place.split(",")
+        if place == "?":
+            continue
+        try:
+            azimuth, elevation, *distance = map(float, numbers)
+            (distance,) = distance or [DISTANCE]
+        except ValueError:
+            raise InputError(
+                f"--orbit has {place!r}; every camera is AZIMUTH,ELEVATION in degrees, with "
+                "DISTANCE where it is not 1.5, or ? where it is unknown."
+            ) from None
+        known[f"ray_{i}"] = (azimuth, elevation, distance)
+    if known and "ray_0" not in known:
+        raise InputError("--orbit begins with ?; the first camera is the world, so say it.")
+    rig = orbit_cameras(*np.array(list(known.values()), float).reshape(-1, 3).T, size)
+    return dict(zip(known, map(Camera, *relative_cameras(rig)), strict=True)) if known else {}
+
+
+def frames_of(file: pathlib.Path) -> list:
+    """The frames of a transforms.json; raises InputError where it is none."""
+    try:
+        return json.loads(file.read_text())["frames"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--cameras {file} is not a transforms.json with frames: {error!r}"
+        ) from None
+
+
+def cameras_in(file: pathlib.Path, size: tuple[int, int]) -> dict[str, Camera]:
+    """The cameras of a transforms.json for pictures of `size`, by their views' names.
+
+    Scaled as in training: the first camera is 1.7 from what all look at, and is the world.
+    """
+    frames_of(file)
+    rig, sizes = cameras_from_transforms(json.loads(file.read_text()))
+    rig = relative_cameras(scaled_cameras(rig))
+    rigs = zip(map(Camera, *rig), map(tuple, sizes.tolist()), strict=True)
+    return {f"ray_{i}": moved_camera(*each, size) for i, each in enumerate(rigs)}
+
+
+def prompt_for(asked: Asked) -> str:
+    """The whole prompt; one that begins with a token is left as it is."""
+    if asked.prompt.startswith("[[") and not asked.prompt.startswith("[[img0]]"):
+        return asked.prompt
+    if asked.task in ("faceid", "subject_driven") and "[[img0]]" not in asked.prompt:
+        texts = [asked.prompt, *[""] * (asked.count - 1)]
+        return prompt_of(asked.task, subject_words(asked.item, texts))
+    return prompt_of(asked.task, (f"<item: {asked.item}>" if asked.item else "", asked.prompt))
 
 
 def sample_to_folder(
     checkpoint: pathlib.Path,
-    task: str,
-    given: Mapping[str, pathlib.Path],
-    caption: str,
+    asked: Asked,
     out: pathlib.Path,
     *,
     seed: int,
@@ -54,37 +138,76 @@ def sample_to_folder(
     size: str | None,
     settings: Mapping[str, Any],
 ) -> list[pathlib.Path]:
-    """The files of `num` samples of the views that are not given, one PNG a view."""
-    views = task_named(task).views
+    """The files of `num` samples of what is not given: PNG pictures, and cameras as JSON."""
     config = SampleConfig(**settings)
     if num < 1:
         raise InputError(f"--num is {num}; it must be at least 1.")
-    for name in given:
-        if name not in views:
+    names = names_of(asked.task, asked.count)
+    for name in asked.given:
+        if name not in names or is_ray(name):
+            pictures = ", ".join(name for name in names if not is_ray(name))
             raise InputError(
-                f"--given names {name!r}; the views of task {task!r} are {', '.join(views)}."
+                f"--given names {name!r}; the pictures of task {asked.task!r} are {pictures}."
             )
-    pictures = {name: picture_in(file) for name, file in given.items()}
-    run, trained, step = restored(checkpoint)
-    tokens = tokens_of(run.data, task)
+    pictures = {name: picture_in(file) for name, file in asked.given.items()}
+    model, trained, step = restored(checkpoint)
+    trainable = run.views_of_tasks(model.data)
+    if asked.task not in trainable:
+        raise InputError(
+            f"--task is {asked.task!r}, which this checkpoint was not trained on; it knows "
+            f"{', '.join(trainable)}."
+        )
     if size:
         height, width = size_of(size)
     else:
         shape = next(iter(pictures.values())).shape[:2] if pictures else (1, 1)
-        height, width = (trained.edge * side for side in grid_for(*shape, tokens))
-    fitted = {name: resized(p, height, width, SPATIAL["image"]) for name, p in pictures.items()}
-    prompt = caption if caption.startswith("[[") else prompt_of(task, (), caption)
-    made = generate(trained, task, [Request(prompt, fitted)] * num, (height, width), config, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for number, sample in enumerate(made):
-        for name, picture in sample.items():
-            files.append(out / f"{task}_{name}_{seed}_{number:03d}.png")
-            unfinished = files[-1].with_suffix(".part")
-            Image.fromarray(picture).save(unfinished, "png")
-            unfinished.rename(files[-1])
+        grid = grid_for(*shape, run.tokens_of(model.data, asked.task))
+        height, width = (trained.edge * side for side in grid)
+    given: dict[str, View] = {name: resized(p, height, width) for name, p in pictures.items()}
+    if asked.cameras:
+        given |= cameras_in(asked.cameras, (height, width))
+    given |= orbit_of(asked.orbit, (height, width))
+    request = Request(prompt_for(asked), given)
+    made = generate(
+        trained, asked.task, asked.count, [request] * num, (height, width), config, seed
+    )
+    files = written(made, out, f"{asked.task}_{{name}}_{seed}_{{number:03d}}", trained.codec.factor)
     print(
-        f"{len(files)} pictures of {height} x {width} from step {step:,}: {files[0]}"
+        f"{len(files)} files of {height} x {width} from step {step:,}: {files[0]}"
         + (" ..." if files[1:] else "")
     )
     return files
+
+
+def written(
+    made: Sequence[Mapping[str, Made]], out: pathlib.Path, pattern: str, factor: int
+) -> list[pathlib.Path]:
+    """The files of samples: a PNG for every picture, one JSON for the cameras of an example."""
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, sample in enumerate(made):
+        rays = {name: view for name, view in sample.items() if is_ray(name)}
+        for name, view in sample.items():
+            if name not in rays:
+                file = out / (pattern.format(name=name, number=number) + ".png")
+                unfinished = file.with_suffix(".part")
+                Image.fromarray(view).save(unfinished, "png")
+                files.append(unfinished.rename(file))
+        if rays:
+            file = out / (pattern.format(name="cameras", number=number) + ".json")
+            unfinished = file.with_suffix(".part")
+            unfinished.write_text(json.dumps(camera_values(rays, factor), indent=1))
+            files.append(unfinished.rename(file))
+    return files
+
+
+def camera_values(rays: Mapping[str, Made], factor: int) -> dict[str, dict[str, Any]]:
+    """Recovered cameras by their views' names: OpenCV axes, pixels, the first camera's world."""
+    values = {}
+    for name, view in rays.items():
+        camera = uncalibrated_camera_from_rays(view, factor)
+        values[name] = {
+            "intrinsics": camera.intrinsics.tolist(),
+            "camera_to_world": camera.camera_to_world.tolist(),
+        }
+    return values

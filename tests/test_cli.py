@@ -105,19 +105,20 @@ def test_a_wrong_folder_is_refused_with_its_line(capsys, tmp_path, lines, expect
     assert expected in said and not workdir.exists()
 
 
-def test_an_unreadable_picture_is_named(capsys, tmp_path):
+def test_unreadable_pictures_are_named_when_there_is_nothing_else(capsys, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     names = [f"{i}.png" for i in range(8)]
     lines = [json.dumps({"file_name": name, "text": "a"}) for name in names]
     folder_of(folder, lines, names)
-    (folder / "3.png").write_bytes(b"not a picture")
+    for name in names:
+        (folder / name).write_bytes(b"not a picture")
     settings = [f"folder.path={folder}", "folder.validation=2"]
     settings = [f"--config.data.sources.{setting}" for setting in settings]
     _, said = refused(
         capsys, "train", "--config", PICTURES, "--workdir", tmp_path / "run", ROWS, *settings
     )
-    assert "3.png" in said
+    assert ".png cannot be read as a picture" in said and "100 records" in said
 
 
 @pytest.mark.parametrize(

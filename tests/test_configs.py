@@ -31,6 +31,21 @@ def test_the_base_is_the_released_model_and_names_no_data():
         run_config(config)
 
 
+def test_a_task_that_no_slot_holds_is_refused_with_its_views():
+    config = base_config()
+    config.data.tasks = dict(text2image=1.0, faceid=1.0)
+    config.data.row = (dict(views=1, tokens=16),)
+    with pytest.raises(InputError, match=r"tasks.faceid is 1.0, and no slot .* 2 or 3 or 4 or 5"):
+        run_config(config)
+
+
+def test_a_task_may_be_called_by_its_other_name():
+    config = base_config()
+    config.data.tasks = dict(semantic2image=1.0)
+    config.data.row = (dict(views=2, tokens=16, tasks=("semantic2image",)),)
+    assert run_config(config).data.tasks == {"semanticmap2image": 1.0}
+
+
 def test_every_setting_is_in_the_help():
     said = "\n".join(settings_help())
     for name in (

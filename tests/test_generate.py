@@ -4,8 +4,10 @@ import pytest
 from drawn import drawn_params
 from tiny import Blobs, tiny_config
 
+from onediff_jax.data.forms import is_ray
+from onediff_jax.data.tasks import TASKS
 from onediff_jax.errors import InputError
-from onediff_jax.evaluate.held_out import complete, directions
+from onediff_jax.evaluate.held_out import complete
 from onediff_jax.generate import Request, SampleConfig, Trained, generate
 from onediff_jax.train import run
 
@@ -27,7 +29,9 @@ GIVEN = [picture() for _ in range(3)]
 
 def made(given=GIVEN, prompts=("a", "b", "c"), config=QUICK, seed=0, task="depth2image", **kwargs):
     requests = [Request(p, {"depth": g}) for p, g in zip(prompts, given, strict=True)]
-    return [m["image"] for m in generate(TRAINED, task, requests, (8, 12), config, seed, **kwargs)]
+    return [
+        m["image"] for m in generate(TRAINED, task, 2, requests, (8, 12), config, seed, **kwargs)
+    ]
 
 
 def same(found, expected) -> bool:
@@ -66,21 +70,25 @@ def test_given_views_can_be_shown_at_the_smallest_level_or_at_zero():
 
 @pytest.mark.parametrize("method", ["euler", "heun"])
 def test_any_view_can_be_wanted(method):
-    for task in CONFIG.data.tasks:
-        for wanted in directions(task):
+    for task, views in run.views_of_tasks(CONFIG.data).items():
+        for direction in TASKS[task].form.directions(views):
             completed = complete(
                 TRAINED,
                 Blobs(),
                 [0, 3],
                 task,
-                wanted,
+                views,
+                direction.wanted,
                 10,
                 CONFIG.data.conditions,
                 SampleConfig(steps=2, method=method),
                 seed=0,
             )
-            assert [set(c.made) for c in completed] == [set(wanted)] * 2
-            assert completed[0].made[wanted[0]].shape == completed[0].example.views[0].shape
+            assert [set(c.made) for c in completed] == [set(direction.wanted)] * 2
+            height, width = completed[0].example.size
+            for name, view in completed[0].made.items():
+                expected = (height // 2, width // 2, 6) if is_ray(name) else (height, width, 3)
+                assert view.shape == expected
 
 
 @pytest.mark.parametrize(
@@ -97,9 +105,9 @@ def test_impossible_requests_are_refused(change, message):
 
 def test_a_request_that_leaves_nothing_to_make_is_refused():
     with pytest.raises(InputError, match="leave one of"):
-        generate(TRAINED, "text2image", [Request("a", {"image": GIVEN[0]})], (8, 12), QUICK, 0)
+        generate(TRAINED, "text2image", 1, [Request("a", {"image": GIVEN[0]})], (8, 12), QUICK, 0)
     with pytest.raises(InputError, match="multiple of 4"):
-        generate(TRAINED, "text2image", [Request("a", {})], (9, 12), QUICK, 0)
+        generate(TRAINED, "text2image", 1, [Request("a", {})], (9, 12), QUICK, 0)
     with pytest.raises(InputError, match="same views"):
         both = [Request("a", {"depth": GIVEN[0]}), Request("a", {"image": GIVEN[0]})]
-        generate(TRAINED, "depth2image", both, (8, 12), QUICK, 0)
+        generate(TRAINED, "depth2image", 2, both, (8, 12), QUICK, 0)

@@ -35,7 +35,11 @@ TESTED_BY = {
     "layers": "test_nextdit",
     "networks": "test_nextdit",
     "example": "test_tasks",
+    "full_builder": "test_scene_source",
+    "parts": "test_full_render",
     "scenes_builder": "test_scenes",
+    "solids": "test_full_render",
+    "things": "test_full_scenes",
     "torch_weights": "test_nextdit",
     "dims": "test_nextdit",  # names of shapes, checked wherever they are used
 }

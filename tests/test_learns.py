@@ -61,6 +61,7 @@ def test_eight_examples_are_learned_and_their_depth_is_made_from_their_pictures(
         Blobs(8),
         indices,
         "depth2image",
+        2,
         ("depth",),
         10,
         config.data.conditions,

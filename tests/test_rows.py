@@ -3,14 +3,17 @@ import functools
 import numpy as np
 import pytest
 from einops import rearrange
+from tiny import orbit
 
-from onediff_jax.data.example import Example
+from onediff_jax.data.example import Example, Placed
 from onediff_jax.data.latents import LinearCodec, fit, picture_of
 from onediff_jax.data.rows import TASK_NAMES, Batch, Writer, grid_positions, stack
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.data.text import Tokenizer, vocabulary_of
+from onediff_jax.ops.cameras import Camera
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
+from onediff_jax.ops.rays import ray_latents
 
 FACTOR, PATCH = 2, 2
 EDGE = FACTOR * PATCH
@@ -34,7 +37,8 @@ def drawn(task: str, rows: int, columns: int, seed: int = 0) -> Example:
     """An example of random views of rows x columns tokens."""
     rng = np.random.default_rng(seed)
     shape = (rows * EDGE, columns * EDGE, 3)
-    views = tuple(rng.integers(0, 256, shape, dtype=np.uint8) for _ in TASKS[task].views)
+    count = TASKS[task].form.counts[0]
+    views = tuple(rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(count))
     return Example(task, views, f"{TASKS[task].token} a thing numbered {seed}")
 
 
@@ -50,7 +54,8 @@ PLACED = [
 def written(drop: int | None = None) -> Batch:
     writer = Writer(LAYOUT, full_codec(), PATCH, small_tokenizer())
     for example, place, view in PLACED:
-        writer.place(example, place, view, drop_prompt=place == drop)
+        placed = Placed(example, source=place % 2, faults=place)
+        writer.place(placed, place, view, drop_prompt=place == drop)
     return writer.row
 
 
@@ -102,6 +107,29 @@ def test_ranges_name_their_example_and_places_their_task_and_prompt():
         ids, mask = small_tokenizer()(prompts.get(place, ""))
         np.testing.assert_array_equal(row.text[place], ids)
         np.testing.assert_array_equal(row.text_mask[place], mask)
+
+
+def test_places_name_their_source_and_the_faults_before_it():
+    row = written()
+    assert row.source.tolist() == [0, -1, 0, 1, 0, -1]
+    assert row.faults.tolist() == [0, 0, 2, 3, 4, 0]
+
+
+def test_a_camera_is_written_as_its_rays():
+    rig = [Camera(*map(np.asarray, camera)) for camera in orbit(8, 8, np.random.default_rng(0))]
+    pictures = [np.full((8, 8, 3), i, np.uint8) for i in range(2)]
+    example = Example("multiview", (pictures[0], rig[0], pictures[1], rig[1]), "[[multiview]]")
+    layout = Layout((Slot(4, 5),))
+    writer = Writer(layout, full_codec(), PATCH, small_tokenizer())
+    writer.place(Placed(example, 0, 0), 0, 0)
+    for view, camera in ((1, rig[0]), (3, rig[1])):
+        tokens = (layout.view_of_token == view) & writer.row.token_mask
+        found = unpatchify(writer.row.latents[tokens], 2, PATCH)
+        expected = ray_latents(camera, (8, 8), FACTOR, full_codec().channels)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert writer.row.positions[:, 0].tolist() == [0] * 4 + [0] + [1] * 4 + [0] + [2] * 4 + [0] + [
+        3
+    ] * 4 + [0]
 
 
 def test_positions_count_views_from_each_examples_first_and_rows_and_columns_from_each_views():

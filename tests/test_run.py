@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import Blobs
+from tiny import Blobs, tiny_config
 
 from onediff_jax import cli
 from onediff_jax.data.tasks import TASKS
@@ -128,8 +128,8 @@ def test_a_grid_is_drawn_for_every_task_and_direction(runs):
     names = {file.name for file in (runs[0] / "pictures").iterdir()}
     assert names == {
         f"{task}_to_{view}_0000006.png"
-        for task in ("depth2image", "semanticmap2image", "image_inpainting", "text2image")
-        for view in TASKS[task].views
+        for task in tiny_config().data.tasks
+        for view, _ in TASKS[task].form.directions(TASKS[task].form.counts[0])
     }
 
 

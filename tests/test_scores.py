@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from onediff_jax.data import scenes
-from onediff_jax.data.conditions import depth_picture
-from onediff_jax.data.sources import SceneRecords
+from onediff_jax.data.maps import depth_picture
+from onediff_jax.data.scene_source import SceneRecords
 from onediff_jax.evaluate import scores
 from onediff_jax.evaluate.scenes import classes_of, named_in
 
@@ -75,7 +75,7 @@ def test_hue_and_saturation_are_those_of_the_standard_library():
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    from onediff_jax.data.sources import Scenes
+    from onediff_jax.data.scene_source import Scenes
 
     path = tmp_path_factory.mktemp("scenes") / "scenes"
     return Scenes(path=str(path), size=32, train=2, validation=60).open("validation")

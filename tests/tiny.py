@@ -7,10 +7,12 @@ import numpy as np
 from onediff_jax.data.conditions import ConditionConfig
 from onediff_jax.data.example import Record
 from onediff_jax.data.loader import DataConfig, SlotConfig
-from onediff_jax.data.sources import SOURCES, Source
+from onediff_jax.data.records import Source
+from onediff_jax.data.sources import SOURCES
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.t5 import T5Config
+from onediff_jax.ops.cameras import Camera, orbit_cameras
 from onediff_jax.train.run import CodecConfig, RunConfig, TextConfig
 from onediff_jax.train.state import OptimizerConfig
 
@@ -18,9 +20,10 @@ SHAPES = ((8, 8), (8, 12), (16, 8))
 
 
 class Blobs(Source):
-    """Pictures of one bright rectangle on a dark ground, with depth, instances and a caption."""
+    """Pictures of one bright rectangle on a dark ground, with everything that a task can need."""
 
-    fields = frozenset({"image", "depth", "instances", "names", "caption"})
+    fields = frozenset(Record.__annotations__) - {"pictures", "colors", "places"}
+    least = {"references": 4, "item_references": 4, "frames": 6}
 
     def __init__(self, count: int = 24):
         self._count = count
@@ -32,18 +35,42 @@ class Blobs(Source):
         rng = np.random.default_rng(index)
         height, width = SHAPES[index % len(SHAPES)]
         instances = np.zeros((height, width), np.uint8)
-        instances[rng.integers(height // 2) :, rng.integers(width // 2) :] = 1
-        image = np.where(
-            instances[..., None] > 0, rng.integers(150, 256, 3), rng.integers(0, 100, 3)
-        )
+        top, left = rng.integers(height // 2), rng.integers(width // 2)
+        instances[top:, left:] = 1
+
+        def picture() -> np.ndarray:
+            light, dark = rng.integers(150, 256, 3), rng.integers(0, 100, 3)
+            return np.where(instances[..., None] > 0, light, dark).astype(np.uint8)
+
         name = ("box", "ball")[index % 2]
+        caption = f"a {('small', 'large')[index % 3 > 0]} {name}, number {index}"
+        others = [picture() for _ in range(6)]
+        points = rng.uniform(0, (width, height), (1, 17, 2))
         return Record(
-            image=image.astype(np.uint8),
+            image=picture(),
             depth=np.where(instances > 0, np.float32(1), np.float32(3)),
             instances=instances,
             names=(name,),
-            caption=f"a {('small', 'large')[index % 3 > 0]} {name}, number {index}",
+            boxes=np.array([[left, top, width, height]], np.float32),
+            keypoints=np.concatenate([points, np.full((1, 17, 1), 2)], -1).astype(np.float32),
+            edited=others[0],
+            instruction=f"make the {name} bright",
+            references=others[:4],
+            reference_captions=[f"another {name}"] * 4,
+            item=name,
+            item_references=others[:4],
+            item_captions=[f"another {name}"] * 4,
+            frames=others,
+            cameras=orbit(height, width, rng),
+            caption=caption,
         )
+
+
+def orbit(height: int, width: int, rng: np.random.Generator) -> list[Camera]:
+    """Six cameras about the origin."""
+    azimuth, elevation = np.sort(rng.uniform(0, 300, 6)), rng.uniform(0, 40, 6)
+    rig = orbit_cameras(azimuth, elevation, np.full(6, 1.5), (height, width))
+    return [Camera(*parts) for parts in zip(*rig, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +85,7 @@ class BlobSettings:
         return Blobs(self.count)
 
 
+PACKED = ("text2image", "depth2image", "faceid", "subject_driven", "multiview")
 SOURCES["blobs"] = BlobSettings
 
 
@@ -69,11 +97,11 @@ def tiny_config(**changes) -> RunConfig:
         model=NextDiTConfig(width=24, depth=2, heads=4, kv_heads=2, multiple_of=8, dtype="float32"),
         data=DataConfig(
             sources={"blobs": BlobSettings()},
-            tasks={name: 1.0 for name in TASKS} | {"text2image": 2.0},
+            tasks={name: 1.0 for name in TASKS if name != "hed2image"} | {"text2image": 2.0},
             row=(
                 SlotConfig(views=1, tokens=4),
                 SlotConfig(views=2, tokens=10),
-                SlotConfig(views=4, tokens=10, packed=True),
+                SlotConfig(views=6, tokens=10, packed=True, tasks=PACKED),
             ),
             conditions=ConditionConfig(map_colors="fixed"),
         ),

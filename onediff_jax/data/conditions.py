@@ -1,28 +1,21 @@
 """Condition pictures, made from a record at the size of its views.
 
-The functions that tasks name are seeded: (record, rng, config) -> Condition.  The looks are those
-of the released model's examples: depth is grey with near bright; a map is flat saturated colours on
-black; a hole is black.
+The functions that tasks name are seeded: (record, rng, config) -> Condition.  What they draw from
+is said with each; nobody has published what the released model was trained on.  The looks are those
+of its examples: depth is grey with near bright; a map is flat saturated colours on black; edges are
+white on black; a hole is black.
 """
 
 import dataclasses
-import zlib
+import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
 
+from onediff_jax.data import degradations, edges, maps, skeleton
 from onediff_jax.data.example import Picture, Record
-from onediff_jax.errors import InputError
-
-# The twenty colours of the released prompt guide.
-COLORS = {
-    "red": "FF0000", "lime": "00FF00", "blue": "0000FF", "yellow": "FFFF00", "magenta": "FF00FF",
-    "cyan": "00FFFF", "orange": "FFA500", "purple": "800080", "brown": "A52A2A", "green": "008000",
-    "pink": "FFC0CB", "teal": "008080", "darkorange": "FF8C00", "blueviolet": "8A2BE2",
-    "darkgreen": "006400", "orangered": "FF4500", "navy": "000080", "gold": "FFD700",
-    "turquoise": "40E0D0", "orchid": "DA70D6",
-}  # fmt: skip
+from onediff_jax.data.hed import FETCH, soft_edges, weights_in
+from onediff_jax.errors import Fault, InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +25,27 @@ class ConditionConfig:
     map_colors: str = (
         "drawn"  # of a class in a map: "drawn" for every example, or "fixed" by the class's name
     )
+    free_form_holes: float = 0.0  # share of holes that are brush strokes; the others are rectangles
+    canny_thresholds: str = (
+        "drawn"  # of Canny's edges: "drawn" for every example, or "automatic", from its gradients
+    )
+    window: int = 0  # frames within which several views of a scene lie; 0: anywhere in the scene
+    hed: str = ""  # file of the weights of the network for soft edges (tools/fetch_hed.py)
 
     def __post_init__(self):
         if self.map_colors not in ("drawn", "fixed"):
             raise InputError(
                 f"data.conditions.map_colors is {self.map_colors!r}; it can be 'drawn' or 'fixed'."
+            )
+        if not 0 <= self.free_form_holes <= 1:
+            raise InputError(
+                "data.conditions.free_form_holes is a share between 0 and 1, got "
+                f"{self.free_form_holes}."
+            )
+        if self.canny_thresholds not in ("drawn", "automatic"):
+            raise InputError(
+                f"data.conditions.canny_thresholds is {self.canny_thresholds!r}; it can be 'drawn' "
+                "or 'automatic'."
             )
 
 
@@ -47,75 +56,126 @@ class Condition(NamedTuple):
     words: str = ""
 
 
-def rgb(color: str) -> tuple[int, int, int]:
-    """Red, green and blue of a named colour, 0 to 255."""
-    return tuple(bytes.fromhex(COLORS[color]))
+def blurred(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
+    """The picture out of focus or shaken, as often; every second one also compressed.
+
+    With s pixels along the shorter side: a Gaussian of deviation 1 to 1 + s / 64 pixels (drawn
+    evenly in its logarithm), or a straight motion of 3 to 3 + s / 16 pixels in any direction; then
+    JPEG as in `compressed`.
+    """
+    side = min(record["image"].shape[:2])
+    if rng.random() < 0.5:
+        sigma = (1 + side / 64) ** rng.random()
+        picture = degradations.gaussian_blurred(record["image"], sigma)
+    else:
+        length, angle = 3 + side / 16 * rng.random(), rng.uniform(0, math.pi)
+        picture = degradations.motion_blurred(record["image"], length, angle)
+    return Condition(compressed(picture, rng))
 
 
-def depth_picture(depth: Float[np.ndarray, "h w"]) -> Picture:
-    """Disparity as grey: nearest white, farthest (or infinite) black."""
-    disparity = 1 / depth
-    low, high = disparity.min(), disparity.max()
-    grey = np.round(255 * (disparity - low) / max(high - low, 1e-12)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1)
+def low_resolution(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
+    """The picture at a half to an eighth of its resolution, shown at full size.
+
+    The factor is drawn from 2 to 8, evenly in its logarithm; every second small picture is
+    compressed as in `compressed`.
+    """
+    image = record["image"]
+    small = degradations.downscaled(image, 2 * 4 ** rng.random())
+    return Condition(degradations.upscaled(compressed(small, rng), *image.shape[:2]))
 
 
-def class_colors(names: tuple[str, ...], rng: np.random.Generator | None) -> dict[str, str]:
-    """A colour for every class: drawn for this example; without `rng`, fixed by the class name."""
-    classes = list(dict.fromkeys(names))
-    if len(classes) > len(COLORS):
+def compressed(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Every second picture after JPEG of quality 30 to 95, the others as they are."""
+    if rng.random() < 0.5:
+        return picture
+    return degradations.jpeg(picture, int(rng.integers(30, 96)))
+
+
+def masked(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
+    """The picture with a black hole: a rectangle, or brush strokes for the share set."""
+    image = record["image"]
+    # Without a share nothing is drawn for it, so that rectangles stay where they always were.
+    free = config.free_form_holes and rng.random() < config.free_form_holes
+    hole = degradations.free_form_hole if free else degradations.rectangular_hole
+    return Condition(np.where(hole(*image.shape[:2], rng)[..., None], np.uint8(0), image))
+
+
+def canny(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
+    """Canny's edges of the picture.
+
+    The upper threshold is drawn from 100 to 300, the lower from 0.3 to 0.6 of it (of grey levels,
+    as `edges.canny` counts), or both follow from the picture, as set.
+    """
+    if config.canny_thresholds == "automatic":
+        low, high = edges.automatic_thresholds(record["image"])
+    else:
+        high = rng.uniform(100, 300)
+        low = high * rng.uniform(0.3, 0.6)
+    return Condition(edges.canny(record["image"], low, high))
+
+
+def hed(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
+    """The picture's soft edges by a network, whose weights the setting `hed` names."""
+    if not config.hed:
         raise InputError(
-            f"A map of {len(classes)} classes needs as many colours; there are {len(COLORS)}."
+            "data.conditions.hed is empty, and soft edges need the file of the network's weights: "
+            f"run {FETCH} and set data.conditions.hed to that file."
         )
-    order, left, chosen = list(COLORS), list(COLORS), {}
-    if rng is None:
-        classes.sort()  # so that colliding names always resolve alike
-    for name in classes:
-        if rng is None:  # its own colour; where that is taken, the next one left
-            own = zlib.crc32(name.encode()) % len(order)
-            chosen[name] = next(color for color in order[own:] + order[:own] if color in left)
-        else:
-            chosen[name] = left[int(rng.integers(len(left)))]
-        left.remove(chosen[name])
-    return chosen
-
-
-def mask_words(colors: dict[str, str]) -> str:
-    """The prompt's legend of a map, as released: <#00FFFF cyan mask: NAME> for every class."""
-    return " ".join(f"<#{COLORS[color]} {color} mask: {name}>" for name, color in colors.items())
-
-
-def class_map(record: Record, colors: dict[str, str]) -> Picture:
-    """Every instance in its class's colour on black."""
-    palette = np.zeros((256, 3), np.uint8)
-    for number, name in enumerate(record["names"], start=1):
-        palette[number] = rgb(colors[name])
-    return palette[record["instances"]]
-
-
-def hole(height: int, width: int, rng: np.random.Generator) -> Bool[np.ndarray, "h w"]:
-    """A rectangle of a quarter to three quarters of each side, anywhere in the picture."""
-    inside = np.zeros((height, width), bool)
-    sides = [max(1, round(side * rng.uniform(0.25, 0.75))) for side in (height, width)]
-    top, left = (
-        rng.integers(full - side + 1) for full, side in zip((height, width), sides, strict=True)
-    )
-    inside[top : top + sides[0], left : left + sides[1]] = True
-    return inside
+    probability = soft_edges(record["image"], weights_in(config.hed))
+    return Condition(np.repeat(np.round(255 * probability).astype(np.uint8)[..., None], 3, axis=-1))
 
 
 def depth(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
     """The record's depth."""
-    return Condition(depth_picture(record["depth"]))
+    return Condition(maps.depth_picture(field_of(record, "depth")))
 
 
 def semantic(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
-    """The record's classes as a colour map, with its legend."""
-    colors = class_colors(record["names"], rng if config.map_colors == "drawn" else None)
-    return Condition(class_map(record, colors), mask_words(colors))
+    """The record's classes, as far as they can be seen, as a colour map with its legend."""
+    instances = field_of(record, "instances")
+    numbers, places = np.unique(instances, return_inverse=True)
+    if numbers[0] > 0:  # no background; its colour stays the first
+        numbers, places = np.append(0, numbers), places + 1
+    names = tuple(record["names"][number - 1] for number in numbers[1:])  # that can be seen
+    colors = maps.class_colors(names, rng if config.map_colors == "drawn" else None)
+    picture = maps.class_map(places.reshape(instances.shape).astype(np.uint8), names, colors)
+    return Condition(picture, maps.legend(colors, "mask"))
 
 
-def masked(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
-    """The picture with a black hole."""
-    image = record["image"]
-    return Condition(np.where(hole(*image.shape[:2], rng)[..., None], np.uint8(0), image))
+def boxes(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
+    """Filled boxes in their classes' colours, with their legend.
+
+    A record without `boxes` has them from its `instances`, as far as these can be seen.
+    """
+    names = record["names"]
+    if "boxes" in record:
+        found = field_of(record, "boxes")
+    else:
+        numbers, found = maps.boxes_of(field_of(record, "instances"))
+        names = tuple(names[number - 1] for number in numbers)
+    colors = maps.class_colors(names, rng if config.map_colors == "drawn" else None)
+    picture = maps.box_map(*record["image"].shape[:2], found, names, colors)
+    return Condition(picture, maps.legend(colors, "boundingbox"))
+
+
+def pose(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
+    """The skeletons of the record's people; black where there is nobody."""
+    height, width = record["image"].shape[:2]
+    return Condition(skeleton.pose_picture(field_of(record, "keypoints"), height, width))
+
+
+def field_of(record: Record, name: str) -> np.ndarray:
+    """A record's annotation; raises Fault where it does not fit the picture or the names."""
+    field = record[name]
+    if name in ("boxes", "keypoints"):
+        shape = {"boxes": (len(field), 4), "keypoints": (len(field), 17, 3)}[name]
+    else:  # a map: one number for every pixel
+        shape = record["image"].shape[:2] if "image" in record else field.shape[:2]
+    if field.shape != shape:
+        raise Fault(f"A record's {name} have the shape {field.shape}; expected {shape}.")
+    if name == "instances" and field.max(initial=0) > len(record["names"]):
+        raise Fault(
+            f"A record's instances reach number {field.max()}; its names are only "
+            f"{len(record['names'])}."
+        )
+    return field

@@ -1,34 +1,65 @@
 """What flows through the data room: records in, examples out.
 
-A record is what a data set stores for one scene or picture.  An example is what a task makes of it:
-views and a prompt.  Pictures are uint8 [h w 3] until a codec sees them.
+A record is what a data set stores for one picture, scene or subject: a mapping whose values may be
+read from disk when they are asked for.  An example is what a task makes of it: views and a prompt.
+Pictures are uint8 [h w 3] until a codec sees them.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer, UInt8
+
+from onediff_jax.ops.cameras import Camera
 
 Picture = UInt8[np.ndarray, "_ _ 3"]  # height and width, not bound: pictures may differ
+View = Picture | Camera  # a camera becomes rays at the resolution of latents
 
 
 class Record(TypedDict, total=False):
-    """One scene or picture; which fields there are depends on the source."""
+    """One picture, scene or subject; which fields there are depends on the source.
+
+    Places in a picture are in pixels, x right and y down; the first pixel's centre is (0.5, 0.5).
+    """
 
     image: Picture
-    depth: Float[
-        np.ndarray, "h w"
-    ]  # along the optical axis, any unit; infinite where there is nothing
-    instances: UInt8[np.ndarray, "h w"]  # 0: background; i: the i-th of `names`
+    caption: str
+    pictures: Mapping[str, Picture]  # views of the image that need not be made, by their names
+    depth: Float[np.ndarray, "h w"]  # along the optical axis, any unit; infinite: nothing there
+    instances: Integer[np.ndarray, "h w"]  # 0: background; i: the i-th of `names`
+    boxes: Float[np.ndarray, "n 4"]  # of the i-th of `names`: left, top, right, bottom
     names: tuple[str, ...]  # class of every instance
+    keypoints: Float[np.ndarray, "people 17 3"]  # COCO's: x, y, and 0 absent, 1 hidden, 2 seen
     colors: tuple[str, ...]  # of every instance
     places: tuple[str, ...]  # of every instance in the picture: left, middle or right
-    caption: str
+    edited: Picture  # the image after `instruction`
+    instruction: str
+    references: Sequence[Picture]  # the person of the image in other pictures
+    reference_captions: Sequence[str]
+    item: str  # name of the thing that the image is about
+    item_references: Sequence[Picture]  # that thing in other pictures
+    item_captions: Sequence[str]
+    frames: Sequence[Picture]  # of one scene, by the cameras
+    cameras: Sequence[Camera]
 
 
 class Example(NamedTuple):
     """Views of one size in their task's order (target first), and the prompt with its token."""
 
     task: str
-    views: tuple[Picture, ...]
+    views: tuple[View, ...]
     prompt: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every view; the first is always a picture."""
+        return self.views[0].shape[:2]
+
+
+class Placed(NamedTuple):
+    """An example, the number of its source, and how many records at fault it stands in for."""
+
+    example: Example
+    source: int
+    faults: int

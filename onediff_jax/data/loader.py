@@ -7,22 +7,25 @@ processes, workers or threads, and no iterator has a state worth saving.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
 
 from onediff_jax.data.conditions import ConditionConfig
-from onediff_jax.data.example import Example, Record
+from onediff_jax.data.example import Example, Placed
+from onediff_jax.data.fitting import grid_for
 from onediff_jax.data.latents import LinearCodec
 from onediff_jax.data.packing import Packing
-from onediff_jax.data.pictures import grid_for, resized_record
+from onediff_jax.data.records import Source, retried
 from onediff_jax.data.rows import Batch, Writer, stack
-from onediff_jax.data.sources import Source
-from onediff_jax.data.tasks import TASKS, example_of, task_named
+from onediff_jax.data.tasks import TASKS, canonical, example_of
 from onediff_jax.data.text import Tokenizer
-from onediff_jax.errors import InputError
+from onediff_jax.errors import Fault, InputError
 from onediff_jax.ops.layout import Layout, Slot
+
+TRIES = 100  # records in a row that may be at fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +39,11 @@ class SlotConfig:
     count: int = 1
 
     def __post_init__(self):
-        for name in self.tasks:
-            task_named(name)
+        object.__setattr__(self, "tasks", tuple(map(canonical, self.tasks)))
 
-    def tasks_of(self, weights: Mapping[str, float]) -> dict[int, dict[str, float]]:
+    def tasks_of(
+        self, weights: Mapping[str, float], counts: Mapping[str, Sequence[float]]
+    ) -> dict[int, dict[str, float]]:
         """Tasks that fit, with their weights, by number of views.
 
         Raises InputError where none fits.
@@ -51,17 +55,27 @@ class SlotConfig:
         }
         fits: dict[int, dict[str, float]] = {}
         for name, weight in chosen.items():
-            count = len(TASKS[name].views)
-            if count == self.views or (self.packed and count < self.views):
-                fits.setdefault(count, {})[name] = weight
+            shares = {
+                count: share
+                for count, share in shares_of(name, counts).items()
+                if share and (count == self.views or (self.packed and count < self.views))
+            }
+            for count, share in shares.items():
+                fits.setdefault(count, {})[name] = weight * share / sum(shares.values())
         if not fits:
-            needs = {name: len(TASKS[name].views) for name in chosen}
+            needs = {name: TASKS[name].form.counts for name in chosen}
             raise InputError(
                 f"data.row has a slot of {self.views} views that no task fills; tasks need {needs} "
                 "views. "
                 f"Change the slot's views, its tasks, or data.tasks."
             )
         return fits
+
+
+def shares_of(task: str, counts: Mapping[str, Sequence[float]]) -> dict[int, float]:
+    """Which share of a task's examples has how many views, before slots choose what fits."""
+    possible = TASKS[task].form.counts
+    return dict(zip(possible, counts.get(task, (1.0,) * len(possible)), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +86,32 @@ class DataConfig:
         default_factory=dict
     )  # name -> settings of a source
     tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)  # name -> weight
+    counts: Mapping[str, tuple[float, ...]] = dataclasses.field(
+        default_factory=dict
+    )  # name of a task -> shares of its numbers of views, where they are not equal
     row: tuple[SlotConfig, ...] = ()
     conditions: ConditionConfig = ConditionConfig()
     prompt_dropout: float = 0.1  # share of examples that lose their prompt, for guidance
     workers: int = 0  # processes that make rows; 0: threads of this one
     prefetch: int = 4  # batches made ahead
+    faults: float = 0.01  # share of a source's records that may be at fault before the run stops
 
     def __post_init__(self):
-        for name in self.tasks:
-            task_named(name)
-        if not 0 <= self.prompt_dropout <= 1:
-            raise InputError(
-                f"data.prompt_dropout is a share between 0 and 1, got {self.prompt_dropout}."
-            )
+        for field in ("tasks", "counts"):
+            named = {canonical(name): value for name, value in getattr(self, field).items()}
+            object.__setattr__(self, field, named)
+        for name, shares in self.counts.items():
+            possible = TASKS[name].form.counts
+            if len(shares) != len(possible) or min(shares) < 0 or not sum(shares):
+                raise InputError(
+                    f"data.counts.{name} is {shares}; it must give a share to each of {possible} "
+                    "views."
+                )
+        for name in ("prompt_dropout", "faults"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"data.{name} is a share between 0 and 1, got {getattr(self, name)}."
+                )
 
 
 class Rows(Sequence):
@@ -105,7 +132,7 @@ class Rows(Sequence):
         self._places: list[tuple[SlotConfig, Packing | None, tuple, int]] = []
         slots, streams, taken = [], {}, {}
         for number, slot in enumerate(config.row):
-            fits = slot.tasks_of(config.tasks)
+            fits = slot.tasks_of(config.tasks, config.counts)
             wanted = {count: sum(tasks.values()) for count, tasks in fits.items()}
             for copy in range(slot.count):
                 packing = Packing(slot.views, wanted, seed + copy) if slot.packed else None
@@ -117,7 +144,13 @@ class Rows(Sequence):
                     edge = patch * codec.factor
                     streams[key] = {
                         count: stream(
-                            config, sources, tasks, slot.tokens, edge, [seed, len(streams), count]
+                            config,
+                            sources,
+                            tasks,
+                            count,
+                            slot.tokens,
+                            edge,
+                            [seed, len(streams), count],
                         )
                         for count, tasks in fits.items()
                     }
@@ -129,7 +162,7 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return np.iinfo(np.int32).max
 
-    def examples(self, row: int) -> list[tuple[int, int, Example]]:
+    def examples(self, row: int) -> list[tuple[int, int, Placed]]:
         """The row's examples with their place and first view range."""
         found, place, view = [], 0, 0
         for slot, packing, key, turn in self._places:
@@ -158,46 +191,94 @@ def stream(
     config: DataConfig,
     sources: Mapping[str, Source],
     tasks: Mapping[str, float],
+    views: int,
     tokens: int,
     edge: int,
     seed: Sequence[int],
 ) -> grain.MapDataset:
-    """An endless stream of examples of the given tasks.
+    """An endless stream of examples of the given tasks, each of so many views.
 
     Their sizes fit `tokens` tokens of `edge` pixels a side.
     """
     parts, weights = [], []
     for name, weight in tasks.items():
-        serving = [source for source in sources.values() if TASKS[name].needs <= source.fields]
-        if not serving:
-            have = {name: sorted(source.fields) for name, source in sources.items()}
-            raise InputError(
-                f"No source serves task {name!r}, which needs {sorted(TASKS[name].needs)}; sources "
-                f"have {have}. "
-                f"Set data.tasks.{name} to 0 or add a source."
-            )
-        for source in serving:
-            number = int(np.random.default_rng([*seed, len(parts)]).integers(2**31))
-            records = grain.MapDataset.source(source).seed(number).shuffle().repeat()
-            parts.append(records.random_map(MakeExample(name, tokens, edge, config.conditions)))
-            weights.append(weight * len(source) / sum(map(len, serving)))
+        serving = served(name, views, sources)
+        for number, source in serving.items():
+            drawn = int(np.random.default_rng([*seed, len(parts)]).integers(2**31))
+            numbers = grain.MapDataset.range(len(source)).seed(drawn).shuffle().repeat()
+            make = MakeExample(name, source, number, views, tokens, edge, config.conditions)
+            parts.append(numbers.random_map(make))
+            weights.append(weight * len(source) / sum(map(len, serving.values())))
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+
+
+def served(task: str, views: int, sources: Mapping[str, Source]) -> dict[int, Source]:
+    """The sources, by their number, whose records have what examples of so many views need."""
+    form, needs = TASKS[task].form, TASKS[task].needs
+    able = {
+        number: source
+        for number, source in enumerate(sources.values())
+        if TASKS[task].takes(source.fields) is not None
+    }
+    if not able:
+        wanted = " or ".join(" ".join(sorted(fields)) for fields in needs)
+        have = {name: sorted(source.fields) for name, source in sources.items()}
+        raise InputError(
+            f"No source serves task {task!r}, whose records need {wanted}; sources have {have}. "
+            f"Set data.tasks.{task} to 0 or add a source."
+        )
+    needed = form.of_them(views)
+    enough = {n: s for n, s in able.items() if s.least.get(form.several, needed) >= needed}
+    if not enough:
+        found = max(source.least[form.several] for source in able.values())
+        raise InputError(
+            f"Task {task!r} with {views} views takes {needed} {form.several} of a record, and "
+            f"sources promise {found}; set data.counts.{task}, or leave out records with fewer."
+        )
+    return enough
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeExample(grain.transforms.RandomMap):
-    """A record, cut to the grid that fits, as an example of a task."""
+    """A record's number, as an example of a task at the size that fits a slot."""
 
     task: str
+    source: Source
+    source_number: int
+    views: int
     tokens: int
     edge: int
     conditions: ConditionConfig
 
-    def random_map(self, element: Record, rng: np.random.Generator) -> Example:
-        """The example; `rng` is a function of the record's number in the stream."""
-        rows, columns = grid_for(*element["image"].shape[:2], self.tokens)
-        record = resized_record(element, rows * self.edge, columns * self.edge)
-        return example_of(self.task, record, rng, self.conditions)
+    def random_map(self, element: int, rng: np.random.Generator) -> Placed:
+        """The example; `rng` is a function of the record's place in the stream.
+
+        Where a record's content is at fault, the next one of the source takes its place.
+        """
+        seed = int(rng.integers(2**63))
+        for faults in range(TRIES):
+            number = (int(element) + faults) % len(self.source)
+            try:
+                example = retried(functools.partial(self.example, number, (seed, faults)))
+                return Placed(example, self.source_number, faults)
+            except Fault as fault:
+                last = fault
+        raise InputError(
+            f"{TRIES} records of a source in a row are at fault; the last, number {number}, "
+            f"for task {self.task!r}: {last} tools/check_data.py lists all faults."
+        )
+
+    def example(self, number: int, seed: Sequence[int]) -> Example:
+        """The example of one record; raises Fault where its content cannot be used."""
+        fields = TASKS[self.task].takes(self.source.fields)
+        record = self.source.taken(number, fields)
+
+        def size(shape: tuple[int, int]) -> tuple[int, int]:
+            rows, columns = grid_for(*shape, self.tokens)
+            return rows * self.edge, columns * self.edge
+
+        rng = np.random.default_rng(seed)
+        return example_of(self.task, record, self.views, size, rng, self.conditions)
 
 
 @dataclasses.dataclass(frozen=True)

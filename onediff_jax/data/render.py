@@ -8,62 +8,20 @@ value.
 k objects   m samples a pixel   n pixels   h w picture
 """
 
-import dataclasses
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from onediff_jax.data.primitives import PRIMITIVES, Vector
 
 MAX_OBJECTS = 3
 FAR = 20.0  # depth of the sky, and of ground that lies further
 SUN_RADIUS = 0.09  # of the sun's disc, in radians; twenty times the real one, for soft shadows
 OCCLUSION = 0.75  # share of the ambient light that an object takes from a point it touches
 SKY_HEIGHT = 0.3  # sine of the elevation at which the sky has reached its zenith's colour
-
-
-@dataclasses.dataclass(frozen=True)
-class Vector:
-    """Many vectors, by coordinate: three arrays whose shapes are equal or broadcast.
-
-    Not one array with an axis of three: XLA's CPU loops run along the longest axis, and stacking
-    three numbers or reducing over them breaks those loops (measured: thirty times slower).
-    """
-
-    x: Any
-    y: Any
-    z: Any
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.x, self.y, self.z))
-
-    def __add__(self, other: "Vector") -> "Vector":
-        return Vector(self.x + other.x, self.y + other.y, self.z + other.z)
-
-    def __sub__(self, other: "Vector") -> "Vector":
-        return Vector(self.x - other.x, self.y - other.y, self.z - other.z)
-
-    def __mul__(self, scale: Any) -> "Vector":
-        """Scaled by numbers, or by one Vector's coordinates each by its own."""
-        x, y, z = scale if isinstance(scale, Vector) else (scale, scale, scale)
-        return Vector(self.x * x, self.y * y, self.z * z)
-
-    def dot(self, other: "Vector") -> Any:
-        """Inner products."""
-        return self.x * other.x + self.y * other.y + self.z * other.z
-
-    def turn(self, cosine: Any, sine: Any) -> "Vector":
-        """Turned about z."""
-        return Vector(cosine * self.x - sine * self.y, sine * self.x + cosine * self.y, self.z)
-
-    def map(self, function: Callable[..., Any], *others: "Vector") -> "Vector":
-        """A function applied to each coordinate, with the same coordinate of the others."""
-        return Vector(*(function(*c) for c in zip(self, *others, strict=True)))
-
-    def fold(self, function: Callable[..., Any]) -> Any:
-        """A function of two arguments folded over the coordinates."""
-        return function(function(self.x, self.y), self.z)
 
 
 class CameraArrays(NamedTuple):
@@ -96,49 +54,6 @@ class Rendered(NamedTuple):
     image: Float[Any, "h w 3"]  # sRGB in [0, 1]
     depth: Float[Any, "h w"]  # along the optical axis, at most FAR
     instances: Int[Any, "h w"]  # 0 is ground or sky, i is the scene's object i, counted from 1
-
-
-class Primitive(NamedTuple):
-    """A convex solid of unit size around the origin.
-
-    `distance(origin, direction, xp)` is the length along a ray to where it enters, infinite where
-    it does not; `normal(point, xp)` is a vector along the outer normal at a point of the surface.
-    """
-
-    distance: Callable[..., Any]
-    normal: Callable[..., Vector]
-
-
-def _sphere_distance(origin: Vector, direction: Vector, xp: types.ModuleType) -> Any:
-    # From the ray's point nearest the centre: the usual discriminant cancels in float32 from afar.
-    squared = direction.dot(direction)
-    nearest = -origin.dot(direction) / squared
-    gap = origin + direction * nearest
-    inside = 1 - gap.dot(gap)
-    entry = nearest - xp.sqrt(xp.maximum(inside, 0) / squared)
-    return xp.where((inside > 0) & (entry > 0), entry, xp.inf)
-
-
-def _sphere_normal(point: Vector, xp: types.ModuleType) -> Vector:
-    return point
-
-
-def _box_distance(origin: Vector, direction: Vector, xp: types.ModuleType) -> Any:
-    inverse = direction.map(lambda c: 1 / xp.where(xp.abs(c) < 1e-12, 1e-12, c))
-    middle, reach = origin * inverse * -1, inverse.map(xp.abs)
-    entry, leave = (middle - reach).fold(xp.maximum), (middle + reach).fold(xp.minimum)
-    return xp.where((entry < leave) & (entry > 0), entry, xp.inf)
-
-
-def _box_normal(point: Vector, xp: types.ModuleType) -> Vector:
-    largest = point.map(xp.abs).fold(xp.maximum)
-    return point.map(lambda c: xp.where(xp.abs(c) >= largest, xp.sign(c), 0))
-
-
-PRIMITIVES: dict[str, Primitive] = {
-    "sphere": Primitive(_sphere_distance, _sphere_normal),
-    "box": Primitive(_box_distance, _box_normal),
-}
 
 
 class _Frames(NamedTuple):
@@ -242,7 +157,7 @@ def _normals(scene: SceneArrays, point: Vector, owner: Any, xp: types.ModuleType
     return normal * (1 / xp.sqrt(xp.maximum(normal.dot(normal), 1e-12)))
 
 
-def _sun_directions(sun: Any, samples: int, xp: types.ModuleType) -> Vector:
+def sun_directions(sun: Any, samples: int, xp: types.ModuleType) -> Vector:
     """Directions (m 1) to points spread evenly over the sun's disc."""
     turn = np.arange(samples)[:, None] * np.pi * (3 - np.sqrt(5))  # the golden angle
     radius = SUN_RADIUS * np.sqrt((np.arange(samples)[:, None] + 0.5) / samples) * (samples > 1)
@@ -294,7 +209,7 @@ def render(
         )
     samples = supersample**2
     origin, direction = camera_rays(scene.camera, size, supersample, xp)
-    sun = _sun_directions(scene.sun, samples, xp)
+    sun = sun_directions(scene.sun, samples, xp)
 
     length = distances(scene, origin, direction, xp)
     nearest = length.min(axis=0)

@@ -128,7 +128,7 @@ class Scene:
         )
 
 
-def _stream(*key: int | str) -> np.random.Generator:
+def stream(*key: int | str) -> np.random.Generator:
     """Random numbers of its own for every key."""
     numbers = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
@@ -170,36 +170,37 @@ def _foot(item: Object) -> float:
     return item.half[0] if item.shape == "sphere" else math.hypot(*item.half[:2])
 
 
-def _is_clear(middle: float) -> bool:
+def is_clear(middle: float) -> bool:
     """Whether an object in the middle of that column (0 to 1) has one place beyond dispute."""
     return min(abs(middle - 1 / 3), abs(middle - 2 / 3)) > CLEAR
 
 
-def _placed(
-    rng: np.random.Generator, objects: list[Object], camera: Camera
-) -> tuple[Object, ...] | None:
-    """The objects apart from each other and spread over the picture; None where that did not work.
+def placed_spots(
+    rng: np.random.Generator, extents: list[tuple[float, float]], camera: Camera
+) -> list[tuple[float, float]] | None:
+    """Spots on the ground for things, apart from each other and spread over the picture.
 
-    A picture cuts off about a tenth of an object at most.
+    Of every thing the radius of the ground that it takes up and half its height are given.  A
+    picture cuts off about a tenth of it at most.  None where that did not work.
     """
     _, _, (x, y, z) = camera.axes()
     level = math.hypot(x, y)
     ahead = math.dist(camera.eye[:2], camera.target[:2])
-    count, spots = len(objects), []
+    count, spots = len(extents), []
     thirds = rng.permutation(len(PLACES))[:count].tolist()
-    for third, item in zip(thirds, objects, strict=True):
-        foot, rise = _foot(item), item.half[2] - camera.eye[2]
+    for third, (foot, tall) in zip(thirds, extents, strict=True):
+        rise = tall - camera.eye[2]
         for along, aside in rng.random((6, 2)).tolist():
             # Along the ground from under the camera, and aside from the picture's middle.
             along = ahead + DEEP[count - 1] * (2 * along - 1)
             depth, height = level * along + z * rise, z * along - level * rise
             edge = 0.5 * depth / camera.focal
-            if depth < 1.5 or abs(height) + 0.8 * item.half[2] > edge:
+            if depth < 1.5 or abs(height) + 0.8 * tall > edge:
                 continue
             # Thirds overlap a little: now and then two objects share a place.
             column = (third + 1.5 * aside - 0.25) / len(PLACES)
             aside = (2 * column - 1) * edge
-            if abs(aside) + 0.8 * foot > edge or not _is_clear(column):
+            if abs(aside) + 0.8 * foot > edge or not is_clear(column):
                 continue
             spot = (
                 camera.eye[0] + (x * along + y * aside) / level,
@@ -210,10 +211,7 @@ def _placed(
                 break
         else:
             return None
-    return tuple(
-        dataclasses.replace(item, center=(*spot, item.half[2]))
-        for item, (spot, _) in zip(objects, spots, strict=True)
-    )
+    return [spot for spot, _ in spots]
 
 
 def _probe(scene: Scene) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "k n"]]:
@@ -236,7 +234,7 @@ def _judged(scene: Scene) -> Scene | None:
         if not VISIBLE[0] <= visible / PROBE**2 <= VISIBLE[1] or visible < UNHIDDEN * whole:
             return None
         middle = float(columns[mine].mean())
-        if not _is_clear(middle):
+        if not is_clear(middle):
             return None
         seen.append((middle, dataclasses.replace(item, place=PLACES[int(3 * middle)])))
     seen.sort(key=lambda pair: pair[0])
@@ -247,7 +245,7 @@ def _judged(scene: Scene) -> Scene | None:
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:
     """Scene `index` of a split; a pure function of its arguments."""
-    rng = _stream(seed, split, index)
+    rng = stream(seed, split, index)
     count = 1 + int(np.searchsorted(np.cumsum(COUNTS), rng.random()))
     colours = list(PALETTE)
     objects = [_new_object(rng, colours[i]) for i in rng.permutation(len(colours))[:count]]
@@ -260,9 +258,13 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     # keep the shares they have above.
     for _ in range(ATTEMPTS):
         camera = _new_camera(rng, count)
-        placed = _placed(rng, objects, camera)
-        if placed is None:
+        spots = placed_spots(rng, [(_foot(item), item.half[2]) for item in objects], camera)
+        if spots is None:
             continue
+        placed = tuple(
+            dataclasses.replace(item, center=(*spot, item.half[2]))
+            for item, spot in zip(objects, spots, strict=True)
+        )
         # The sun stands behind the camera or beside it, so that we see lit sides.
         _, _, (x, y, _) = camera.axes()
         bearing, level = math.atan2(-y, -x) + sun_side, math.cos(sun_height)
@@ -277,7 +279,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
 
 def caption(scene: Scene, seed: int) -> str:
     """Every object's size, colour, shape and place, from left to right; `seed` picks the words."""
-    rng = _stream("caption", seed)
+    rng = stream("caption", seed)
     words = {name: pair[int(rng.random() < 0.25)] for name, pair in WORDS.items()}
     *some, last = (
         f"a {o.size} {o.colour} {words[o.shape]} {words[o.place]}" for o in scene.objects

@@ -48,17 +48,37 @@ class ScenesConfig(tfds.core.BuilderConfig):
         self.name = f"{self.size}px-{self.train}-{self.validation}-seed{self.seed}"
 
 
-class Scenes(tfds.core.ShardBasedBuilder):
-    """Captioned pictures of procedural scenes with depth, instances, objects and cameras."""
+class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Writes the scenes of a configuration, shard by shard."""
 
-    # Shard by shard, not GeneratorBasedBuilder: that holds a split in memory to sort it, and past
-    # a gigabyte needs TensorFlow.
-
-    # The first number goes up when equal settings give other pictures or captions than before.
-    VERSION = tfds.core.Version("1.0.0")
+    # Not GeneratorBasedBuilder: that holds a split in memory to sort it, and past a gigabyte needs
+    # TensorFlow.
 
     advance: Callable[[], Any] | None = None  # called for every scene that is written
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
+
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict]]]]]:
+        config = self.builder_config
+        return {
+            split: [
+                functools.partial(self._examples, split, range(i, min(i + SHARD, count)))
+                for i in range(0, count, SHARD)
+            ]
+            for split, count in (("train", config.train), ("validation", config.validation))
+        }
+
+    def _examples(self, split: str, indices: range) -> Iterator[tuple[int, dict]]:
+        """Keys and records of the scenes of those numbers."""
+        raise NotImplementedError
+
+
+class Scenes(Builder):
+    """Captioned pictures of procedural scenes with depth, instances, objects and cameras."""
+
+    # The first number goes up when equal settings give other pictures or captions than before.
+    VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         size, features = self.builder_config.size, tfds.features
@@ -101,18 +121,6 @@ class Scenes(tfds.core.ShardBasedBuilder):
                 }
             ),
         )
-
-    def _shard_iterators_per_split(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict]]]]]:
-        config = self.builder_config
-        return {
-            split: [
-                functools.partial(self._examples, split, range(i, min(i + SHARD, count)))
-                for i in range(0, count, SHARD)
-            ]
-            for split, count in (("train", config.train), ("validation", config.validation))
-        }
 
     def _examples(self, split: str, indices: range) -> Iterator[tuple[int, dict]]:
         """Keys and records of the scenes of those numbers."""
@@ -162,14 +170,15 @@ def _renderer(size: int) -> Callable[[list[scenes.Scene]], tuple[np.ndarray, ...
     return rendered
 
 
-def _png(picture: np.ndarray) -> io.BytesIO:
+def png_file(picture: np.ndarray) -> io.BytesIO:
+    """A picture as a PNG file in memory, which is what TFDS takes."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "png", compress_level=1)
     file.seek(0)
     return file
 
 
-def _box(mask: np.ndarray) -> Int[np.ndarray, "4"]:
+def box_of(mask: np.ndarray) -> Int[np.ndarray, "4"]:
     """Left, top, right and bottom of a mask's pixels, half open."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.int32)
@@ -180,16 +189,16 @@ def _record(
 ) -> dict[str, Any]:
     arrays = scene.camera.arrays()
     return {
-        "image": _png(image),
+        "image": png_file(image),
         "depth": depth,
-        "instances": _png(instances),
+        "instances": png_file(instances),
         "objects": [
             {
                 "shape": item.shape,
                 "colour": item.colour,
                 "size": item.size,
                 "place": item.place,
-                "box": _box(instances == i),
+                "box": box_of(instances == i),
             }
             for i, item in enumerate(scene.objects, 1)
         ],
@@ -217,8 +226,13 @@ def build(folder: pathlib.Path, size: int, train: int, validation: int, seed: in
     Read with `build(...).as_data_source(split="train")`.
     """
     config = ScenesConfig(size=size, train=train, validation=validation, seed=seed)
+    return prepared(Scenes, config, folder)
+
+
+def prepared(kind: type[Builder], config: ScenesConfig, folder: pathlib.Path) -> Builder:
+    """A builder whose scenes are in a folder, rendered now if they are not there yet."""
     open_builder = functools.partial(
-        Scenes, config=config, data_dir=folder, file_format="array_record"
+        kind, config=config, data_dir=folder, file_format="array_record"
     )
     with _quiet():
         builder = open_builder()
@@ -231,7 +245,7 @@ def build(folder: pathlib.Path, size: int, train: int, validation: int, seed: in
             Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
             tempfile.TemporaryDirectory() as nothing,
         ):
-            task = progress.add_task("", total=train + validation)
+            task = progress.add_task("", total=config.train + config.validation)
             builder.advance = functools.partial(progress.advance, task)
             try:
                 builder.download_and_prepare(download_dir=nothing)

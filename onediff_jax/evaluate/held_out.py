@@ -6,25 +6,25 @@ from typing import NamedTuple
 import numpy as np
 
 from onediff_jax.data.conditions import ConditionConfig
-from onediff_jax.data.example import Example, Picture, Record
-from onediff_jax.data.pictures import grid_for, resized_record
-from onediff_jax.data.sources import Source
+from onediff_jax.data.example import Example, View
+from onediff_jax.data.fitting import grid_for
+from onediff_jax.data.records import Source
 from onediff_jax.data.tasks import TASKS, example_of
-from onediff_jax.generate import Request, SampleConfig, Trained, generate
+from onediff_jax.generate import Made, Request, SampleConfig, Trained, generate
 
 
 class Completed(NamedTuple):
     """A held-out example, and what was made of its other views."""
 
-    record: Record  # at the size of its views
+    number: int  # of the record
     example: Example
-    made: Mapping[str, Picture]
+    made: Mapping[str, Made]
 
-
-def directions(task: str) -> list[tuple[str, ...]]:
-    """What can be wanted of a task: picture from conditions, or one condition from the picture."""
-    image, *conditions = TASKS[task].views
-    return [(image,), *((condition,) for condition in conditions)]
+    @property
+    def views(self) -> dict[str, View]:
+        """The true views by name."""
+        names = TASKS[self.example.task].form.names(len(self.example.views))
+        return dict(zip(names, self.example.views, strict=True))
 
 
 def complete(
@@ -32,6 +32,7 @@ def complete(
     source: Source,
     indices: Sequence[int],
     task: str,
+    views: int,
     wanted: Sequence[str],
     tokens: int,
     conditions: ConditionConfig,
@@ -40,20 +41,26 @@ def complete(
 ) -> list[Completed]:
     """The `wanted` views of a source's records, made from all other views and the prompt.
 
-    All pictures have the size of the first record's grid of `tokens` tokens.
+    All pictures have the size of the first one's grid of `tokens` tokens.
     """
-    first = source[indices[0]]["image"]
-    rows, columns = grid_for(*first.shape[:2], tokens)
-    size = (rows * trained.edge, columns * trained.edge)
-    records = [resized_record(source[i], *size) for i in indices]
+    fields = TASKS[task].takes(source.fields)
+    grid: list[tuple[int, int]] = []
+
+    def size(shape: tuple[int, int]) -> tuple[int, int]:
+        if not grid:
+            grid.append(grid_for(*shape, tokens))
+        return grid[0][0] * trained.edge, grid[0][1] * trained.edge
+
     examples = [
-        example_of(task, record, np.random.default_rng([seed, i]), conditions)
-        for i, record in zip(indices, records, strict=True)
+        example_of(
+            task, source.taken(i, fields), views, size, np.random.default_rng([seed, i]), conditions
+        )
+        for i in indices
     ]
     requests = []
     for example in examples:
-        views = dict(zip(TASKS[task].views, example.views, strict=True))
-        given = {name: view for name, view in views.items() if name not in wanted}
+        shown = Completed(0, example, {}).views
+        given = {name: view for name, view in shown.items() if name not in wanted}
         requests.append(Request(example.prompt, given))
-    made = generate(trained, task, requests, size, config, seed)
-    return [Completed(*parts) for parts in zip(records, examples, made, strict=True)]
+    made = generate(trained, task, views, requests, examples[0].size, config, seed)
+    return [Completed(*parts) for parts in zip(indices, examples, made, strict=True)]

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onediff_jax.data import conditions, scenes
+from onediff_jax.data import maps, scenes
 from onediff_jax.data.conditions import ConditionConfig
 from onediff_jax.data.example import Record
+from onediff_jax.data.fitting import fitted
+from onediff_jax.data.records import Source
 from onediff_jax.data.render import FAR
-from onediff_jax.data.sources import Source
+from onediff_jax.data.tasks import TASKS
 from onediff_jax.evaluate import scores
 from onediff_jax.evaluate.held_out import Completed, complete
 from onediff_jax.generate import SampleConfig, Trained
@@ -61,6 +63,7 @@ def score(trained: Trained, training: Source, held_out: Source, test: SceneTest)
             held_out,
             indices,
             task,
+            TASKS[task].form.counts[0],
             (wanted,),
             test.tokens,
             test.conditions,
@@ -74,22 +77,32 @@ def score(trained: Trained, training: Source, held_out: Source, test: SceneTest)
             ("text2image", "image"),
         )
     }
-    known = [training[i] for i in range(min(TRAINING_SCENES, len(training)))]
+    size = completed["text2image", "image"][0].example.size
+    known = truths(training, range(min(TRAINING_SCENES, len(training))), size)
+    true = truths(held_out, indices, size)
     lines = (
-        *depth_lines(completed["depth2image", "depth"], known),
-        map_line(completed["semanticmap2image", "semantic"], known),
+        *depth_lines(completed["depth2image", "depth"], true, known),
+        map_line(completed["semanticmap2image", "semantic"], true, known),
         inpainting_line(completed["image_inpainting", "image"]),
-        *text_lines(completed["text2image", "image"]),
+        *text_lines(completed["text2image", "image"], true),
     )
     return Scored(lines, completed)
 
 
-def depth_lines(completed: Sequence[Completed], known: Sequence[Record]) -> list[Line]:
+def truths(source: Source, indices: Sequence[int], size: tuple[int, int]) -> list[Record]:
+    """What is known of scenes, at the size of their views."""
+    fields = ("image", "depth", "instances", "names", "colors", "places")
+    return [fitted(source.taken(i, fields), *size) for i in indices]
+
+
+def depth_lines(
+    completed: Sequence[Completed], true: Sequence[Record], known: Sequence[Record]
+) -> list[Line]:
     """Depth from pictures, beside the mean depth picture of the training scenes."""
-    mean = np.mean([conditions.depth_picture(record["depth"]) for record in known], 0)
-    truths = [c.record["depth"] for c in completed]
-    made = [scores.depth_score(c.made["depth"], c.record["depth"], FAR) for c in completed]
-    trivial = [scores.depth_score(mean, truth, FAR) for truth in truths]
+    mean = np.mean([maps.depth_picture(record["depth"]) for record in known], 0)
+    pairs = zip(completed, true, strict=True)
+    made = [scores.depth_score(c.made["depth"], record["depth"], FAR) for c, record in pairs]
+    trivial = [scores.depth_score(mean, record["depth"], FAR) for record in true]
     answer = "mean depth of the training scenes"
     return [
         Line("depth AbsRel", averaged(made, 0), averaged(trivial, 0), answer, higher=False),
@@ -108,15 +121,17 @@ def classes_of(record: Record) -> np.ndarray:
     return np.array(of_instance)[record["instances"]]
 
 
-def map_line(completed: Sequence[Completed], known: Sequence[Record]) -> Line:
+def map_line(
+    completed: Sequence[Completed], true: Sequence[Record], known: Sequence[Record]
+) -> Line:
     """Classes from pictures: every pixel takes the class whose colour is nearest."""
     votes = [np.stack([classes_of(r) == i for r in known]).mean(0) for i in range(len(CLASSES))]
     usual = np.argmax(votes, 0)
-    colors = conditions.class_colors(scenes.SHAPES, None)
-    palette = [(0, 0, 0), *(conditions.rgb(colors[name]) for name in scenes.SHAPES)]
+    colors = maps.class_colors(scenes.SHAPES, None)
+    palette = [(0, 0, 0), *(maps.rgb(colors[name]) for name in scenes.SHAPES)]
     made, trivial = 0, 0
-    for c in completed:
-        predicted, truth = scores.nearest_color(c.made["semantic"], palette), classes_of(c.record)
+    for c, record in zip(completed, true, strict=True):
+        predicted, truth = scores.nearest_color(c.made["semantic"], palette), classes_of(record)
         made = made + scores.confusion(predicted, truth, len(CLASSES))
         trivial = trivial + scores.confusion(usual, truth, len(CLASSES))
     answer = "most frequent class of every pixel"
@@ -136,13 +151,13 @@ def inpainting_line(completed: Sequence[Completed]) -> Line:
     return Line("inpainting PSNR", float(np.mean(made)), float(np.mean(trivial)), answer)
 
 
-def text_lines(completed: Sequence[Completed]) -> list[Line]:
+def text_lines(completed: Sequence[Completed], true: Sequence[Record]) -> list[Line]:
     """Named colours, and colours with their places, found in pictures from text.
 
     The trivial answer is the pictures of other captions.
     """
     found = [scores.detected(c.made["image"], scenes.PALETTE) for c in completed]
-    named = [named_in(c.record) for c in completed]
+    named = [named_in(record) for record in true]
     others = named[1:] + named[:1]
 
     def colors(objects):

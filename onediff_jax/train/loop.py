@@ -2,16 +2,19 @@
 
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from clu import metrics as clu_metrics
 from clu import parameter_overview
 
 from onediff_jax.data import loader
 from onediff_jax.data.tasks import TASKS
+from onediff_jax.errors import InputError
 from onediff_jax.evaluate.grids import grid
-from onediff_jax.evaluate.held_out import complete, directions
+from onediff_jax.evaluate.held_out import complete
 from onediff_jax.generate import Trained
 from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, replicated
 from onediff_jax.train import metrics, run
@@ -47,7 +50,9 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
             state = checkpoints.restore(done, shapes)
         else:
             state = jax.jit(init, out_shardings=shardings)()
-        step_of = train_step_of(networks, optimizer, rows.layout, config.flow, config.optimizer)
+        step_of = train_step_of(
+            networks, optimizer, rows.layout, config.flow, config.optimizer, len(sources)
+        )
         train_step = jax.jit(step_of, donate_argnums=0, out_shardings=(shardings, None))
         key = jax.device_put(jax.random.key(config.seed + 1), replicated(mesh))
         local = local_rows(mesh, config.rows)
@@ -57,6 +62,7 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
             introduce(writer, state, rows, sources, assets, done, changes)
             flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length)
             clock = Clock(done, views=config.rows * rows.layout.views, flops=flops)
+            faults = Faults(config.data.faults, list(sources))
             measured = None
             for step in range(done + 1, config.steps + 1):
                 batch = global_batch(next(batches), mesh, config.rows)
@@ -66,9 +72,11 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
                 writer.advance(step)
                 logs, saves = (due(step, every, config.steps) for every in intervals(config))
                 if logs or saves:  # the only wait for the device
-                    refuse_nonfinite(named_scalars(fresh), step)
+                    refuse_nonfinite(named_scalars(fresh, list(sources)), step)
                 if logs:
-                    writer.scalars(step, named_scalars(measured) | clock.speeds(step))
+                    scalars = named_scalars(measured, list(sources))
+                    writer.scalars(step, scalars | clock.speeds(step))
+                    faults.add(measured["faults"])
                     measured = None
                 if saves:
                     checkpoints.save(step, state, assets, as_json)
@@ -118,6 +126,27 @@ class Clock:
         return speeds | ({"mfu": self._flops * rate / peak} if peak else {})
 
 
+class Faults:
+    """Records at fault so far, by source; stops a run when their share exceeds what is allowed."""
+
+    def __init__(self, allowed: float, sources: Sequence[str]):
+        self._allowed, self._sources = allowed, sources
+        self._faults, self._records = np.zeros(len(sources)), np.zeros(len(sources))
+
+    def add(self, measured: clu_metrics.Average) -> None:
+        """Counts more steps; raises InputError, naming the source, once enough is known."""
+        found = jax.device_get(measured)
+        self._faults, self._records = self._faults + found.total, self._records + found.count
+        # Five more than allowed, so that one early fault does not stop a run.
+        over = self._faults > self._allowed * self._records + 5
+        for i in np.flatnonzero(over):
+            raise InputError(
+                f"{self._faults[i]:.0f} of {self._records[i]:.0f} records of source "
+                f"{self._sources[i]} are at fault; data.faults allows {self._allowed:.1%}. "
+                "tools/check_data.py lists them; mend them or raise data.faults."
+            )
+
+
 def refuse_nonfinite(values: dict[str, float], step: int) -> None:
     """Raises where the loss or the gradient of a step is not a finite number any more."""
     if bad := [name for name in ("loss", "grad_norm") if not np.isfinite(values[name])]:
@@ -136,7 +165,8 @@ def introduce(
         state.params, include_stats=False, max_lines=None
     )
     writer.text("parameters", table)
-    pictures = [view for _, _, example in rows.examples(0) for view in example.views]
+    shown = [view for _, _, placed in rows.examples(0) for view in placed.example.views]
+    pictures = [view for view in shown if isinstance(view, np.ndarray)]
     writer.line(
         f"{parameters(state.params):,} parameters on {jax.device_count()} "
         f"{jax.devices()[0].device_kind}"
@@ -160,26 +190,21 @@ def sample_grids(
     writer: Writer, step: int, trained: Trained, config: run.RunConfig, held_out
 ) -> None:
     """Writes a grid for every task and direction: the same examples and noise at every step."""
-    for task, weight in config.data.tasks.items():
-        source = next((s for s in held_out.values() if TASKS[task].needs <= s.fields), None)
-        if not weight or source is None:
-            continue
-        tokens = next(
-            s.tokens
-            for s in config.data.row
-            if any(task in t for t in s.tasks_of(config.data.tasks).values())
-        )
-        indices = range(min(config.evaluate.examples, len(source)))
-        for wanted in directions(task):
+    for task, views in run.views_of_tasks(config.data).items():
+        source = next(iter(loader.served(task, views, held_out).values()))
+        count = min(config.evaluate.examples, len(source))
+        indices = np.linspace(0, len(source) - 1, count).astype(int).tolist()  # of all kinds
+        for name, wanted in TASKS[task].form.directions(views):
             done = complete(
                 trained,
                 source,
                 indices,
                 task,
+                views,
                 wanted,
-                tokens,
+                run.tokens_of(config.data, task),
                 config.data.conditions,
                 config.evaluate.sample,
                 config.seed,
             )
-            writer.pictures(step, f"{task}_to_{'_'.join(wanted)}", grid(done))
+            writer.pictures(step, f"{task}_to_{name}", grid(done))

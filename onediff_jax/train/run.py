@@ -8,8 +8,8 @@ import numpy as np
 
 from onediff_jax.data.example import Example, Picture
 from onediff_jax.data.latents import LinearCodec, fit, picture_of, psnr
-from onediff_jax.data.loader import DataConfig, MakeExample, Rows
-from onediff_jax.data.sources import Source
+from onediff_jax.data.loader import DataConfig, MakeExample, Rows, served
+from onediff_jax.data.records import Source
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.data.text import Tokenizer, vocabulary_of
 from onediff_jax.errors import InputError
@@ -124,7 +124,7 @@ def opened(config: DataConfig, split: str) -> dict[str, Source]:
 def fitted_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
     """Codec and vocabulary of a run, as functions of the configuration and the training records."""
     examples = examples_to_fit(config, sources)
-    pictures = [view for example in examples for view in example.views]
+    pictures = [v for e in examples for v in e.views if isinstance(v, np.ndarray)]
     prompts = [example.prompt for example in examples] + [task.token for task in TASKS.values()]
     for source in sources.values():
         step = max(len(source) // CAPTIONS, 1)
@@ -137,16 +137,35 @@ def examples_to_fit(config: RunConfig, sources: Mapping[str, Source]) -> list[Ex
     """Examples of all tasks in equal numbers, of records spread over the sources."""
     edge = config.model.patch * config.codec.factor
     tokens = max(slot.tokens for slot in config.data.row)
-    tasks = [name for name, weight in config.data.tasks.items() if weight > 0]
-    serving = [(t, s) for t in tasks for s in sources.values() if TASKS[t].needs <= s.fields]
-    each = config.codec.pictures // max(sum(len(TASKS[t].views) for t, _ in serving), 1) + 1
-    examples = []
-    for task, source in serving:
-        make = MakeExample(task, tokens, edge, config.data.conditions)
-        for i in np.linspace(0, len(source) - 1, min(each, len(source))).astype(int):
-            rng = np.random.default_rng([config.seed, int(i)])
-            examples.append(make.random_map(source[int(i)], rng))
-    return examples
+    makers = [
+        MakeExample(task, source, number, views, tokens, edge, config.data.conditions)
+        for task, views in views_of_tasks(config.data).items()
+        for number, source in served(task, views, sources).items()
+    ]
+    each = config.codec.pictures // max(sum(make.views for make in makers), 1) + 1
+    return [
+        make.random_map(int(i), np.random.default_rng([config.seed, int(i)])).example
+        for make in makers
+        for i in np.linspace(0, len(make.source) - 1, min(each, len(make.source))).astype(int)
+    ]
+
+
+def views_of_tasks(config: DataConfig) -> dict[str, int]:
+    """The tasks of a run, and the smallest number of views that its slots give each."""
+    found: dict[str, int] = {}
+    for slot in config.row:
+        for views, tasks in slot.tasks_of(config.tasks, config.counts).items():
+            found |= {task: min(views, found.get(task, views)) for task in tasks}
+    return {task: found[task] for task in config.tasks if task in found}
+
+
+def tokens_of(config: DataConfig, task: str) -> int:
+    """Tokens of a view of a task that the run's slots hold."""
+    return next(
+        slot.tokens
+        for slot in config.row
+        if any(task in tasks for tasks in slot.tasks_of(config.tasks, config.counts).values())
+    )
 
 
 def reconstruction_psnr(codec: LinearCodec, pictures: list[Picture]) -> float:

@@ -1,6 +1,6 @@
 """One training step: noise, predict, compare, update.  A pure function of state, batch and key."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,8 +51,9 @@ def train_step_of(
     layout: Layout,
     flow_config: flow.FlowConfig,
     config: OptimizerConfig,
+    sources: int = 1,
 ) -> Callable[[State, Batch, Array], tuple[State, dict[str, clu_metrics.Average]]]:
-    """The step of a run: (state, batch, key) -> (state, metrics).
+    """The step of a run that reads so many sources: (state, batch, key) -> (state, metrics).
 
     The loss is normalised over the global batch before it is cut into parts, so that `accumulate`
     changes memory and nothing else.
@@ -68,7 +69,7 @@ def train_step_of(
 
         def weighted_loss(params, batch, rows, weights):
             errors, sigmas = losses(networks, params, batch, rows, key, layout, flow_config)
-            return (errors * weights).sum(), measures(errors, sigmas, batch, layout)
+            return (errors * weights).sum(), measures(errors, sigmas, batch, layout, sources)
 
         def work_through(total, part):
             (loss, measured), grads = jax.value_and_grad(weighted_loss, has_aux=True)(
@@ -102,8 +103,10 @@ def mean_of(value: Float[Array, "*any"], weight: Array | float = 1.0) -> clu_met
     return clu_metrics.Average(total=value * weight, count=weight)
 
 
-def measures(errors, sigmas, batch: Batch, layout: Layout) -> dict[str, clu_metrics.Average]:
-    """Loss by task and by noise level, as vectors; what the loop logs apart."""
+def measures(
+    errors, sigmas, batch: Batch, layout: Layout, sources: int
+) -> dict[str, clu_metrics.Average]:
+    """Loss by task and by noise level, and faults by source, as vectors; logged apart."""
     valid = batch.token_mask.astype(jnp.float32)
     of_view = jax.nn.one_hot(layout.view_of_token, layout.views)  # n v
     summed = jnp.einsum("bn,nv->bv", errors * valid, of_view)
@@ -116,21 +119,32 @@ def measures(errors, sigmas, batch: Batch, layout: Layout) -> dict[str, clu_metr
         totals = (jnp.einsum("bv,bvk->k", x, belongs) for x in (summed, tokens))
         return clu_metrics.Average(*totals)
 
-    return {"task": by(task_of_view, len(TASK_NAMES)), "sigma": by(sigma_bin, SIGMA_BINS)}
+    of_source = jax.nn.one_hot(batch.source, sources)
+    faults = jnp.einsum("be,bes->s", batch.faults.astype(jnp.float32), of_source)
+    return {
+        "task": by(task_of_view, len(TASK_NAMES)),
+        "sigma": by(sigma_bin, SIGMA_BINS),
+        "faults": clu_metrics.Average(faults, faults + of_source.sum((0, 1))),
+    }
 
 
-def named_scalars(measured: dict[str, clu_metrics.Average]) -> dict[str, float]:
-    """Measures by the names they are logged under; tasks and levels not seen are left out."""
+def named_scalars(
+    measured: dict[str, clu_metrics.Average], sources: Sequence[str]
+) -> dict[str, float]:
+    """Measures by the names they are logged under; what was not seen is left out.
+
+    `sources` are the sources' names, in order.
+    """
+    labels = {
+        "task": [f"loss/{task}" for task in TASK_NAMES],
+        "sigma": [f"loss/sigma_{i / SIGMA_BINS:.1f}" for i in range(SIGMA_BINS)],
+        "faults": [f"faults/{source}" for source in sources],
+    }
     scalars = {}
     for name, metric in jax.device_get(measured).items():
-        if name in ("task", "sigma"):
-            labels = (
-                TASK_NAMES
-                if name == "task"
-                else [f"sigma_{i / SIGMA_BINS:.1f}" for i in range(SIGMA_BINS)]
-            )
-            seen = zip(labels, metric.total, metric.count, strict=True)
-            scalars |= {f"loss/{label}": float(t / c) for label, t, c in seen if c}
+        if name in labels:
+            seen = zip(labels[name], metric.total, metric.count, strict=True)
+            scalars |= {label: float(t / c) for label, t, c in seen if c}
         else:
             scalars[name] = float(metric.compute())
     return scalars

@@ -1,0 +1,74 @@
+"""Every task at once on the built-in scenes at 32 px, on two CPU cores: an hour.
+
+To train:
+
+    python -m onediff_jax train --config configs/scenes_all.py --workdir runs/scenes_all
+"""
+
+from onediff_jax.config import base_config
+
+
+def get_config():
+    config = base_config()
+    config.steps = 30_000
+    config.rows = 1
+    config.model.update(
+        width=144,
+        depth=4,
+        heads=6,
+        kv_heads=3,
+        multiple_of=96,
+        softcap=None,
+        dtype="float32",
+        attention="reference",
+        unroll=4,
+    )
+    config.text.update(vocabulary=1024, length=64)
+    config.text.encoder.update(
+        width=64, depth=1, heads=4, head_width=16, hidden=128, dtype="float32"
+    )
+    config.codec.update(factor=4)
+    config.flow.update(shift=3.0)
+    config.optimizer.update(
+        learning_rate=3e-3, schedule="linear", warmup=200, b2=0.99, clip=1.0, ema=0.999
+    )
+    scenes = dict(
+        kind="scenes",
+        path="artifacts/scenes_full_32",
+        content="full",
+        size=32,
+        train=10_000,
+        validation=500,
+        views=4,
+        seed=0,
+    )
+    config.data.sources.figures = scenes | dict(groups="figures")
+    config.data.sources.objects = scenes | dict(groups="objects")
+    config.data.tasks = dict(
+        text2image=2.0,
+        deblurring=0.5,
+        image_inpainting=1.0,
+        super_resolution=0.5,
+        canny2image=1.0,
+        depth2image=1.0,
+        pose2image=1.0,
+        semanticmap2image=1.0,
+        boundingbox2image=1.0,
+        image_editing=1.0,
+        faceid=1.0,
+        subject_driven=1.0,
+        multiview=2.0,
+    )
+    config.data.counts = dict(faceid=(1.0, 1.0, 1.0, 0.0), subject_driven=(1.0, 1.0, 1.0, 0.0))
+    config.data.counts.multiview = (1.0, 1.0, 1.0, 0.0, 0.0)
+    config.data.conditions.map_colors = "fixed"
+    config.data.row = (
+        dict(views=1, tokens=16, count=4),
+        dict(views=2, tokens=16, count=8),
+        dict(views=8, tokens=16, packed=True, tasks=("faceid", "subject_driven", "multiview")),
+    )
+    config.checkpoint.update(every=2000, keep=2)
+    config.log.every = 200
+    config.evaluate.every = 5000
+    config.evaluate.sample.update(steps=30, guidance=3.0)
+    return config

@@ -1,0 +1,95 @@
+"""What harms a picture: blur, compression, loss of resolution, holes.
+
+All but the holes are plain functions; the holes are drawn.  Beyond its border a picture is
+mirrored.
+"""
+
+import math
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float
+
+from onediff_jax.data.example import Picture
+
+Hole = Bool[np.ndarray, "h w"]  # true where the picture is gone
+
+
+def gaussian_blurred(picture: Picture, sigma: float) -> Picture:
+    """The picture under a Gaussian of standard deviation `sigma` pixels."""
+    return cv2.GaussianBlur(picture, (0, 0), sigma)
+
+
+def motion_kernel(length: float, angle: float) -> Float[np.ndarray, "k k"]:
+    """Weights, of sum 1, of a camera that moves `length` pixels in a straight line.
+
+    `angle` is in radians from the x axis towards the y axis (down).  Points of the line, evenly
+    spaced, are shared among the four pixels around each.
+    """
+    reach = math.ceil(length / 2) + 1
+    points = max(2, math.ceil(8 * length))
+    along = length * ((np.arange(points) + 0.5) / points - 0.5)
+    x, y = reach + along * math.cos(angle), reach + along * math.sin(angle)
+    column, row = np.floor(x).astype(int), np.floor(y).astype(int)
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        share = np.abs(1 - right - (x - column)) * np.abs(1 - down - (y - row))
+        np.add.at(kernel, (row + down, column + right), share)
+    return kernel / kernel.sum()
+
+
+def motion_blurred(picture: Picture, length: float, angle: float) -> Picture:
+    """The picture as taken by a camera that moves `length` pixels; the angle as in the kernel."""
+    return cv2.filter2D(picture, -1, motion_kernel(length, angle))
+
+
+def jpeg(picture: Picture, quality: int) -> Picture:
+    """The picture after JPEG of a quality from 1 to 100, colour at half resolution."""
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), settings)
+    return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def downscaled(picture: Picture, factor: float) -> Picture:
+    """The picture with both sides divided by `factor`; pixels are means over their area."""
+    height, width = (max(1, round(side / factor)) for side in picture.shape[:2])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def upscaled(picture: Picture, height: int, width: int) -> Picture:
+    """The picture enlarged to a size, cubically."""
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def rectangular_hole(height: int, width: int, rng: np.random.Generator) -> Hole:
+    """A rectangle of a quarter to three quarters of each side, anywhere in the picture."""
+    inside = np.zeros((height, width), bool)
+    sides = [max(1, round(side * rng.uniform(0.25, 0.75))) for side in (height, width)]
+    top, left = (
+        rng.integers(full - side + 1) for full, side in zip((height, width), sides, strict=True)
+    )
+    inside[top : top + sides[0], left : left + sides[1]] = True
+    return inside
+
+
+def free_form_hole(height: int, width: int, rng: np.random.Generator) -> Hole:
+    """One to four strokes of a round brush that zigzag across the picture.
+
+    After algorithm 1 of Yu et al., Free-Form Image Inpainting with Gated Convolution (2019), in
+    proportion to the picture: a stroke starts anywhere, has 4 to 12 straight pieces at 72 +- 24
+    degrees to its direction, left and right in turn, and a brush of 5 to 15 % of the shorter side.
+    Lengths are normally distributed around an eighth of the diagonal (deviation a sixteenth).
+    """
+    inside = np.zeros((height, width), np.uint8)
+    side, diagonal = min(height, width), math.hypot(height, width)
+    for _ in range(rng.integers(1, 5)):
+        brush, direction = max(1, round(side * rng.uniform(0.05, 0.15))), rng.uniform(0, math.tau)
+        points = [rng.uniform(0, 1, 2) * (width, height)]
+        for piece in range(rng.integers(4, 13)):
+            angle = direction + math.radians(rng.uniform(48, 96)) * (-1) ** piece
+            length = np.clip(rng.normal(diagonal / 8, diagonal / 16), 0, diagonal / 4)
+            step = length * np.array([math.cos(angle), math.sin(angle)])
+            points.append(np.clip(points[-1] + step, 0, (width - 1, height - 1)))
+        stroke = np.array(points).astype(np.int32)
+        cv2.polylines(inside, [stroke], False, 1, brush)  # OpenCV's thick lines have round ends
+    return inside.astype(bool)

@@ -1,0 +1,181 @@
+"""Records brought to the size of a slot: the grid that fits, the crop, and what moves with it.
+
+A picture is cut at its centre to the grid's aspect and resized with antialiasing; measurements are
+picked, places are moved, intrinsics follow.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from onediff_jax.data.example import Picture, Record
+from onediff_jax.errors import Fault
+from onediff_jax.ops.cameras import Camera, cropped_intrinsics, resized_intrinsics
+
+LONGEST = 4  # sides of a grid are at most 1 : LONGEST
+FULL = 0.9  # least share of a slot that a grid fills, where there is such a grid
+
+
+def grids(tokens: int) -> list[tuple[int, int]]:
+    """The grids (rows, columns) of at most `tokens` tokens that a picture is brought to.
+
+    For every number of rows or of columns the longest that fits, if it fills the slot to FULL;
+    where there is none, the fullest.
+    """
+    longest = {
+        grid
+        for side in range(1, tokens + 1)
+        for grid in ((side, tokens // side), (tokens // side, side))
+        if grid[1] <= LONGEST * grid[0] <= LONGEST**2 * grid[1]
+    }
+    fullest = max(rows * columns for rows, columns in longest)
+    least = min(FULL * tokens, fullest)
+    return sorted(grid for grid in longest if grid[0] * grid[1] >= least)
+
+
+def grid_for(height: int, width: int, tokens: int) -> tuple[int, int]:
+    """The grid whose aspect is nearest to a picture's."""
+    return min(grids(tokens), key=lambda grid: abs(np.log(grid[0] / grid[1] * width / height)))
+
+
+class Crop(NamedTuple):
+    """The middle of a picture, of some aspect: where it begins, and its size, in pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def crop_of(size: tuple[int, int], height: int, width: int) -> Crop:
+    """The largest central crop of a picture of `size` (height, width) with an aspect."""
+    scale = min(size[0] / height, size[1] / width)
+    w, h = width * scale, height * scale
+    return Crop((size[1] - w) / 2, (size[0] - h) / 2, w, h)
+
+
+def resized(
+    field: np.ndarray,
+    height: int,
+    width: int,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> np.ndarray:
+    """A picture or map cut at its centre to the aspect of height x width, then resized to it."""
+    size = field.shape[:2]
+    if size == (height, width):
+        return field
+    crop = crop_of(size, height, width)
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    return np.asarray(Image.fromarray(field).resize((width, height), resample, box=box))
+
+
+def fitted(record: Record, height: int, width: int) -> Record:
+    """The record with everything that has a place in a picture brought to height x width.
+
+    Raises Fault where a picture would have to be cut or grown too much.
+    """
+    size = (height, width)
+    result = dict(record)
+    for name in ("image", "edited"):
+        if name in record:
+            result[name] = resized_picture(record[name], name, size)
+    for name in ("references", "frames"):
+        if name in record:
+            pictures = enumerate(record[name])
+            result[name] = tuple(resized_picture(p, f"{name}[{i}]", size) for i, p in pictures)
+    if "pictures" in record:
+        result["pictures"] = {
+            name: resized(picture, *size) for name, picture in record["pictures"].items()
+        }
+    for name in ("depth", "instances"):
+        if name in record:
+            refuse_other_size(record, name)
+            result[name] = resized(record[name], *size, Image.Resampling.NEAREST)
+    if "boxes" in record:
+        boxes = moved_boxes(record["boxes"], record["image"], size)
+        seen = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
+        result["boxes"] = boxes[seen]
+        if "instances" in record:  # whose numbers say which name is whose
+            del result["boxes"]
+        elif "names" in record:
+            result["names"] = tuple(np.array(record["names"], object)[seen])
+    if "keypoints" in record:
+        result["keypoints"] = moved_keypoints(record["keypoints"], record["image"], size)
+    if "cameras" in record:
+        result["cameras"] = tuple(
+            moved_camera(camera, frame.shape[:2], size)
+            for camera, frame in zip(record["cameras"], record["frames"], strict=True)
+        )
+    return result
+
+
+GROWN = 2.0  # pictures that would have to be enlarged by more are faults
+KEPT = 0.5  # and those of which a crop would keep a smaller share
+
+
+def resized_picture(picture: Picture, name: str, size: tuple[int, int]) -> Picture:
+    """A picture brought to `size`; raises Fault where that would spoil it."""
+    height, width = picture.shape[:2]
+    crop = crop_of((height, width), *size)
+    if size[0] > GROWN * crop.height:
+        raise Fault(
+            f"{name} is {height} x {width}; views of {size[0]} x {size[1]} need a picture at least "
+            f"{1 / GROWN:.2g} times as large."
+        )
+    if crop.width * crop.height < KEPT * width * height:
+        raise Fault(
+            f"{name} is {height} x {width}; cut to the aspect of {size[0]} x {size[1]} it would "
+            f"lose more than {1 - KEPT:.0%}."
+        )
+    return resized(picture, *size)
+
+
+def refuse_other_size(record: Record, name: str) -> None:
+    """Raises where a map is not as large as its image."""
+    found, expected = record[name].shape, record["image"].shape[:2]
+    if found != expected:
+        raise Fault(f"{name} has the shape {found}; its image is {expected[0]} x {expected[1]}.")
+
+
+def moved(
+    points: Float[np.ndarray, "*many 2"], picture: Picture, size: tuple[int, int]
+) -> Float[np.ndarray, "*many 2"]:
+    """Where points (x, y) of a picture lie after it was cut and resized."""
+    crop = crop_of(picture.shape[:2], *size)
+    scale = (size[1] / crop.width, size[0] / crop.height)
+    return (points - (crop.left, crop.top)) * scale
+
+
+def moved_boxes(
+    boxes: Float[np.ndarray, "n 4"], picture: Picture, size: tuple[int, int]
+) -> Float[np.ndarray, "n 4"]:
+    """Boxes likewise, cut at the picture's edges; one that is cut off whole is empty."""
+    inside = (boxes[:, :2] < picture.shape[1::-1]) & (boxes[:, 2:] > 0)
+    wrong = ~np.all(inside & (boxes[:, :2] < boxes[:, 2:]), axis=1)
+    for box in boxes[wrong]:
+        raise Fault(
+            f"boxes have {box.tolist()}; left < right and top < bottom must hold inside the "
+            f"picture of {picture.shape[1]} x {picture.shape[0]} (width x height) pixels."
+        )
+    corners = moved(boxes.reshape(-1, 2, 2).astype(np.float64), picture, size)
+    return np.clip(corners, 0, (size[1], size[0])).reshape(-1, 4).astype(np.float32)
+
+
+def moved_keypoints(
+    keypoints: Float[np.ndarray, "people 17 3"], picture: Picture, size: tuple[int, int]
+) -> Float[np.ndarray, "people 17 3"]:
+    """Keypoints likewise; those that are cut off are absent."""
+    places = moved(keypoints[..., :2].astype(np.float64), picture, size)
+    inside = np.all((places >= 0) & (places < (size[1], size[0])), -1)
+    present = inside & (keypoints[..., 2] > 0)
+    found = np.concatenate([places, keypoints[..., 2:]], -1) * present[..., None]
+    return found.astype(np.float32)
+
+
+def moved_camera(camera: Camera, shape: tuple[int, int], size: tuple[int, int]) -> Camera:
+    """A camera that sees a picture of `shape` after it was cut and resized."""
+    crop = crop_of(shape, *size)
+    cut = cropped_intrinsics(camera.intrinsics, crop.top, crop.left)
+    return camera._replace(intrinsics=resized_intrinsics(cut, (crop.height, crop.width), size))

@@ -1,0 +1,254 @@
+"""Scenes with known cameras: folders with a `transforms.json`, as nerfstudio and DL3DV keep them.
+
+    DIR/SCENE/transforms.json    intrinsics, and for every frame its file and its camera-to-world
+    DIR/SCENE/images/...         and the same pictures smaller in images_2, images_4, images_8
+    DIR/metadata.jsonl           {"file_name": "SCENE", "text": "a caption"}, optional
+
+Scenes may lie at any depth below DIR, and DIR may be a scene itself.  Lens distortion is not
+undone: pictures are taken for those of a pinhole camera, as the released model took them.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onediff_jax.data.example import Picture, Record
+from onediff_jax.data.faults import refuse_wrong_camera
+from onediff_jax.data.listing import listing_in
+from onediff_jax.data.records import (
+    Source,
+    StoredPicture,
+    StoredPictures,
+    StoredRecord,
+    folder_at,
+    numbers_of_split,
+)
+from onediff_jax.errors import Fault, InputError
+from onediff_jax.ops.cameras import (
+    Camera,
+    focal_from_angle,
+    intrinsics_matrix,
+    opencv_from_opengl,
+    resized_intrinsics,
+)
+
+TRANSFORMS = "transforms.json"
+PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Posed:
+    """Scenes of pictures with known cameras, in folders with a transforms.json."""
+
+    path: str = ""  # of the folder of scenes, or of one scene
+    pictures: str = ""  # folder of a scene's pictures, such as images_4; empty: as its frames say
+    least: int = 2  # frames; scenes with fewer are left out
+    validation: int = 1  # scenes held out, spread evenly by name
+
+    def open(self, split: str) -> Source:
+        """The scenes of a split."""
+        return PosedScenes(self, split)
+
+
+class PosedScenes(Source):
+    """Scenes, whose frames are decoded when they are asked for."""
+
+    def __init__(self, settings: Posed, split: str):
+        self.folder = folder_at(settings.path, "posed")
+        self._pictures = settings.pictures
+        scenes = sorted(scenes_in(self.folder))
+        if not scenes:
+            raise InputError(
+                f"{self.folder} has no {TRANSFORMS}, nor has any folder in it; a scene is a folder "
+                "with one."
+            )
+        captions = captions_of(self.folder, scenes)
+        enough = [s for s in scenes if frames_in(self.folder / s) >= max(settings.least, 1)]
+        if not enough:
+            raise InputError(
+                f"None of the {len(scenes)} scenes in {self.folder} has {settings.least} frames; "
+                "lower the source's least."
+            )
+        numbers = numbers_of_split(
+            split, len(enough), settings.validation, f"scenes of enough frames in {self.folder}"
+        )
+        self._scenes = [enough[i] for i in numbers]
+        self._captions = captions and {scene: captions[scene] for scene in self._scenes}
+        self.fields = frozenset(
+            {"image", "frames", "cameras"} | ({"caption"} if captions else set())
+        )
+        self.least = {"frames": max(settings.least, 1)}
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> Record:
+        scene, where = self._scenes[index], self.where(index)
+        views = views_of(self.folder / scene, self._pictures, where)
+        if len(views) < self.least["frames"]:
+            raise Fault(
+                f"{where}: there are {len(views)} frames; the source promises "
+                f"{self.least['frames']}."
+            )
+        frames = Frames([view[0] for view in views])
+        record = {"frames": frames, "cameras": Cameras(frames, [view[1] for view in views], where)}
+        texts = {"caption": self._captions[scene]} if self._captions else {}
+        return StoredRecord({"image": frames.stored[0]} | record | texts)
+
+    def caption(self, index: int) -> str:
+        """The caption of a scene, whose frames are not looked at."""
+        return self._captions[self._scenes[index]] if self._captions else ""
+
+    def where(self, index: int) -> str:
+        """The scene's file of cameras."""
+        return str(self.folder / self._scenes[index] / TRANSFORMS)
+
+
+class Frames(StoredPictures):
+    """Pictures of a scene, and the sizes of those that were read."""
+
+    def __init__(self, stored: Sequence[StoredPicture]):
+        super().__init__(stored)
+        self._sizes: dict[int, tuple[int, int]] = {}
+
+    def __getitem__(self, index: int) -> Picture:
+        picture = super().__getitem__(index)
+        self._sizes[range(len(self))[index]] = picture.shape[:2]
+        return picture
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a frame, which is read where it has not been yet."""
+        if index not in self._sizes:
+            self[index]
+        return self._sizes[index]
+
+
+class Cameras(Sequence):
+    """Cameras of a scene's frames, with intrinsics for the pictures as they are."""
+
+    def __init__(self, frames: Frames, entries: Sequence[Mapping[str, Any]], where: str):
+        self._frames, self._entries, self._where = frames, entries, where
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Camera:
+        index = range(len(self))[index]
+        where = f"{self._where}: {self._entries[index]['file_path']}"
+        return camera_of(self._entries[index], self._frames.size(index), where)
+
+
+def camera_of(entry: Mapping[str, Any], size: tuple[int, int], where: str) -> Camera:
+    """The camera of a frame's entry (the file's values, and its own over them).
+
+    `size` is the picture's (height, width), to which intrinsics are scaled.  Raises Fault.
+    """
+    model = entry.get("camera_model", PINHOLES[0])
+    if model not in PINHOLES:
+        raise Fault(f"{where}: camera_model is {model!r}; it can be {', '.join(PINHOLES)}.")
+    height, width = (
+        number(entry, name, where, None if "fl_x" in entry else float(size[i]))
+        for i, name in enumerate("hw")
+    )
+    if abs(size[0] * width - size[1] * height) > width + height:  # more than a rounded pixel
+        raise Fault(
+            f"{where}: the picture is {size[0]} x {size[1]}; by its cameras it is a resized "
+            f"{height:g} x {width:g} (height x width)."
+        )
+    if "fl_x" not in entry and "camera_angle_x" in entry:
+        angle = number(entry, "camera_angle_x", where)
+        if not 0 < angle < math.pi:
+            raise Fault(f"{where}: camera_angle_x is {angle}; it must lie between 0 and pi.")
+        fl_x = focal_from_angle(angle, round(width))
+    else:
+        fl_x = number(entry, "fl_x", where)
+    values = fl_x, number(entry, "fl_y", where, fl_x)
+    values += number(entry, "cx", where, width / 2), number(entry, "cy", where, height / 2)
+    K = intrinsics_matrix(*(np.asarray(value, np.float64) for value in values))
+    try:
+        pose = np.array(entry["transform_matrix"], np.float64)
+    except (TypeError, ValueError):
+        pose = np.zeros(0)
+    if pose.shape == (3, 4):
+        pose = np.vstack([pose, [0, 0, 0, 1]])
+    if pose.shape != (4, 4):
+        raise Fault(f"{where}: transform_matrix must be 4 rows of 4 numbers, or 3.")
+    scaled = resized_intrinsics(K, (height, width), size)
+    camera = Camera(scaled, opencv_from_opengl(pose))
+    refuse_wrong_camera(camera, where)
+    return camera
+
+
+def number(entry: Mapping[str, Any], name: str, where: str, default: float | None = None) -> float:
+    """A positive number of an entry; raises Fault where it is none, or missing without default."""
+    value = entry.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise Fault(f"{where}: {name} is {value!r}; it must be a number above 0.")
+    return float(value)
+
+
+def views_of(
+    scene: pathlib.Path, pictures: str, where: str
+) -> list[tuple[StoredPicture, dict[str, Any]]]:
+    """Pictures of a scene with their cameras' entries, ordered by file name; raises Fault.
+
+    The order in the file is often that of reconstruction; names follow the camera's path.
+    """
+    data = (scene / TRANSFORMS).read_bytes()
+    try:
+        values = json.loads(data)
+        entries = values.pop("frames")
+        entries = [values | entry for entry in entries]
+        names = [pathlib.PurePosixPath(entry["file_path"]) for entry in entries]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Fault(
+            f"{where}: expected frames, each with file_path and transform_matrix; found "
+            f"{type(error).__name__} {error}."
+        ) from None
+    views = []
+    for name, entry in sorted(zip(names, entries, strict=True), key=lambda view: view[0]):
+        name = name if name.suffix else name.with_suffix(".png")  # Blender's scenes
+        file = scene / pictures / name.name if pictures else scene / name
+        views.append((StoredPicture(f"{where}: {file}", file.read_bytes), entry))
+    return views
+
+
+def scenes_in(folder: pathlib.Path) -> Iterator[str]:
+    """Paths, inside of a folder, of the scenes in it; the folder itself is '.'."""
+    for inner, folders, files in os.walk(folder, followlinks=True):
+        if TRANSFORMS in files:
+            folders.clear()  # pictures
+            yield str(pathlib.PurePath(inner).relative_to(folder))
+
+
+def frames_in(scene: pathlib.Path) -> int:
+    """About how many frames a scene has, without understanding its file: there may be thousands."""
+    return (scene / TRANSFORMS).read_bytes().count(b'"transform_matrix"')
+
+
+def captions_of(folder: pathlib.Path, scenes: Sequence[str]) -> dict[str, str]:
+    """Captions by scene; none where there is no listing.  Raises InputError where some lack one."""
+    listing = listing_in(folder)
+    if listing is None:
+        return {}
+    captions, known = {}, set(scenes)
+    for entry in listing.read():
+        if entry["file_name"] not in known or not isinstance(entry.get("text"), str):
+            raise InputError(
+                f"{listing.where(-1)}: expected the name of a scene in {folder} and its text, "
+                f"found {entry}."
+            )
+        captions[entry["file_name"]] = entry["text"]
+    without = [scene for scene in scenes if scene not in captions]
+    if without:
+        raise InputError(
+            f"{listing.file} has no caption for {len(without)} scenes, such as {without[0]!r}; "
+            "write a line for every scene, or remove the file."
+        )
+    return captions

@@ -1,0 +1,171 @@
+"""Records by number: what every source is, and fields that are read when they are asked for."""
+
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Int
+
+from onediff_jax.data.example import Picture, Record
+from onediff_jax.data.faults import refuse_wrong
+from onediff_jax.data.pictures import decoded
+from onediff_jax.errors import InputError
+
+SPLITS = ("train", "validation")
+READY = "pictures."  # begins the names of fields that are views made elsewhere
+WAITS = (0.5, 2.0, 8.0)  # seconds before reading is tried again
+
+Value = TypeVar("Value")
+
+
+class Source(Sequence):
+    """Records by number.
+
+    Loader workers receive it pickled, so it holds no open file.
+    """
+
+    fields: frozenset[str]  # that every record has
+    least: Mapping[str, int] = {}  # pictures that every record has, by fields that hold several
+
+    def taken(self, index: int, fields: Iterable[str]) -> Record:
+        """Some fields of a record; raises Fault where its content cannot be used.
+
+        Fields that hold several pictures may read them only when they are asked for.  Input/output
+        errors pass through as OSError.
+        """
+        record = self[index]
+        ready = [name.removeprefix(READY) for name in fields if name.startswith(READY)]
+        taken = {name: record[name] for name in fields if not name.startswith(READY)}
+        taken |= {"pictures": {n: record["pictures"][n] for n in ready}} if ready else {}
+        refuse_wrong(taken, self.where(index))
+        return taken
+
+    def caption(self, index: int) -> str:
+        """The caption of a record, without its pictures where that is cheaper."""
+        return self[index].get("caption", "")
+
+    def where(self, index: int) -> str:
+        """The place of a record for messages: a file and a line, or a number."""
+        return f"record {index}"
+
+
+def retried(read: Callable[[], Value], sleep: Callable[[float], Any] = time.sleep) -> Value:
+    """What `read` returns, tried again after input/output errors.
+
+    Raises InputError, naming the file, where the last try fails too: the run must stop, since to
+    go on without a record would make its rows depend on luck.
+    """
+    for wait in WAITS:
+        try:
+            return read()
+        except OSError:
+            sleep(wait)
+    try:
+        return read()
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or 'A source'} cannot be read: {error.strerror or error} "
+            f"({len(WAITS) + 1} tries in {sum(WAITS):g} s); restore it, then resume the run."
+        ) from error
+
+
+class StoredPicture(NamedTuple):
+    """A picture as a source keeps it: its name for messages, and what reads its encoded bytes."""
+
+    name: str
+    encoded: Callable[[], bytes]
+
+    def picture(self) -> Picture:
+        """The picture, decoded; raises Fault where it is none."""
+        return decoded(self.encoded(), self.name)
+
+
+class StoredPictures(Sequence):
+    """Pictures that are read when they are asked for."""
+
+    def __init__(self, stored: Sequence[StoredPicture]):
+        self.stored = stored
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, index: int) -> Picture:
+        return self.stored[index].picture()
+
+
+class NamedPictures(Mapping):
+    """Pictures by name that are read when they are asked for."""
+
+    def __init__(self, stored: Mapping[str, StoredPicture]):
+        self.stored = stored
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __getitem__(self, name: str) -> Picture:
+        return self.stored[name].picture()
+
+
+class StoredRecord(Mapping):
+    """A record whose fields are read when they are asked for, once.
+
+    A stored picture is decoded, a function called; everything else is the field itself.
+    """
+
+    def __init__(self, stored: Mapping[str, Any]):
+        self.stored = stored
+        self._read: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._read:
+            value = self.stored[name]
+            if isinstance(value, StoredPicture):
+                value = value.picture()
+            self._read[name] = value() if callable(value) else value
+        return self._read[name]
+
+
+def folder_at(path: str, kind: str) -> pathlib.Path:
+    """The folder that a source of some kind is in; raises InputError where there is none."""
+    folder = pathlib.Path(path).expanduser()
+    if not path or not folder.is_dir():
+        raise InputError(
+            f"There is no folder {path!r}; set the path of the data source of kind {kind!r} to one."
+        )
+    return folder
+
+
+def numbers_of_split(
+    split: str, count: int, validation: int, counted: str
+) -> Int[np.ndarray, " n"]:
+    """The numbers, ascending, that a split has of `count` records, scenes or subjects.
+
+    Validation holds out so many, spread evenly.  Raises InputError, saying what is `counted`, where
+    nothing would be left to train on or the split does not exist.
+    """
+    if split not in SPLITS:
+        raise InputError(f"There is no split {split!r}; it can be {' or '.join(SPLITS)}.")
+    if not 0 <= validation < count:
+        raise InputError(
+            f"{counted}: there are {count}, and the source's validation holds out {validation}; "
+            f"set it below {count}."
+        )
+    held_out = np.zeros(count, bool)
+    if validation:
+        every = count // validation
+        held_out[: every * validation : every] = True
+    return np.flatnonzero(held_out if split == "validation" else ~held_out)

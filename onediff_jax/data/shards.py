@@ -1,0 +1,286 @@
+"""Shards: records of any source in a few large files, read at random access.
+
+A folder of ArrayRecord files and `fields.json`, which says what is in them and is written last, so
+that a folder without it is known to be incomplete.  A record is one msgpack map: pictures are the
+bytes of their PNG, JPEG or WebP files, arrays their type, shape and bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_module
+
+from onediff_jax.data.example import Record
+from onediff_jax.data.faults import refuse_wrong_camera
+from onediff_jax.data.pictures import png
+from onediff_jax.data.records import (
+    NamedPictures,
+    Source,
+    StoredPicture,
+    StoredPictures,
+    StoredRecord,
+    folder_at,
+)
+from onediff_jax.errors import InputError
+from onediff_jax.ops.cameras import Camera
+
+MANIFEST = "fields.json"
+FORMAT = 1  # goes up when older readers would misread
+SHARD = 512 * 2**20  # bytes of records after which a file is closed
+WRITING = "group_size:1,zstd:3"  # a group is what must be read for one record
+READING = "readahead_buffer_size:0,max_parallelism:0"
+
+PICTURE = ("image", "edited")
+PICTURES = ("references", "item_references", "frames")
+ARRAYS = ("depth", "instances", "boxes", "keypoints")
+TEXTS = ("caption", "instruction", "item")
+SEVERAL_TEXTS = ("names", "colors", "places", "reference_captions", "item_captions")
+
+
+# --- one record -----------------------------------------------------------------------------------
+
+
+def packed(record: Record) -> bytes:
+    """A record as bytes; pictures that are kept in files stay as they are, others become PNG."""
+    kept = record.stored if isinstance(record, StoredRecord) else {}
+    values: dict[str, Any] = {}
+    for name in record:
+        if name in PICTURE:
+            stored = kept.get(name)
+            values[name] = encoded(stored if isinstance(stored, StoredPicture) else record[name])
+        elif name == "pictures":
+            views = getattr(record[name], "stored", record[name])
+            values[name] = {view: encoded(picture) for view, picture in views.items()}
+        elif name in PICTURES:
+            pictures = getattr(record[name], "stored", record[name])
+            values[name] = [encoded(picture) for picture in pictures]
+        elif name in ARRAYS:
+            values[name] = packed_array(record[name])
+        elif name == "cameras":
+            values[name] = [[packed_array(part) for part in camera] for camera in record[name]]
+        elif name in SEVERAL_TEXTS:
+            values[name] = list(record[name])
+        elif name in TEXTS:
+            values[name] = record[name]
+        else:
+            raise InputError(f"A record has a field {name!r}, which shards have no form for.")
+    return msgpack.packb(values)
+
+
+def unpacked(data: bytes, where: str) -> StoredRecord:
+    """The inverse of `packed`: a record whose pictures are decoded when they are asked for."""
+    values = msgpack.unpackb(data)
+
+    def picture(name: str, content: bytes) -> StoredPicture:
+        return StoredPicture(f"{where}: {name}", lambda: content)
+
+    for name, value in values.items():
+        if name in PICTURE:
+            values[name] = picture(name, value)
+        elif name == "pictures":
+            views = {view: picture(f"pictures.{view}", data) for view, data in value.items()}
+            values[name] = NamedPictures(views)
+        elif name in PICTURES:
+            pictures = [picture(f"{name}[{i}]", data) for i, data in enumerate(value)]
+            values[name] = StoredPictures(pictures)
+        elif name in ARRAYS:
+            values[name] = unpacked_array(value)
+        elif name == "cameras":
+            values[name] = [Camera(*map(unpacked_array, parts)) for parts in value]
+        elif name in SEVERAL_TEXTS:
+            values[name] = tuple(value)
+    return StoredRecord(values)
+
+
+def encoded(picture: np.ndarray | StoredPicture) -> bytes:
+    """The bytes of a picture's file."""
+    return picture.encoded() if isinstance(picture, StoredPicture) else png(picture)
+
+
+def packed_array(array: np.ndarray) -> list[Any]:
+    """An array's type, shape and bytes, little endian."""
+    array = np.ascontiguousarray(array, np.dtype(array.dtype).newbyteorder("<"))
+    return [array.dtype.str, list(array.shape), array.tobytes()]
+
+
+def unpacked_array(parts: Sequence[Any]) -> np.ndarray:
+    """The inverse of `packed_array`."""
+    kind, shape, data = parts
+    return np.frombuffer(data, kind).reshape(shape)
+
+
+# --- a folder of them -----------------------------------------------------------------------------
+
+
+def write_shards(
+    folder: pathlib.Path, splits: Mapping[str, tuple[Source, Iterable[bytes]]], size: int = SHARD
+) -> dict[str, int]:
+    """Writes a folder of shards; says how many records each split has.
+
+    `splits` has for every split its source, and its records as `packed` bytes.  A file is closed
+    once it holds `size` bytes.
+    """
+    sources = [source for source, _ in splits.values()]
+    fields = frozenset.intersection(*(source.fields for source in sources))
+    least = {
+        name: min(source.least[name] for source in sources)
+        for name in set.intersection(*(set(source.least) for source in sources))
+    }
+    shards = {
+        split: list(written_files(folder, split, records, size))
+        for split, (_, records) in splits.items()
+    }
+    manifest = {"format": FORMAT, "fields": sorted(fields), "least": least, "shards": shards}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return {split: sum(file["records"] for file in files) for split, files in shards.items()}
+
+
+def written_files(
+    folder: pathlib.Path, split: str, records: Iterable[bytes], size: int
+) -> Iterator[dict[str, Any]]:
+    """Writes a split's files; yields what the manifest says of each: name, records, checksum."""
+    remaining, number = iter(records), 0
+    while (record := next(remaining, None)) is not None:
+        file = folder / f"{split}-{number:05}.array_record"
+        writer = array_record_module.ArrayRecordWriter(str(file), WRITING)
+        count = total = 0
+        while record is not None:
+            writer.write(record)
+            count, total = count + 1, total + len(record)
+            record = next(remaining, None) if total < size else None
+        writer.close()
+        yield {"file": file.name, "records": count, "bytes": file.stat().st_size} | {
+            "sha256": checksum(file)
+        }
+        number += 1
+
+
+def checksum(file: pathlib.Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Records that `tools/make_shards.py` wrote; the splits are those of their source."""
+
+    path: str = ""  # of the folder with fields.json
+
+    def open(self, split: str) -> Source:
+        """The records of a split."""
+        return ShardRecords(self, split)
+
+
+class ShardRecords(Source):
+    """Records of a folder of shards."""
+
+    def __init__(self, settings: Shards, split: str):
+        self.folder = folder_at(settings.path, "shards")
+        manifest = manifest_of(self.folder)
+        if split not in manifest["shards"]:
+            raise InputError(
+                f"{self.folder} has no split {split!r}; it has {', '.join(manifest['shards'])}."
+            )
+        self.fields, self.least = frozenset(manifest["fields"]), dict(manifest["least"])
+        self._shards = manifest["shards"][split]
+        refuse_changed(self.folder, self._shards)
+        counts = [shard["records"] for shard in self._shards]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._readers: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"} | {
+            "_readers": {}
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The shard that holds a record, and its number there."""
+        index = range(len(self))[index]
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+
+    def _reader(self, shard: int) -> Any:
+        with self._lock:
+            if shard not in self._readers:
+                file = self.folder / self._shards[shard]["file"]
+                file.stat()  # else the reader takes a missing file for a broken one
+                self._readers[shard] = array_record_module.ArrayRecordReader(str(file), READING)
+            return self._readers[shard]
+
+    def __getitem__(self, index: int) -> Record:
+        shard, number = self._place(index)
+        where = self.where(index)
+        reader = self._reader(shard)
+        try:
+            record = unpacked(reader.read([number])[0], where)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{where} is damaged ({' '.join(str(error).split())[:200]}); make the shards again."
+            ) from None
+        for i, camera in enumerate(record.get("cameras", ())):
+            refuse_wrong_camera(camera, f"{where}: cameras[{i}]")
+        return record
+
+    def where(self, index: int) -> str:
+        """The file and the number of a record in it."""
+        shard, number = self._place(index)
+        return f"{self.folder / self._shards[shard]['file']}, record {number}"
+
+    def damaged(self) -> list[str]:
+        """The files whose content is not what was written; reads all of them."""
+        files = ((self.folder / shard["file"], shard["sha256"]) for shard in self._shards)
+        return [str(file) for file, written in files if checksum(file) != written]
+
+
+def manifest_of(folder: pathlib.Path) -> dict[str, Any]:
+    """What `fields.json` says; raises InputError where the folder is not one of whole shards."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise InputError(
+            f"{file} is missing, so the shards in {folder} are not complete; make them with "
+            "tools/make_shards.py."
+        )
+    try:
+        manifest = json.loads(file.read_bytes())
+        if manifest["format"] != FORMAT:
+            raise InputError(
+                f"{file} is of format {manifest['format']!r} and this program reads {FORMAT}; make "
+                "the shards again."
+            )
+        for shards in manifest["shards"].values():
+            for shard in shards:
+                shard["file"], shard["records"], shard["bytes"], shard["sha256"]
+        manifest["fields"], manifest["least"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} lacks {error}; make the shards again.") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is not JSON ({error}); make the shards again.") from None
+    return manifest
+
+
+def refuse_changed(folder: pathlib.Path, shards: Sequence[Mapping[str, Any]]) -> None:
+    """Raises where a file is missing or has another size than when it was written."""
+    for shard in shards:
+        file = folder / shard["file"]
+        size = file.stat().st_size if file.is_file() else None
+        if size != shard["bytes"]:
+            found = "missing" if size is None else f"{size} bytes long"
+            raise InputError(
+                f"{file} is {found}; {MANIFEST} says {shard['bytes']} bytes.  Copy it again, or "
+                "make the shards again."
+            )

@@ -1,0 +1,113 @@
+"""What the `sample` command understands of its options."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from onediff_jax.errors import InputError
+from onediff_jax.ops.cameras import opengl_from_opencv, orbit_cameras, relative_cameras
+from onediff_jax.sampling import Asked, cameras_in, orbit_of, prompt_for
+
+FILE = pathlib.Path("a.png")
+
+
+@pytest.mark.parametrize(
+    ("asked", "count"),
+    [
+        (Asked("text2image", {}), 1),
+        (Asked("depth2image", {"depth": FILE}), 2),
+        (Asked("faceid", {"reference_1": FILE}), 2),
+        (Asked("faceid", {"reference_1": FILE, "reference_3": FILE}), 4),
+        (Asked("multiview", {"image_0": FILE, "image_2": FILE}), 6),
+        (Asked("multiview", {"image_0": FILE}, orbit="0,0 30,10 60,20,2 ?"), 8),
+        (Asked("multiview", {}, views=3), 6),
+    ],
+)
+def test_the_number_of_views_follows_from_what_is_given(asked, count):
+    assert asked.count == count
+
+
+def test_prompts_get_the_layout_of_their_task():
+    two = {"reference_1": FILE, "reference_2": FILE}
+    assert prompt_for(Asked("depth2image", {}, "a cat")) == "[[depth2image]] a cat"
+    assert (
+        prompt_for(Asked("faceid", two, "a man")) == "[[faceid]] [[img0]] a man [[img1]] [[img2]]"
+    )
+    whole = "[[img0]] a man [[img1]] a boy [[img2]] him"
+    assert prompt_for(Asked("faceid", two, whole)) == f"[[faceid]] {whole}"
+    thing = Asked("subject_driven", {"reference_1": FILE}, "on a table", item="red cup")
+    expected = "[[subject_driven]] <item: red cup> [[img0]] on a table [[img1]]"
+    assert prompt_for(thing) == expected
+    assert (
+        prompt_for(Asked("depth2image", {}, "[[depth2image]] as it is"))
+        == "[[depth2image]] as it is"
+    )
+
+
+def test_an_orbit_is_the_users_cameras_in_the_first_ones_world():
+    found = orbit_of("0,0 ? 90,0,3", (64, 64))
+    assert set(found) == {"ray_0", "ray_2"}
+    np.testing.assert_allclose(found["ray_0"].camera_to_world, np.eye(4), atol=1e-12)
+    # From 1.5 in front of the origin to 3 on its right: seen from the first, 3 right and 1.5 ahead.
+    np.testing.assert_allclose(found["ray_2"].center, [3, 0, 1.5], atol=1e-9)
+    assert orbit_of("", (64, 64)) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0,0 left", "--orbit has 'left'"),
+        ("0", "--orbit has '0'"),
+        ("0,0,1,2", "--orbit has '0,0,1,2'"),
+        ("? 0,0", "the first camera is the world"),
+        ("0,0,-1", "distance"),
+    ],
+)
+def test_an_orbit_that_makes_no_sense_is_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        orbit_of(text, (64, 64))
+
+
+def test_cameras_of_a_file_are_scaled_as_in_training_and_fit_the_size(tmp_path):
+    rig = orbit_cameras(np.array([0.0, 40.0]), np.array([0.0, 20.0]), np.full(2, 5.0), (120, 160))
+    matrices = opengl_from_opencv(rig.camera_to_world)
+    frames = [
+        {"file_path": f"{i}.png", "transform_matrix": m.tolist()} for i, m in enumerate(matrices)
+    ]
+    K = rig.intrinsics[0]
+    numbers = dict(w=160, h=120, fl_x=K[0, 0], fl_y=K[1, 1], cx=K[0, 2], cy=K[1, 2])
+    file = tmp_path / "transforms.json"
+    file.write_text(json.dumps(numbers | {"frames": frames}))
+    found = cameras_in(file, (64, 64))
+    expected = relative_cameras(rig)
+    for i in range(2):
+        camera = found[f"ray_{i}"]
+        np.testing.assert_allclose(camera.rotation, expected.rotation[i], atol=1e-9)
+        np.testing.assert_allclose(camera.center, expected.center[i] * 1.7 / 5, atol=1e-6)
+        # The middle 120 x 120 pixels are shown at 64 x 64.
+        np.testing.assert_allclose(camera.intrinsics[0, 0], K[0, 0] * 64 / 120)
+        np.testing.assert_allclose(camera.intrinsics[:2, 2], 32, atol=1e-9)
+    assert Asked("multiview", {}, cameras=file).count == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(task="depth2image", given={}, orbit="0,0"), "--orbit is for multiview"),
+        (dict(task="text2image", given={}, views=2), "--views is for multiview"),
+        (dict(task="multiview", given={}, orbit="0,0", cameras=FILE), "give one"),
+        (dict(task="multiview2", given={}), "did you mean 'multiview'"),
+    ],
+)
+def test_options_that_contradict_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Asked(**options)
+
+
+def test_a_file_that_is_no_transforms_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    for name in ("a.json", "absent.json"):
+        with pytest.raises(InputError, match="is not a transforms.json with frames"):
+            _ = Asked("multiview", {}, cameras=tmp_path / name).count

@@ -1,0 +1,159 @@
+"""How fast rows are made, beside PyTorch's DataLoader doing the same decoding and resizing.
+
+    python tools/bench_loader.py [--folder DIR] [--pictures 400] [--size 256]
+    python tools/bench_loader.py --memory 100000
+
+Reads captioned pictures of a folder (or, without one, JPEG pictures of 640 x 480 that it makes) on
+one core: whole rows of ours with latents and token ids, our pictures alone, and a DataLoader with
+Pillow (needs torch).  Rates are medians of several runs that take turns, since machines are noisy.
+With --memory it reads so many examples and prints how much memory the process holds on the way.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from absl import flags
+from PIL import Image, ImageOps
+
+from onediff_jax.data.fitting import fitted, grid_for
+from onediff_jax.data.latents import fit
+from onediff_jax.data.loader import DataConfig, Rows, SlotConfig
+from onediff_jax.data.records import Source
+from onediff_jax.data.text import Tokenizer, vocabulary_of
+from onediff_jax.errors import InputError
+
+RUNS = 5
+FACTOR, PATCH, CHANNELS = 8, 2, 16
+
+
+def folder_of_jpegs(folder: pathlib.Path, count: int) -> None:
+    """Writes smooth noise of 640 x 480 as JPEG, with captions."""
+    rng = np.random.default_rng(0)
+    with (folder / "metadata.jsonl").open("w") as listing:
+        for i in range(count):
+            coarse = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+            picture = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+            picture.save(folder / f"{i:05d}.jpg", quality=92)
+            listing.write(json.dumps({"file_name": f"{i:05d}.jpg", "text": f"noise {i}"}) + "\n")
+
+
+def rows_of(source: Source, size: int) -> Rows:
+    """Rows of one picture with its caption."""
+    tokens = (size // (FACTOR * PATCH)) ** 2
+    codec = fit([source[i]["image"][:256, :256] for i in range(4)], FACTOR, CHANNELS, 0.0)
+    captions = [source.caption(i) for i in range(min(len(source), 2000))]
+    tokenizer = Tokenizer(vocabulary_of(captions, 500), 64)
+    config = DataConfig(tasks={"text2image": 1.0}, row=(SlotConfig(1, tokens),))
+    return Rows(config, {"folder": source}, codec, PATCH, tokenizer, 0)
+
+
+def batches_of_torch(folder: pathlib.Path, source: Source, size: int) -> Iterator:
+    """Batches of a PyTorch DataLoader: Pillow decodes, cuts and resizes as we do."""
+    try:
+        import torch.utils.data
+    except ImportError:
+        raise InputError(
+            "The peer is PyTorch's DataLoader, and torch is not installed: pip install torch, or "
+            "leave it out with --alone."
+        ) from None
+    torch.set_num_threads(1)
+    names = [json.loads(line)["file_name"] for line in (folder / "metadata.jsonl").open()]
+    tokens = (size // (FACTOR * PATCH)) ** 2
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(names)
+
+        def __getitem__(self, index: int):
+            with Image.open(folder / names[index]) as image:
+                picture = ImageOps.exif_transpose(image).convert("RGB")
+            rows, columns = grid_for(picture.height, picture.width, tokens)
+            height, width = (side * FACTOR * PATCH for side in (rows, columns))
+            picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+            return torch.from_numpy(np.asarray(picture).astype(np.float32) / 127.5 - 1)
+
+    return iter(torch.utils.data.DataLoader(Pictures(), batch_size=1, shuffle=True))
+
+
+def seconds(work: Callable[[int], object], count: int) -> float:
+    """Seconds of `count` calls."""
+    began = time.perf_counter()
+    for i in range(count):
+        work(i)
+    return time.perf_counter() - began
+
+
+def resident() -> float:
+    """MiB of memory that this process holds."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=pathlib.Path, help="captioned pictures; else made")
+    parser.add_argument("--pictures", type=int, default=400, help="read in a run")
+    parser.add_argument("--size", type=int, default=256, help="pixels along a square view's sides")
+    parser.add_argument("--alone", action="store_true", help="without the peer")
+    parser.add_argument("--memory", type=int, default=0, help="examples to read for their memory")
+    options = parser.parse_args()
+    flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+    from onediff_jax.data.sources import Folder
+
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.folder or pathlib.Path(made)
+        if not options.folder:
+            folder_of_jpegs(folder, options.pictures)
+        source = Folder(str(folder), validation=0).open("train")
+        rows = rows_of(source, options.size)
+        if options.memory:
+            for i in range(options.memory):
+                rows[i]
+                if (i + 1) % max(options.memory // 10, 1) == 0:
+                    print(f"{i + 1:,} examples: {resident():.0f} MiB", flush=True)
+            return
+        count = min(options.pictures, len(source))
+        listed = [json.loads(line)["file_name"] for line in (folder / "metadata.jsonl").open()]
+        megabytes = sum((folder / name).stat().st_size for name in listed) / len(listed) / 1e6
+
+        def picture(index: int) -> object:
+            record = source[index]
+            grid = grid_for(*record["image"].shape[:2], rows.config.row[0].tokens)
+            return fitted(record, *(side * FACTOR * PATCH for side in grid))
+
+        contenders: dict[str, Callable[[int], object]] = {
+            "rows, with latents and token ids": rows.__getitem__,
+            "pictures, decoded and resized": picture,
+        }
+        taken: dict[str, list[float]] = {name: [] for name in contenders}
+        if not options.alone:
+            taken["PyTorch DataLoader, the same"] = []
+        for _ in range(RUNS + 1):  # the first run warms up
+            for name, work in contenders.items():
+                taken[name].append(seconds(work, count))
+            if not options.alone:
+                batches = batches_of_torch(folder, source, options.size)
+                taken["PyTorch DataLoader, the same"].append(
+                    seconds(lambda _, batches=batches: next(batches), count)
+                )
+        for name, times in taken.items():
+            rate = count / statistics.median(times[1:])
+            print(f"{name:36} {rate:8.1f} pictures/s {rate * megabytes:8.2f} MB/s a core")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"bench_loader: {error}")

@@ -1,0 +1,288 @@
+"""Reads the data of a config as training would, and lists every record that cannot be used.
+
+    python tools/check_data.py --config configs/mine.py [--source NAME] [--records N]
+                               [--split validation] [--sheet sheet.png] [--json report.json]
+
+Every record (or N, spread evenly) goes through each task of the config that its source serves.
+Prints records and faults by task, sizes, prompts in pieces of words, and the padding of slots.
+Status: 0, 1 where there are faults or the data cannot be opened, 2 where it was not understood.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from onediff_jax.cli import one_line
+from onediff_jax.config import run_config
+from onediff_jax.data.example import Example
+from onediff_jax.data.fitting import grid_for
+from onediff_jax.data.latents import LinearCodec
+from onediff_jax.data.loader import Rows, served
+from onediff_jax.data.records import Source
+from onediff_jax.data.tasks import TASKS, example_of
+from onediff_jax.data.text import Tokenizer, vocabulary_of
+from onediff_jax.errors import Fault, InputError
+from onediff_jax.evaluate.grids import picture_of_view
+from onediff_jax.train.run import RunConfig
+
+ROWS = 32  # of the run, of which the padding is measured
+PROMPTS = 20_000  # that a vocabulary is built on, at most
+SHOWN = 20  # faults that are printed
+SHEET, CELL, LABEL = 4, 160, 14  # examples of a task; pixels of a view; pixels of a line
+
+
+@dataclasses.dataclass
+class Report:
+    """What was found."""
+
+    records: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    faults: list[dict] = dataclasses.field(default_factory=list)
+    sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    prompts: list[str] = dataclasses.field(default_factory=list)
+    shown: dict[str, list[Example]] = dataclasses.field(default_factory=dict)
+    padding: list[dict] = dataclasses.field(default_factory=list)
+    captions: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def uses_of(config: RunConfig) -> dict[str, tuple[int, int]]:
+    """The most views that a slot of a config gives every task, and the most tokens of a view."""
+    found: dict[str, tuple[int, int]] = {}
+    for slot in config.data.row:
+        for views, tasks in slot.tasks_of(config.data.tasks, config.data.counts).items():
+            for task in tasks:
+                most = found.get(task, (0, 0))
+                found[task] = max(most[0], views), max(most[1], slot.tokens)
+    return found
+
+
+def checks(config: RunConfig, sources: Mapping[str, Source]) -> Iterator[tuple]:
+    """Every source's name and number, with each task that it serves, its views and tokens."""
+    uses = uses_of(config)
+    for name, source in sources.items():
+        for task, (views, tokens) in uses.items():
+            while views:  # fewer where its records hold fewer pictures
+                if views in TASKS[task].form.counts:
+                    try:
+                        served(task, views, {name: source})
+                        yield name, source, task, views, tokens
+                        break
+                    except InputError:
+                        pass
+                views -= 1
+
+
+def read(
+    config: RunConfig, sources: Mapping[str, Source], records: int | None, report: Report
+) -> None:
+    """Makes an example of every record for every task; writes the report."""
+    plan = list(checks(config, sources))
+    edge = config.model.patch * config.codec.factor
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        for name, source, task, views, tokens in plan:
+            count = min(records or len(source), len(source))
+            bar = progress.add_task(f"{name} {task}", total=count)
+            for number in np.linspace(0, len(source) - 1, count).astype(int).tolist():
+                progress.advance(bar)
+
+                def size(shape: tuple[int, int], tokens: int = tokens) -> tuple[int, int]:
+                    report.sizes[f"{round_64(shape[0])} x {round_64(shape[1])}"] += 1
+                    rows, columns = grid_for(*shape, tokens)
+                    return rows * edge, columns * edge
+
+                try:
+                    rng = np.random.default_rng([config.seed, number])
+                    record = source.taken(number, TASKS[task].takes(source.fields))
+                    example = example_of(task, record, views, size, rng, config.data.conditions)
+                except (Fault, OSError) as fault:
+                    report.faults.append(
+                        {
+                            "source": name,
+                            "task": task,
+                            "record": number,
+                            "place": source.where(number),
+                            "reason": one_line(fault),
+                        }
+                    )
+                    continue
+                report.records[f"{name} {task}"] += 1
+                report.prompts.append(example.prompt)
+                kept = report.shown.setdefault(f"{name} {task}", [])
+                if len(kept) < SHEET:
+                    kept.append(example)
+
+
+def round_64(side: int) -> int:
+    """A side in steps of 64 pixels, for counting."""
+    return max(64 * round(side / 64), 64) if side > 32 else side
+
+
+def measure_text(config: RunConfig, report: Report) -> Tokenizer:
+    """The tokenizer that the run would have; adds the lengths of prompts to the report."""
+    step = len(report.prompts) // PROMPTS + 1
+    model = vocabulary_of(
+        report.prompts[::step] + [task.token for task in TASKS.values()], config.text.vocabulary
+    )
+    long = Tokenizer(model, 4096)
+    lengths = np.array([long(prompt)[1].sum() for prompt in report.prompts])
+    report.captions = {
+        "median": float(np.median(lengths)),
+        "longest": int(lengths.max()),
+        "cut": float((lengths > config.text.length).mean()),
+    }
+    return Tokenizer(model, config.text.length)
+
+
+def measure_padding(
+    config: RunConfig, sources: Mapping[str, Source], tokenizer: Tokenizer, report: Report
+) -> None:
+    """Adds every slot's share of padded tokens, in rows of the run, to the report."""
+    pixels, channels = 3 * config.codec.factor**2, config.model.channels
+    blank = LinearCodec(
+        np.zeros(pixels, np.float32),
+        np.zeros((pixels, channels), np.float32),
+        np.zeros((channels, pixels), np.float32),
+    )
+    rows = Rows(config.data, sources, blank, config.model.patch, tokenizer, config.seed)
+    masks = np.stack([rows[i].token_mask for i in range(ROWS)])
+    for run in rows.layout.runs:
+        slot = run.slot
+        report.padding.append(
+            {
+                "slot": f"{run.count} of {slot.views} x {slot.tokens} tokens",
+                "padding": float(1 - masks[:, run.tokens].mean()),
+            }
+        )
+
+
+def sheet_of(shown: Mapping[str, Sequence[Example]]) -> Image.Image:
+    """Examples of every source and task, a row each: its views, and what their prompts say."""
+    font = ImageFont.load_default(size=11)
+    examples = [(name, example) for name, several in shown.items() for example in several]
+    columns = max(len(example.views) for _, example in examples)
+    tall = CELL + 2 * LABEL
+    sheet = Image.new("RGB", (max(columns, 4) * (CELL + 4), len(examples) * tall), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, example) in enumerate(examples):
+        draw.text((2, i * tall), f"{name}: {example.prompt}", "black", font)
+        for j, view in enumerate(example.views):
+            picture = Image.fromarray(picture_of_view(view, example.size))
+            picture.thumbnail((CELL, CELL))
+            sheet.paste(picture, (j * (CELL + 4), i * tall + LABEL))
+    return sheet
+
+
+def lines_of(report: Report) -> list[str]:
+    """The report for reading."""
+    faulty = collections.Counter(f"{f['source']} {f['task']}" for f in report.faults)
+    names = dict.fromkeys([*report.records, *faulty])
+    lines = ["examples (and faults) by source and task:"]
+    lines += [f"  {name:40} {report.records[name]:8} ({faulty[name]})" for name in names]
+    lines += ["height x width of first pictures, to 64 pixels:"]
+    lines += [f"  {size:40} {count:8}" for size, count in report.sizes.most_common(12)]
+    if report.captions:
+        found = report.captions
+        lines += [
+            f"prompts: median {found['median']:g} pieces of words, longest {found['longest']}; "
+            f"{found['cut']:.1%} are longer than config.text.length and cut"
+        ]
+    for slot in report.padding:
+        share = f"{slot['padding']:.1%} of " if "padding" in slot else ""
+        lines += [f"padding: {share}{slot['slot']}"]
+    for fault in report.faults[:SHOWN]:
+        lines += [f"fault: {fault['source']} {fault['task']}, {described(fault)}"]
+    if len(report.faults) > SHOWN:
+        lines += [f"and {len(report.faults) - SHOWN} more faults; --json FILE lists all"]
+    return lines
+
+
+def described(fault: Mapping[str, str]) -> str:
+    """A fault's place and reason, the place once."""
+    here = fault["reason"].startswith(fault["place"])
+    return fault["reason"] if here else f"{fault['place']}: {fault['reason']}"
+
+
+def checked(config: RunConfig, names: Sequence[str], split: str, records: int | None) -> Report:
+    """The report on some of a config's sources."""
+    report = Report()
+    sources = {name: config.data.sources[name].open(split) for name in names}
+    for name, source in sources.items():
+        for file in source.damaged() if hasattr(source, "damaged") and records is None else ():
+            report.faults.append(
+                {
+                    "source": name,
+                    "task": "",
+                    "record": None,
+                    "place": file,
+                    "reason": "its content is not what was written; copy it again",
+                }
+            )
+    read(config, sources, records, report)
+    if not report.prompts and not report.faults:
+        raise InputError(f"No task of config.data.tasks can use the sources {', '.join(names)}.")
+    if report.prompts:
+        tokenizer = measure_text(config, report)
+        try:
+            measure_padding(config, sources, tokenizer, report)
+        except InputError as error:  # a task that another source serves, or faults without end
+            report.padding = [{"slot": f"the whole row, not measured: {one_line(error)}"}]
+    return report
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Checks and prints; returns the status."""
+    options = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "the run's file", flag_values=options, sys_argv=list(arguments)
+    )
+    for name, default, text in (
+        ("source", None, "only this one of config.data.sources"),
+        ("split", "train", "train or validation"),
+        ("sheet", None, "a PNG with examples of every task"),
+        ("json", None, "a file for the whole report"),
+    ):
+        flags.DEFINE_string(name, default, text, flag_values=options)
+    flags.DEFINE_integer("records", None, "of a source, spread evenly", 1, flag_values=options)
+    flags.mark_flags_as_required(["config"], flag_values=options)
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__.strip())
+        return 0
+    try:
+        options(list(arguments))
+        config = run_config(options.config.to_dict())
+        names = [options.source] if options.source else list(config.data.sources)
+        if not names or set(names) - set(config.data.sources):
+            raise InputError(
+                f"--source {options.source} can be {', '.join(config.data.sources) or 'nothing'}."
+            )
+    except Exception as error:  # a config is a program: it can fail in any way
+        print(f"check_data: {one_line(error)}", file=sys.stderr)
+        return 2
+    flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+    try:
+        report = checked(config, names, options.split, options.records)
+        if options.json:
+            names = ("records", "faults", "sizes", "captions", "padding")
+            kept = {name: getattr(report, name) for name in names}
+            pathlib.Path(options.json).write_text(json.dumps(kept, indent=1) + "\n")
+        if options.sheet and report.shown:
+            sheet_of(report.shown).save(options.sheet)
+    except (InputError, OSError) as error:
+        print(f"check_data: {one_line(error)}", file=sys.stderr)
+        return 1
+    print("\n".join(lines_of(report)))
+    return 1 if report.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
