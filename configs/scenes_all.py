@@ -59,7 +59,8 @@ def get_config():
         subject_driven=1.0,
         multiview=2.0,
     )
-    config.data.counts = dict(faceid=(1.0, 1.0, 1.0, 0.0), subject_driven=(1.0, 1.0, 1.0, 0.0))
+    # Every 6 views leave a gap of 2, and so do 3 + 3.
+    config.data.counts = dict(faceid=(2.0, 1.0, 1.0, 0.0), subject_driven=(2.0, 1.0, 1.0, 0.0))
     config.data.counts.multiview = (1.0, 1.0, 1.0, 0.0, 0.0)
     config.data.conditions.map_colors = "fixed"
     config.data.row = (

@@ -23,7 +23,9 @@ def drawn():
 def seen(index):
     scene = drawn()[index]
     camera = scene.cameras[0].arrays()
-    return full_render.render(scene.solids(), scene.light.arrays(), camera, SIZE)
+    return full_render.render(
+        [full_render.Shot(scene.solids(), scene.light.arrays(), camera)], SIZE
+    )[0]
 
 
 def sentences(index):
@@ -161,10 +163,9 @@ def test_shadows_fall_away_from_the_side_that_the_sun_is_said_to_be_on():
         side = captions.sun_side(scene)
         if "behind" in side or len(scene.things) > 1:
             continue
-        bare = full_render.render(
-            dataclasses.replace(scene, things=()).solids(),
-            scene.light.arrays(), scene.cameras[0].arrays(), SIZE,
-        )  # fmt: skip
+        alone = dataclasses.replace(scene, things=()).solids()
+        shot = full_render.Shot(alone, scene.light.arrays(), scene.cameras[0].arrays())
+        [bare] = full_render.render([shot], SIZE)
         mine = seen(i).instances == 0
         dark = (bare.image - seen(i).image).mean(axis=-1) * mine
         columns = np.arange(SIZE)

@@ -32,7 +32,9 @@ def of_kind(kind):
 
 def rendered(scene):
     camera = scene.cameras[0].arrays()
-    return full_render.render(scene.solids(), scene.light.arrays(), camera, SIZE)
+    return full_render.render(
+        [full_render.Shot(scene.solids(), scene.light.arrays(), camera)], SIZE
+    )[0]
 
 
 def changed_things(before, edit):

@@ -23,7 +23,9 @@ def drawn():
 def seen(index, camera=0):
     scene = drawn()[index]
     arrays = scene.cameras[camera].arrays()
-    return full_render.render(scene.solids(), scene.light.arrays(), arrays, SIZE)
+    return full_render.render(
+        [full_render.Shot(scene.solids(), scene.light.arrays(), arrays)], SIZE
+    )[0]
 
 
 def identity(thing):

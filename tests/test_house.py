@@ -37,6 +37,7 @@ TESTED_BY = {
     "example": "test_tasks",
     "full_builder": "test_scene_source",
     "parts": "test_full_render",
+    "shading": "test_full_render",
     "scenes_builder": "test_scenes",
     "solids": "test_full_render",
     "things": "test_full_scenes",

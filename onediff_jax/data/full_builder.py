@@ -9,19 +9,25 @@ import functools
 import multiprocessing
 import os
 import pathlib
+import unittest.mock
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from onediff_jax.data import captions, edits, full_render, full_scenes, render
+from onediff_jax.data import captions, edits, full_scenes
+from onediff_jax.data.full_render import Seen, Shot, render
 from onediff_jax.data.full_scenes import GROUP, FullScene
+from onediff_jax.data.render import FAR, intrinsics
 from onediff_jax.data.scenes_builder import Builder, ScenesConfig, box_of, png_file, prepared
 from onediff_jax.data.things import noun
 from onediff_jax.errors import InputError
 
-CHUNK = 32  # scenes that a process makes at a time
+CHUNK = 2  # scenes that a process makes at a time
+# Memory that a process has used stays its own.  By default glibc gives back what arrays of some
+# 100 KB leave and asks for it again at once, which takes a fifth of the time.
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 ALONE = 512  # scenes that this process makes by itself, since others take seconds to start
 
 
@@ -51,7 +57,7 @@ class FullScenes(Builder):
     """Groups of scenes that share a figure or an object, with all that tasks can ask of them."""
 
     # The first number goes up when equal settings give other pictures or captions than before.
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         size, views, features = self.builder_config.size, self.builder_config.views, tfds.features
@@ -69,7 +75,7 @@ class FullScenes(Builder):
                     ),
                     "depth": tensor(
                         shape=(size, size),
-                        doc=f"Along the optical axis, in world units, at most {render.FAR}.",
+                        doc=f"Along the optical axis, in world units, at most {FAR}.",
                     ),
                     "normals": picture(
                         shape=(size, size, 3),
@@ -130,88 +136,67 @@ class FullScenes(Builder):
             return
         # Spawned, not forked: JAX's threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context) as pool:
+        with (
+            unittest.mock.patch.dict(os.environ, MEMORY),
+            concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context) as pool,
+        ):
             yield from pool.map(make, chunks)
 
 
-@functools.cache
-def _renderer(size: int) -> Callable[[list[FullScene], list[Any]], full_render.Seen]:
-    """A function from scenes and a camera for each to what they see; colours and normals uint8."""
-    import jax  # here, since loader workers import this file to read
-    import jax.numpy as jnp
-
-    # On the CPU wherever training runs, so that equal settings give equal scenes.
-    cpu = jax.local_devices(backend="cpu")[0]
-
-    @jax.jit
-    @jax.vmap
-    def trace(solids: Any, camera: Any) -> full_render.Traced:
-        return full_render.trace(solids, camera, size, jnp)
-
-    @jax.jit
-    @jax.vmap
-    def develop(solids: Any, light: Any, camera: Any, traced: Any) -> full_render.Seen:
-        seen = full_render.developed(solids, light, camera, traced, size, jnp)
-        return full_render.Seen(
-            image=jnp.round(255 * seen.image).astype(jnp.uint8),
-            depth=seen.depth,
-            normals=jnp.round(127 * seen.normals + 128).astype(jnp.uint8),
-            instances=seen.instances.astype(jnp.uint8),
-        )
-
-    def rendered(scenes: list[FullScene], cameras: list[Any]) -> full_render.Seen:
-        solids, lights, cameras = (
-            jax.tree.map(lambda *leaves: np.stack(leaves), *each)
-            for each in (
-                [scene.solids() for scene in scenes],
-                [scene.light.arrays() for scene in scenes],
-                [camera.arrays() for camera in cameras],
-            )
-        )
-        with jax.default_device(cpu):
-            traced = trace(solids, cameras)
-            return jax.device_get(develop(solids, lights, cameras, traced))
-
-    return rendered
+def _byte(values: np.ndarray) -> np.ndarray:
+    return np.round(values).astype(np.uint8)
 
 
 def records(seed: int, split: str, size: int, views: int, indices: range) -> list[dict[str, Any]]:
     """The records of scenes, as TFDS encodes them."""
-    return [record(seed, split, size, views, index) for index in indices]
+    scenes = [full_scenes.draw_full_scene(seed, split, index, views) for index in indices]
+    edited = [
+        edits.draw_edit(seed, split, i, each) for i, each in zip(indices, scenes, strict=True)
+    ]
+    seen = render(
+        [
+            Shot(shown.solids(), shown.light.arrays(), camera.arrays())
+            for scene, edit in zip(scenes, edited, strict=True)
+            for shown, cameras in ((scene, scene.cameras), (edit.scene, scene.cameras[:1]))
+            for camera in cameras
+        ],
+        size,
+    )
+    pictures = [seen[i : i + views + 1] for i in range(0, len(seen), views + 1)]
+    items = [noun(full_scenes.shared_thing(seed, split, index)) for index in indices]
+    return list(map(_record, indices, scenes, edited, pictures, items))
 
 
-def record(seed: int, split: str, size: int, views: int, index: int) -> dict[str, Any]:
-    """The record of a scene, as TFDS encodes it."""
-    scene = full_scenes.draw_full_scene(seed, split, index, views)
-    edit = edits.draw_edit(seed, split, index, scene)
-    cameras = [*scene.cameras, scene.cameras[0]]
-    seen = _renderer(size)([scene] * views + [edit.scene], cameras)
-    arrays = [camera.arrays() for camera in scene.cameras]
-    more = seen.image[1:views] if views > 1 else seen.image[:1]
+def _record(
+    index: int, scene: FullScene, edit: edits.Edit, seen: list[Seen], item: str
+) -> dict[str, Any]:
+    """The record of a scene that its cameras see, and its first again once it is edited."""
+    first, *others, edited = seen
+    size, arrays = len(first.depth), [camera.arrays() for camera in scene.cameras]
+    more = np.concatenate([each.image for each in others or [first]])
     people = full_scenes.seen_keypoints(scene) * np.array((size, size, 1), np.float32)
-    shared = full_scenes.shared_thing(seed, split, index)
     return {
-        "image": png_file(seen.image[0]),
-        "more_views": png_file(more.reshape(-1, size, 3)),
-        "depth": seen.depth[0],
-        "normals": png_file(seen.normals[0]),
-        "instances": png_file(seen.instances[0]),
+        "image": png_file(_byte(255 * first.image)),
+        "more_views": png_file(_byte(255 * more)),
+        "depth": first.depth,
+        "normals": png_file(_byte(127 * first.normals + 128)),
+        "instances": png_file(_byte(first.instances)),
         "things": [
             {
                 "name": thing.name,
                 "colour": thing.colour,
                 "place": thing.place,
-                "box": box_of(seen.instances[0] == i).astype(np.float32),
+                "box": box_of(first.instances == i).astype(np.float32),
             }
             for i, thing in enumerate(scene.things, 1)
         ],
         "keypoints": people,
-        "edited": png_file(seen.image[views]),
+        "edited": png_file(_byte(255 * edited.image)),
         "instruction": edit.instruction,
         "caption": captions.caption(scene, index),
         "long_caption": captions.long_caption(scene, index),
-        "item": noun(shared),
-        "intrinsics": np.stack([render.intrinsics(camera, size) for camera in arrays]),
+        "item": item,
+        "intrinsics": np.stack([intrinsics(camera, size) for camera in arrays]),
         "camera_to_world": np.stack([camera.camera_to_world for camera in arrays]),
     }
 

@@ -30,8 +30,9 @@ from onediff_jax.data.scenes import (
     placed_spots,
     stream,
 )
-from onediff_jax.data.solids import Solids, distances, nearest
+from onediff_jax.data.solids import Solids, entries, nearest, pairs_of
 from onediff_jax.data.things import COLOURS, MATERIALS, Person, Solid, draw_solid
+from onediff_jax.data.windows import seen_rays
 
 GROUP = 4  # scenes that share an identity
 GROUNDS: dict[str, Triple] = {
@@ -48,7 +49,6 @@ SKIES: dict[str, tuple[Triple, Triple]] = {  # horizon and zenith
     "overcast sky": ((0.90, 0.91, 0.92), (0.70, 0.72, 0.75)),
     "violet sky": ((0.93, 0.87, 0.96), (0.66, 0.56, 0.88)),
 }
-PLACES_OF = {"figures": (2, 4, 23), "objects": (4, 4, 4)}  # boxes, tapered solids, capsules
 PROBE = 24  # pixels across a view that is judged
 GLANCE = 16  # and across one that only has to show everything
 LEAST = 0.004  # share of another camera's picture that every thing covers
@@ -83,7 +83,12 @@ class FullScene:
 
     def solids(self) -> Solids:
         """The things as the ray tracer takes them; instance i is things[i - 1]."""
-        return parts.packed([thing.parts() for thing in self.things], PLACES_OF[self.kind])
+        return _solids_of(self.things)
+
+
+@functools.lru_cache(16)  # those of a scene are asked for by every judge of its views
+def _solids_of(things: tuple[Solid | Person, ...]) -> Solids:
+    return parts.packed([thing.parts() for thing in things])
 
 
 class View(NamedTuple):
@@ -103,16 +108,17 @@ def kind_of(index: int) -> str:
 def view(scene: FullScene, camera: Camera, pixels: int) -> View:
     """What a camera sees at pixels x pixels points."""
     solids = scene.solids()
-    middle = np.zeros((1, 2), np.float32)
-    origin, direction = full_render.rays(camera.arrays(), pixels, offsets=middle)
-    direction = direction.map(lambda c: c[0])
+    arrays = camera.arrays()
+    slopes = full_render.central_slopes(arrays, pixels)
+    origin, direction = full_render.rays(arrays, slopes)
+    pairs = pairs_of(seen_rays(solids, arrays, slopes))
     with np.errstate(all="ignore"):
-        length = np.stack(distances(solids, origin, direction))
-    hit, first, of = np.isfinite(length), length.argmin(axis=0), solids.instance - 1
-    place = np.where(hit.any(axis=0), first, -1)
-    outlines = [hit[of == i].any(axis=0) for i in range(len(scene.things))]
-    outlines = np.array(outlines, bool).reshape(len(scene.things), pixels**2)
-    return View(np.where(place < 0, -1, of[first]), place, outlines)
+        entry = entries(solids, pairs, origin, direction)
+    _, place = nearest(pairs, entry, pixels**2)
+    of, met = solids.instance - 1, np.isfinite(entry)
+    outlines = np.zeros((len(scene.things), pixels**2), bool)
+    outlines[of[pairs.solid[met]], pairs.ray[met]] = True
+    return View(np.where(place < 0, -1, of[place]), place, outlines)
 
 
 def projected(
@@ -286,7 +292,9 @@ def seen_keypoints(scene: FullScene) -> Float[np.ndarray, "people 17 3"]:
         xy, ahead = projected(camera, thing.keypoints())
         inside = (ahead > 0) & (xy >= 0).all(axis=1) & (xy < 1).all(axis=1)
         with np.errstate(all="ignore"):
-            first, _ = nearest(solids, Vector(*eye), Vector(*away.T))
+            pairs = pairs_of([np.arange(len(away))] * len(solids.instance))
+            entry = entries(solids, pairs, Vector(*eye), Vector(*away.T))
+        first, _ = nearest(pairs, entry, len(away))
         # Joints lie within limbs: what is hit within their own limb does not hide them.
         hidden = (1 - first) * np.linalg.norm(away, axis=1) > figure.reaches(thing.who)
         found.append(np.c_[xy, np.where(hidden, 1, 2)] * inside[:, None])

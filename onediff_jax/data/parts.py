@@ -69,27 +69,24 @@ def capsule(
     return Part(2, np.asarray(start), np.asarray(end), radius, colour, second or colour, bands)
 
 
-def packed(things: Sequence[Sequence[Part]], places: tuple[int, int, int]) -> Solids:
-    """The solids of things; thing i has instance i + 1.
+def packed(things: Sequence[Sequence[Part]]) -> Solids:
+    """The solids of things; thing i has instance i + 1."""
+    numbered = [(part, number) for number, parts in enumerate(things, 1) for part in parts]
+    numbered.sort(key=lambda pair: pair[0].family)  # stable
+    tables = [np.zeros((0, width), np.float32) for width in (7, 8, 7)]
+    for family, tail in enumerate((("yaw",), ("yaw", "shape"), ("shape",))):
+        rows = [
+            (*part.first, *part.last, *(getattr(part, name) for name in tail))
+            for part, _ in numbered
+            if part.family == family
+        ]
+        if rows:
+            tables[family] = np.array(rows, np.float32)
 
-    There are `places` for boxes, tapered solids and capsules.
-    """
-    tables = [
-        np.zeros((count, width), np.float32) for count, width in zip(places, (7, 8, 7), strict=True)
-    ]
-    tables[0][:, 3:6] = tables[1][:, 3:6] = 1  # extents that can be divided by
-    total, starts, free = sum(places), np.cumsum((0, *places)), [0, 0, 0]
-    instance = np.zeros(total, np.int32)
-    colours, seconds = np.zeros((2, total, 3), np.float32)
-    bands, checks, gloss = np.zeros((3, total), np.float32)
-    for number, parts in enumerate(things, start=1):
-        for part in parts:
-            row = free[part.family]
-            free[part.family] += 1
-            tail = ((part.yaw,), (part.yaw, part.shape), (part.shape,))[part.family]
-            tables[part.family][row] = (*part.first, *part.last, *tail)
-            place = starts[part.family] + row
-            instance[place] = number
-            colours[place], seconds[place] = part.colour, part.second
-            bands[place], checks[place], gloss[place] = part.bands, part.checks, part.gloss
-    return Solids(*tables, instance, colours, seconds, bands, checks, gloss)
+    def column(name: str, *shape: int) -> np.ndarray:
+        values = [getattr(part, name) for part, _ in numbered]
+        return np.array(values, np.float32).reshape(-1, *shape)
+
+    colours = column("colour", 3), column("second", 3)
+    instance = np.array([number for _, number in numbered], np.int32)
+    return Solids(*tables, instance, *colours, *map(column, ("bands", "checks", "gloss")))

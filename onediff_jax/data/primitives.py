@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(slots=True)
 class Vector:
     """Many vectors, by coordinate: three arrays whose shapes are equal or broadcast.
 
@@ -46,7 +46,7 @@ class Vector:
 
     def map(self, function: Callable[..., Any], *others: "Vector") -> "Vector":
         """A function applied to each coordinate, with the same coordinate of the others."""
-        return Vector(*(function(*c) for c in zip(self, *others, strict=True)))
+        return Vector(*map(function, self, *others))
 
     def fold(self, function: Callable[..., Any]) -> Any:
         """A function of two arguments folded over the coordinates."""

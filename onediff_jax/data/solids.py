@@ -1,12 +1,13 @@
-"""Solids of three families, and the rays that meet them, for NumPy and jax.numpy.
+"""Solids of three families, the rays that may meet them, and where they do.
 
-Each family has places of its own, so that a ray is tried on a solid by one formula only.
+Each family has rows of its own, so that a ray is tried on a solid by one formula only, and a ray is
+tried on few: pairs of a solid and a ray are listed first (`windows` knows which can meet).
 
-b boxes   t tapered solids   c capsules   s = b + t + c solids
+b boxes   t tapered solids   c capsules   s = b + t + c solids   n rays   p pairs
 """
 
-import types
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -24,104 +25,107 @@ class Solids(NamedTuple):
     """What stands in a scene: first boxes, then tapered solids, then capsules.
 
     A box or tapered solid is its unit primitive scaled by `half`, turned by `yaw` about z and moved
-    to `center`.  A place with instance 0 is empty.  Colours are sRGB in [0, 1].
+    to `center`.  Colours are sRGB in [0, 1].
     """
 
-    boxes: Float[Any, "b 7"]  # center, half, yaw
-    tapered: Float[Any, "t 8"]  # center, half, yaw, radius at the top over that at the foot
-    capsules: Float[Any, "c 7"]  # start, end, radius
-    instance: Int[Any, "s"]
-    color: Float[Any, "s 3"]
-    second: Float[Any, "s 3"]  # of every other band or check
-    bands: Float[Any, "s"]  # across the height; 0: plain
-    checks: Float[Any, "s"]  # across every axis; 0: plain
-    gloss: Float[Any, "s"]  # 0 matte, 1 glossy
+    boxes: Float[np.ndarray, "b 7"]  # center, half, yaw
+    tapered: Float[np.ndarray, "t 8"]  # center, half, yaw, radius at the top over that at the foot
+    capsules: Float[np.ndarray, "c 7"]  # start, end, radius
+    instance: Int[np.ndarray, " s"]  # of the thing that it is a part of, counted from 1
+    color: Float[np.ndarray, "s 3"]
+    second: Float[np.ndarray, "s 3"]  # of every other band or check
+    bands: Float[np.ndarray, " s"]  # across the height; 0: plain
+    checks: Float[np.ndarray, " s"]  # across every axis; 0: plain
+    gloss: Float[np.ndarray, " s"]  # 0 matte, 1 glossy
 
 
-def columns(table: Any, rays: Any) -> list[Any]:
-    """The columns of a table of solids, each shaped to broadcast against rays."""
-    return [column.reshape(column.shape + (1,) * rays.ndim) for column in table.T]
+class Pairs(NamedTuple):
+    """Solids, and the rays that are tried on them; the solids do not decrease."""
+
+    solid: Int[np.ndarray, " p"]
+    ray: Int[np.ndarray, " p"]
 
 
-def _entered(
-    center: Vector, half: Vector, yaw: Any, origin: Vector, direction: Vector, xp: types.ModuleType
-) -> tuple[Vector, Vector]:
-    """Rays in the frames of scaled and turned solids."""
-    cosine, sine = xp.cos(yaw), xp.sin(yaw)
-    inverse = half.map(lambda c: 1 / c)
-    return (
-        (origin - center).turn(cosine, -sine) * inverse,
-        direction.turn(cosine, -sine) * inverse,
-    )
+def pairs_of(rays: Sequence[Int[np.ndarray, " _"]]) -> Pairs:
+    """Each solid with its rays, listed solid by solid."""
+    solids = np.repeat(np.arange(len(rays)), list(map(len, rays)))
+    return Pairs(solids, np.concatenate(rays) if rays else solids)
 
 
-def kept(values: Any, xp: types.ModuleType) -> Any:
-    """The values, computed where they stand.
-
-    XLA on the CPU would compute them within the loops that read them, and neither once nor on whole
-    vectors (measured: four times slower).
-    """
-    if xp is np:
-        return values
-    import jax  # here, since loader workers import this file
-
-    return jax.lax.optimization_barrier(values)
+def joined(several: Sequence[Solids]) -> tuple[Solids, list[Int[np.ndarray, " _"]]]:
+    """The solids of several scenes in one, and for each scene its solids' numbers in that."""
+    family = [np.repeat(range(3), list(map(len, solids[:3]))) for solids in several]
+    order = np.argsort(np.concatenate(family), kind="stable")
+    columns = [np.concatenate(each) for each in zip(*several, strict=True)]
+    numbers = np.empty_like(order)
+    numbers[order] = np.arange(len(order))
+    starts = np.cumsum([len(each) for each in family])[:-1]
+    return Solids(*columns[:3], *(c[order] for c in columns[3:])), np.split(numbers, starts)
 
 
-def _upright(
-    solids: Solids, origin: Vector, direction: Vector, like: Any, xp: types.ModuleType
-) -> list[Any]:
-    """Length along rays to where they enter boxes and tapered solids, one array for each."""
-    found = []
-    *table, yaw = columns(solids.boxes, like)
-    frame = _entered(Vector(*table[:3]), Vector(*table[3:]), yaw, origin, direction, xp)
-    found += list(kept(box_distance(*frame, xp), xp))
-    *table, yaw, top = columns(solids.tapered, like)
-    frame = _entered(Vector(*table[:3]), Vector(*table[3:]), yaw, origin, direction, xp)
-    found += list(kept(tapered_distance(*frame, xp, top), xp))
+def _by_family(
+    solids: Solids, pairs: Pairs, origin: Vector, direction: Vector
+) -> list[tuple[Float[np.ndarray, "a f"], Vector, Vector]]:
+    """For every family the rows of its pairs' solids, column by column, and its pairs' rays."""
+    found, first = [], 0
+    for table in solids[:3]:
+        mine = slice(*np.searchsorted(pairs.solid, (first, first + len(table))))
+        ray = pairs.ray[mine]
+        start, along = (
+            vector.map(lambda c, ray=ray: c[ray] if np.ndim(c) else c)
+            for vector in (origin, direction)
+        )
+        found.append((table.T[:, pairs.solid[mine] - first], start, along))
+        first += len(table)
     return found
 
 
-def distances(
-    solids: Solids, origin: Vector, direction: Vector, xp: types.ModuleType = np
-) -> list[Float[Any, "*rays"]]:
-    """Length along rays to where they enter each solid; infinite for a miss and an empty place."""
-    like = direction.x if np.ndim(direction.x) >= np.ndim(origin.x) else origin.x
-    found = _upright(solids, origin, direction, like, xp)
-    *table, radius = columns(solids.capsules, like)
-    ends = Vector(*table[:3]), Vector(*table[3:])
-    found += list(kept(capsule_distance(*ends, radius, origin, direction, xp), xp))
-    return [xp.where(solids.instance[i] > 0, each, xp.inf) for i, each in enumerate(found)]
+def _upright(
+    columns: Float[np.ndarray, "a f"], origin: Vector, direction: Vector
+) -> tuple[Vector, Vector]:
+    """Rays in the frames of scaled and turned solids."""
+    cosine, sine, inverse = np.cos(columns[6]), np.sin(columns[6]), Vector(*(1 / columns[3:6]))
+    away = origin - Vector(*columns[:3])
+    return away.turn(cosine, -sine) * inverse, direction.turn(cosine, -sine) * inverse
+
+
+def entries(
+    solids: Solids, pairs: Pairs, origin: Vector, direction: Vector
+) -> Float[np.ndarray, " p"]:
+    """Length along rays to where they enter solids, infinite for a miss.
+
+    `origin` holds numbers or arrays of every ray (n), as `direction` does.
+    """
+    boxes, tapered, capsules = _by_family(solids, pairs, origin, direction)
+    box = box_distance(*_upright(*boxes), np)
+    taper = tapered_distance(*_upright(*tapered), np, tapered[0][7])
+    columns, start, along = capsules
+    ends = Vector(*columns[:3]), Vector(*columns[3:6])
+    capsule = capsule_distance(*ends, columns[6], start, along, np)
+    return np.concatenate([box, taper, capsule])
 
 
 def nearest(
-    solids: Solids, origin: Vector, direction: Vector, xp: types.ModuleType = np
-) -> tuple[Float[Any, "*rays"], Int[Any, "*rays"]]:
-    """Length along rays to the first solid that they enter, and its place; infinite and 0 if none.
-
-    Solid after solid, not by reductions over an axis of solids: XLA's CPU loops do not vectorise
-    those.
-    """
-    every = distances(solids, origin, direction, xp)
-    length = every[0]
-    for each in every[1:]:
-        length = xp.minimum(length, each)
-    length = kept(length, xp)
-    owner = xp.zeros(length.shape, xp.int32)
-    for i in range(len(every) - 1, -1, -1):
-        owner = xp.where(every[i] <= length, i, owner)
-    return length, owner
+    pairs: Pairs, entry: Float[np.ndarray, " p"], rays: int
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Length along rays to the first solid that they enter, and which; infinite and -1 if none."""
+    length, solid = np.full(rays, np.inf, entry.dtype), np.full(rays, -1)
+    np.minimum.at(length, pairs.ray, entry)
+    first = np.flatnonzero((entry == length[pairs.ray]) & (entry < np.inf))[::-1]
+    solid[pairs.ray[first]] = pairs.solid[first]  # of equals the last to be written: the lowest
+    return length, solid
 
 
 def shadowed(
-    solids: Solids, point: Vector, sun: Vector, owner: Any, xp: types.ModuleType
-) -> Bool[Any, "*rays"]:
-    """Whether a solid other than a point's own stands between it and the sun."""
-    hidden = [each < xp.inf for each in _upright(solids, point, sun, owner, xp)]
-    *table, radius = columns(solids.capsules, owner)
-    ends = Vector(*table[:3]), Vector(*table[3:])
-    hidden += list(kept(capsule_blocks(*ends, radius, point, sun, xp), xp))
-    found = owner < -1
-    for i, each in enumerate(hidden):
-        found = found | (each & (owner != i) & (solids.instance[i] > 0))
-    return kept(found, xp)
+    solids: Solids, pairs: Pairs, point: Vector, sun: Vector, owner: Int[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """Whether a solid other than a point's own (`owner`, -1: none) stands before the sun."""
+    boxes, tapered, (columns, start, along) = _by_family(solids, pairs, point, sun)
+    box = box_distance(*_upright(*boxes), np) < np.inf
+    taper = tapered_distance(*_upright(*tapered), np, tapered[0][7]) < np.inf
+    ends = Vector(*columns[:3]), Vector(*columns[3:6])
+    capsule = capsule_blocks(*ends, columns[6], start, along, np)
+    blocks = np.concatenate([box, taper, capsule]) & (owner[pairs.ray] != pairs.solid)
+    found = np.zeros(len(owner), bool)
+    found[pairs.ray[blocks]] = True
+    return found
