@@ -13,8 +13,8 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from onediff_jax.data.conditions import COLORS, depth_picture, rgb
 from onediff_jax.data.figure import KEYPOINTS
+from onediff_jax.data.maps import COLORS, depth_picture, rgb
 from onediff_jax.data.scene_source import Scenes
 
 EDGE, GAP, LINE = 150, 6, 15

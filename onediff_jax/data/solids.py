@@ -6,8 +6,8 @@ tried on few: pairs of a solid and a ray are listed first (`windows` knows which
 b boxes   t tapered solids   c capsules   s = b + t + c solids   n rays   p pairs
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -63,23 +63,6 @@ def joined(several: Sequence[Solids]) -> tuple[Solids, list[Int[np.ndarray, " _"
     return Solids(*columns[:3], *(c[order] for c in columns[3:])), np.split(numbers, starts)
 
 
-def _by_family(
-    solids: Solids, pairs: Pairs, origin: Vector, direction: Vector
-) -> list[tuple[Float[np.ndarray, "a f"], Vector, Vector]]:
-    """For every family the rows of its pairs' solids, column by column, and its pairs' rays."""
-    found, first = [], 0
-    for table in solids[:3]:
-        mine = slice(*np.searchsorted(pairs.solid, (first, first + len(table))))
-        ray = pairs.ray[mine]
-        start, along = (
-            vector.map(lambda c, ray=ray: c[ray] if np.ndim(c) else c)
-            for vector in (origin, direction)
-        )
-        found.append((table.T[:, pairs.solid[mine] - first], start, along))
-        first += len(table)
-    return found
-
-
 def _upright(
     columns: Float[np.ndarray, "a f"], origin: Vector, direction: Vector
 ) -> tuple[Vector, Vector]:
@@ -89,6 +72,46 @@ def _upright(
     return away.turn(cosine, -sine) * inverse, direction.turn(cosine, -sine) * inverse
 
 
+def _box(columns: Any, origin: Vector, direction: Vector) -> Float[np.ndarray, " p"]:
+    return box_distance(*_upright(columns, origin, direction), np)
+
+
+def _taper(columns: Any, origin: Vector, direction: Vector) -> Float[np.ndarray, " p"]:
+    return tapered_distance(*_upright(columns, origin, direction), np, columns[7])
+
+
+def _capsule(columns: Any, origin: Vector, direction: Vector) -> Float[np.ndarray, " p"]:
+    ends = Vector(*columns[:3]), Vector(*columns[3:6])
+    return capsule_distance(*ends, columns[6], origin, direction, np)
+
+
+def _capsule_shadow(columns: Any, origin: Vector, direction: Vector) -> Bool[np.ndarray, " p"]:
+    ends = Vector(*columns[:3]), Vector(*columns[3:6])
+    return capsule_blocks(*ends, columns[6], origin, direction, np)
+
+
+def _by_family(
+    solids: Solids,
+    pairs: Pairs,
+    origin: Vector,
+    direction: Vector,
+    formulas: Sequence[Callable[..., Any]],
+) -> list[np.ndarray]:
+    """What each family's formula says of its pairs; nothing of a family that has none."""
+    found, first = [], 0
+    for table, formula in zip(solids[:3], formulas, strict=True):
+        mine = slice(*np.searchsorted(pairs.solid, (first, first + len(table))))
+        if mine.start < mine.stop:
+            ray = pairs.ray[mine]
+            start, along = (
+                vector.map(lambda c, ray=ray: c[ray] if np.ndim(c) else c)
+                for vector in (origin, direction)
+            )
+            found.append(formula(table.T[:, pairs.solid[mine] - first], start, along))
+        first += len(table)
+    return found
+
+
 def entries(
     solids: Solids, pairs: Pairs, origin: Vector, direction: Vector
 ) -> Float[np.ndarray, " p"]:
@@ -96,13 +119,8 @@ def entries(
 
     `origin` holds numbers or arrays of every ray (n), as `direction` does.
     """
-    boxes, tapered, capsules = _by_family(solids, pairs, origin, direction)
-    box = box_distance(*_upright(*boxes), np)
-    taper = tapered_distance(*_upright(*tapered), np, tapered[0][7])
-    columns, start, along = capsules
-    ends = Vector(*columns[:3]), Vector(*columns[3:6])
-    capsule = capsule_distance(*ends, columns[6], start, along, np)
-    return np.concatenate([box, taper, capsule])
+    found = _by_family(solids, pairs, origin, direction, (_box, _taper, _capsule))
+    return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 
 def nearest(
@@ -120,12 +138,14 @@ def shadowed(
     solids: Solids, pairs: Pairs, point: Vector, sun: Vector, owner: Int[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
     """Whether a solid other than a point's own (`owner`, -1: none) stands before the sun."""
-    boxes, tapered, (columns, start, along) = _by_family(solids, pairs, point, sun)
-    box = box_distance(*_upright(*boxes), np) < np.inf
-    taper = tapered_distance(*_upright(*tapered), np, tapered[0][7]) < np.inf
-    ends = Vector(*columns[:3]), Vector(*columns[3:6])
-    capsule = capsule_blocks(*ends, columns[6], start, along, np)
-    blocks = np.concatenate([box, taper, capsule]) & (owner[pairs.ray] != pairs.solid)
+    formulas = (
+        lambda *pair: _box(*pair) < np.inf,
+        lambda *pair: _taper(*pair) < np.inf,
+        _capsule_shadow,
+    )
+    blocks = _by_family(solids, pairs, point, sun, formulas)
     found = np.zeros(len(owner), bool)
-    found[pairs.ray[blocks]] = True
+    if blocks:
+        other = owner[pairs.ray] != pairs.solid
+        found[pairs.ray[np.concatenate(blocks) & other]] = True
     return found
