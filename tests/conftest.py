@@ -10,7 +10,9 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 from absl import flags
 
 jax.config.update("jax_default_matmul_precision", "highest")
 flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+pytest.register_assert_rewrite("picture_packages")  # it has fixtures and assertions

@@ -101,6 +101,13 @@ def test_faults_are_listed_with_their_line_and_the_status_says_so(folder, capsys
     assert status == 1 and "line 8: there is no file '7.png'" in capsys.readouterr().err
 
 
+def test_data_without_one_good_record_is_reported_like_any(folder):
+    for file in (folder / "photos").glob("*.png"):
+        file.write_bytes(b"x")
+    status, found = report(folder)
+    assert status == 1 and len(found["faults"]) == 20 and not found["records"]
+
+
 def test_a_sample_reads_so_many_records_spread_evenly(folder):
     (folder / "photos" / "1.png").write_bytes(b"x")
     status, found = report(folder, "--records", "3")
@@ -109,13 +116,28 @@ def test_a_sample_reads_so_many_records_spread_evenly(folder):
     assert report(folder, "--records", "3", "--split", "validation")[0] == 0
 
 
+def test_rows_that_the_run_would_refuse_are_an_error(folder, capsys):
+    text = (folder / "config.py").read_text()
+    packed = "dict(views=3, tokens=9, packed=True, tasks=('depth2image',))"
+    (folder / "config.py").write_text(text.replace("dict(views=2, tokens=9, count=2)", packed))
+    assert check(folder) == 1
+    assert "No examples of [2] views fill a packed slot of 3" in capsys.readouterr().err
+    (folder / "photos" / "1.png").write_bytes(b"x")
+    assert report(folder)[1]["faults"]  # which count for more
+
+
 def test_the_sheet_shows_the_views(folder):
     check(folder, "--sheet", str(folder / "sheet.png"))
     sheet = np.asarray(Image.open(folder / "sheet.png"))
-    row = check_data.CELL + 2 * check_data.LABEL
-    assert sheet.shape[0] == 8 * row
-    first = sheet[check_data.LABEL + 3, 3]  # the first picture of training is number 1
-    assert (first == 20).all()
+    cell, label = check_data.CELL, (check_data.SAID + 1) * check_data.LABEL
+    assert sheet.shape[:2] == (
+        2 * (cell + label),
+        8 * (cell + 4),
+    )  # of each task 4, of 1 and 2 views
+    shown = sheet[label + cell // 2, cell // 2 :: cell + 4, 0]
+    assert shown.tolist() == [20, 80, 160, 220] + 4 * [255]  # numbers 1, 4, 8 and 11 of 12
+    shown = sheet[2 * label + cell + cell // 2, cell // 2 :: cell + 4, 0]
+    assert shown[::2].tolist() == [20, 80, 160, 220]
 
 
 @pytest.mark.parametrize(

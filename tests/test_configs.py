@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from onediff_jax.config import as_dict, base_config, run_config, settings_help
+from onediff_jax.data.packing import Packing
 from onediff_jax.errors import InputError
 from onediff_jax.models.networks import networks_of
 
@@ -22,6 +23,15 @@ def test_a_shipped_configuration_builds(file):
     assert run_config(as_dict(config)) == config
     docstring = runpy.run_path(str(file))["__doc__"]
     assert f"--config configs/{file.name}" in docstring  # the command that runs it
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_the_examples_of_a_shipped_configuration_fill_its_packed_slots(file):
+    data = run_config(runpy.run_path(str(file))["get_config"]()).data
+    for slot in data.row:
+        fits = slot.tasks_of(data.tasks, data.counts)
+        if slot.packed:  # raises where no recipes have the proportions that are wanted
+            Packing(slot.views, {count: sum(tasks.values()) for count, tasks in fits.items()}, 0)
 
 
 def test_the_base_is_the_released_model_and_names_no_data():

