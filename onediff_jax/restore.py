@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from onediff_jax.config import run_config
 from onediff_jax.generate import Trained
@@ -25,11 +26,9 @@ def restored(path: pathlib.Path) -> Restored:
     Raises InputError, naming `path`, where there is none or not one of ours.
     """
 
-    def shapes(config, assets):
-        networks, _ = run.assembled(run_config(config), assets)
-        return nn.meta.unbox(jax.eval_shape(networks.init, jax.random.key(0)))
-
-    found, assets, params, step = checkpoint.read(path, shapes)
+    found, assets, step = checkpoint.described(path)
     config = run_config(found)
     networks, tokenizer = run.assembled(config, assets)
+    shapes = nn.meta.unbox(jax.eval_shape(networks.init, jax.random.key(0)))
+    params = jax.tree.map(np.asarray, checkpoint.weights(path, shapes))
     return Restored(config, Trained(networks, params, assets.codec, tokenizer), step)

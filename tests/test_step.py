@@ -38,7 +38,7 @@ def prepared(mesh_config, flow_config, optimizer_config, devices: int):
     mesh = mesh_of(mesh_config, jax.devices()[:devices])
     optimizer = optimizer_of(optimizer_config, CONFIG.steps)
     shardings = state_shardings(NETWORKS, optimizer, mesh)
-    state = State(jnp.zeros((), jnp.int32), PARAMS, PARAMS, optimizer.init(PARAMS))
+    state = State(jnp.zeros((), jnp.int32), PARAMS, PARAMS, optimizer.init(PARAMS), {})
     step = train_step_of(NETWORKS, optimizer, ROWS.layout, flow_config, optimizer_config)
     step = jax.jit(step, out_shardings=(shardings, None))
     return mesh, jax.device_put(state, shardings), step
@@ -192,6 +192,6 @@ def test_weight_decay_touches_matrices_alone():
 def test_the_gradient_is_clipped_by_its_global_norm():
     optimizer = optimizer_of(CONFIG.optimizer, CONFIG.steps)
     large = jax.tree.map(lambda x: 100 * np.ones_like(x), PARAMS)
-    _, (_, (adam, *_)) = jax.jit(optimizer.update)(large, optimizer.init(PARAMS), PARAMS)
+    _, (_, (adam, *_), _) = jax.jit(optimizer.update)(large, optimizer.init(PARAMS), PARAMS)
     first = jax.tree.map(lambda m: m / (1 - CONFIG.optimizer.b1), adam.mu)
     assert float(optax.global_norm(first)) == pytest.approx(CONFIG.optimizer.clip, rel=1e-4)

@@ -5,12 +5,16 @@ float32 islands: norms, rotary angles, softmax and time embedding.  A matrix is 
 names its two axes; one table (`onediff_jax/sharding.py`) says where an axis lives.
 """
 
+import dataclasses
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from onediff_jax.errors import InputError
 from onediff_jax.ops import attention, rope
 from onediff_jax.ops.dims import TextStates
 from onediff_jax.ops.layout import Layout
@@ -18,9 +22,34 @@ from onediff_jax.ops.layout import Layout
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
 
+LORA = ("lora_a", "lora_b")  # names of an adapter's parameters: down, and up again
+ADAPTED = ("wq", "wk", "wv", "wk_y", "wv_y", "wo", "w1", "w2", "w3")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside some matrices (arXiv 2106.09685): x W + (alpha / rank) (x A) B."""
+
+    rank: int = 0  # 0: no adapters
+    alpha: float = 16.0  # the adapters' product is scaled by alpha / rank
+    targets: tuple[str, ...] = ("wq", "wk", "wv", "wo")
+    # of every block: wq, wk, wv, wk_y, wv_y, wo of attention, w1, w2, w3 of feed-forward
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise InputError(f"model.lora.rank is {self.rank}; use 0 for none, or 4 to 128.")
+        if unknown := set(self.targets) - set(ADAPTED):
+            raise InputError(
+                f"model.lora.targets has {sorted(unknown)}; it can hold {', '.join(ADAPTED)}."
+            )
+
+    def adapts(self, name: str | None) -> bool:
+        """Whether a matrix of that name has an adapter."""
+        return self.rank > 0 and name in self.targets
+
 
 class Dense(nn.Module):
-    """x W (+ b), with the logical names of W's axes."""
+    """x W (+ b), with the logical names of W's axes; with an adapter where `lora` has its name."""
 
     features: int
     axes: tuple[str, str]
@@ -28,6 +57,7 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer = xavier
     bias_init: nn.initializers.Initializer = zeros
     dtype: DTypeLike = jnp.float32
+    lora: LoraConfig = LoraConfig()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
@@ -38,6 +68,14 @@ class Dense(nn.Module):
         if self.use_bias:
             init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
             y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
+        if self.lora.adapts(self.name):
+            down, up = ((self.axes[0], "rank"), ("rank", self.axes[1]))
+            init = nn.with_logical_partitioning(nn.initializers.he_uniform(), down)
+            a = self.param(LORA[0], init, (x.shape[-1], self.lora.rank))
+            init = nn.with_logical_partitioning(zeros, up)
+            b = self.param(LORA[1], init, (self.lora.rank, self.features))
+            low = (x.astype(self.dtype) @ a.astype(self.dtype)) @ b.astype(self.dtype)
+            y = y + low * (self.lora.alpha / self.lora.rank)
         return y
 
 
@@ -92,6 +130,7 @@ class Attention(nn.Module):
     softcap: float | None
     backend: str
     dtype: DTypeLike
+    lora: LoraConfig = LoraConfig()
 
     @nn.compact
     def __call__(
@@ -108,7 +147,7 @@ class Attention(nn.Module):
 
         def project(features, axis, name, source=x):
             axes = ("text" if source is text else "embed", axis)
-            return Dense(features, axes, dtype=self.dtype, name=name)(source)
+            return Dense(features, axes, dtype=self.dtype, lora=self.lora, name=name)(source)
 
         def split(y):
             return rearrange(y.astype(self.dtype), "... (k h) -> ... k h", h=head)
@@ -149,7 +188,7 @@ class Attention(nn.Module):
             )
             together = seen + (gate * read).astype(self.dtype)
             attended.append(rearrange(together, "(b s) n k h -> b (s n) (k h)", s=run.count))
-        wo = Dense(width, ("heads", "embed"), dtype=self.dtype, name="wo")
+        wo = Dense(width, ("heads", "embed"), dtype=self.dtype, lora=self.lora, name="wo")
         return wo(jnp.concatenate(attended, 1))
 
 
@@ -158,11 +197,13 @@ class SwiGLU(nn.Module):
 
     hidden: int
     dtype: DTypeLike
+    lora: LoraConfig = LoraConfig()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """The mixed features, in `dtype`."""
-        w1 = Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="w1")
-        w2 = Dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="w2")
-        w3 = Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="w3")
+        dense = functools.partial(Dense, dtype=self.dtype, lora=self.lora)
+        w1 = dense(self.hidden, ("embed", "mlp"), name="w1")
+        w2 = dense(x.shape[-1], ("mlp", "embed"), name="w2")
+        w3 = dense(self.hidden, ("embed", "mlp"), name="w3")
         return w2(jax.nn.silu(w1(x)) * w3(x))

@@ -25,6 +25,7 @@ from onediff_jax.errors import InputError
 from onediff_jax.models.layers import (
     Attention,
     Dense,
+    LoraConfig,
     SwiGLU,
     layer_norm,
     rms_norm,
@@ -73,6 +74,7 @@ class NextDiTConfig:
     unroll: int = (
         1  # blocks in a turn of the scan; all of them on a CPU, where its copies cost most
     )
+    lora: LoraConfig = LoraConfig()
 
     def __post_init__(self):
         if self.width % self.heads or self.width // self.heads % 6:
@@ -140,13 +142,14 @@ class Block(nn.Module):
                 config.softcap,
                 config.attention,
                 dtype,
+                config.lora,
                 name="attention",
             )
             text = norm(text, "attention_y_norm", "text")
             y = attention(norm(x, "attention_norm1") * (1 + scale1), text, turn, segments, layout)
             x = x + (jnp.tanh(gate1) * norm(y, "attention_norm2")).astype(dtype)
         with jax.named_scope("feed_forward"):
-            y = SwiGLU(config.hidden, dtype, name="feed_forward")(
+            y = SwiGLU(config.hidden, dtype, config.lora, name="feed_forward")(
                 norm(x, "ffn_norm1") * (1 + scale2)
             )
             x = x + (jnp.tanh(gate2) * norm(y, "ffn_norm2")).astype(dtype)

@@ -1,18 +1,20 @@
 """Checkpoints: the newest complete one wins, and each holds all that sampling and resuming need.
 
-WORKDIR/checkpoints/STEP/state    step, params, ema, moments (Orbax, asynchronous, sharded)
+WORKDIR/checkpoints/STEP/state    step, params, ema, moments, frozen (Orbax, asynchronous, sharded)
                          assets   codec and vocabulary, as arrays
                          config   the run's configuration, as JSON
+
+Parameters that a run neither drew nor trains are not among them: they stay where `tune.start` says.
 """
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onediff_jax.data.latents import LinearCodec
 from onediff_jax.errors import InputError
@@ -21,7 +23,7 @@ from onediff_jax.train.state import State
 
 FOLDER = "checkpoints"
 # Settings that say what saved numbers mean, and those among them that do not.
-BINDING = ("model.", "text.", "codec.")
+BINDING = ("model.", "text.", "codec.", "tune.start", "tune.train", "tune.weights")
 FREE = (".attention", ".unroll", ".dtype")
 
 
@@ -44,7 +46,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()),
+                state=ocp.args.StandardSave(_saved(state, config)),
                 assets=ocp.args.StandardSave(arrays_of(assets)),
                 config=ocp.args.JsonSave(config),
             ),
@@ -61,21 +63,23 @@ class Checkpoints:
         Raises InputError where they change what the saved numbers mean.
         """
         saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        before, now = flat(saved.config), flat(json.loads(json.dumps(config)))
-        names = [name for name in before | now if before.get(name) != now.get(name)]
-        changed = {name: (before.get(name), now.get(name)) for name in names}
-        for name in names:
-            if name.startswith(BINDING) and not name.endswith(FREE):
-                raise InputError(
-                    f"config.{name} is {changed[name][1]!r}, and {changed[name][0]!r} in the "
-                    f"checkpoint at step {step}; set it back or use another workdir."
-                )
-        return changed
+        for name, (before, now) in binding_changes(saved.config, config).items():
+            raise InputError(
+                f"config.{name} is {now!r}, and {before!r} in the checkpoint at step {step}; "
+                "set it back or use another workdir."
+            )
+        return all_changes(saved.config, config)
 
-    def restore(self, step: int, shapes: State) -> State:
+    def restore(self, step: int, shapes: State, config: dict[str, Any]) -> State:
         """The state after `step` steps, in the shapes, types and shardings of `shapes`."""
-        target = ocp.args.StandardRestore(shapes._asdict())
-        return State(**self._manager.restore(step, args=ocp.args.Composite(state=target)).state)
+        target = ocp.args.StandardRestore(_saved(shapes, config))
+        found = self._manager.restore(step, args=ocp.args.Composite(state=target)).state
+        frozen = found.pop("frozen", None)
+        if frozen is None:
+            frozen = weights(
+                pathlib.Path(config["tune"]["start"]), shapes.frozen, config["tune"]["weights"]
+            )
+        return State(**found, frozen=frozen)
 
     def __enter__(self):
         return self
@@ -83,6 +87,22 @@ class Checkpoints:
     def __exit__(self, *_):
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def all_changes(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ: what they were, what they are."""
+    before, now = flat(before), flat(json.loads(json.dumps(now)))
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    return {name: (before.get(name), now.get(name)) for name in names}
+
+
+def binding_changes(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Those among them that change what saved numbers mean."""
+    return {
+        name: change
+        for name, change in all_changes(before, now).items()
+        if name.startswith(BINDING) and not name.endswith(FREE)
+    }
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -135,32 +155,74 @@ def step_folder(path: pathlib.Path) -> pathlib.Path:
     return max(steps, key=lambda folder: int(folder.name))
 
 
-def read(
-    path: pathlib.Path, shapes: Callable[[dict[str, Any], Assets], Any]
-) -> tuple[dict, Assets, Any, int]:
-    """Configuration, assets, moving average and step of a checkpoint, for sampling.
+def described(path: pathlib.Path) -> tuple[dict[str, Any], Assets, int]:
+    """Configuration, assets and step of a checkpoint.
 
-    `shapes(config, assets)` gives the parameters' shapes, and may raise where the configuration is
-    not one of ours.
+    Raises InputError, naming `path`, where there is none or not one of ours.
     """
     folder = step_folder(path)
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     names = ocp.args.Composite(config=ocp.args.JsonRestore(), assets=ocp.args.StandardRestore())
     try:
         held = checkpointer.restore(folder.resolve(), args=names)
-        config, assets = held.config, assets_of(held.assets)
+        return held.config, assets_of(held.assets), int(folder.name)
     except (FileNotFoundError, KeyError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise InputError(
             f"{folder} is not a complete checkpoint of this project: {first}"
         ) from error
-    target = {"ema": shapes(config, assets)}
+
+
+def weights(path: pathlib.Path, shapes: Any, kind: str = "ema") -> Any:
+    """The parameters of a checkpoint (`kind`: ema or params), of the names of `shapes`.
+
+    In the types, and where they have them the shardings, of `shapes`.  What the checkpoint's run
+    did not train is read from the checkpoint that it started from.  Raises InputError listing the
+    parameters that are nowhere, and those of another shape.
+    """
+    wanted, found, seen = flatten_dict(shapes, sep="/"), {}, []
+    while missing := {name: shape for name, shape in wanted.items() if name not in found}:
+        folder = step_folder(path)
+        config, _, _ = described(folder)
+        seen.append(str(folder))
+        for held in (kind, "frozen"):
+            found |= _read(folder, held, missing)
+        start = config.get("tune", {}).get("start")
+        if not start:
+            break
+        path, kind = pathlib.Path(start), config["tune"]["weights"]
+    if missing := sorted(set(wanted) - set(found)):
+        raise InputError(
+            f"{' and '.join(seen)} lack {len(missing)} parameters of this model: "
+            f"{', '.join(missing[:8])}{' ...' if missing[8:] else ''}."
+        )
+    return unflatten_dict(found, sep="/")
+
+
+def _read(folder: pathlib.Path, held: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Those of the wanted parameters that a part of the saved state holds, by name."""
+    handler, state = ocp.PyTreeCheckpointHandler(), (folder / "state").resolve()
+    there = flatten_dict(handler.metadata(state).tree.get(held) or {}, sep="/")
+    mine = {name: shape for name, shape in wanted.items() if name in there}
+    if other := [name for name, shape in mine.items() if there[name].shape != shape.shape]:
+        raise InputError(
+            f"{folder}: {other[0]} has the shape {there[other[0]].shape}, and this model's "
+            f"{mine[other[0]].shape}" + (f"; so do {len(other) - 1} more." if other[1:] else ".")
+        )
+    if not mine:
+        return {}
+    target = {held: unflatten_dict(mine, sep="/")}
     restore = ocp.args.PyTreeRestore(
         target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
-    found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
-        (folder / "state").resolve(), args=restore
-    )
-    return config, assets, jax.tree.map(np.asarray, found["ema"]), int(folder.name)
+    return flatten_dict(ocp.Checkpointer(handler).restore(state, args=restore)[held], sep="/")
+
+
+def _saved(state: State, config: dict[str, Any]) -> dict[str, Any]:
+    """What is saved of a state."""
+    saved = state._asdict()
+    if config["tune"]["start"]:
+        del saved["frozen"]
+    return saved

@@ -19,8 +19,10 @@ from onediff_jax.generate import Trained
 from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, replicated
 from onediff_jax.train import metrics, run
 from onediff_jax.train.checkpoint import Checkpoints
-from onediff_jax.train.state import new_state, optimizer_of, parameters, state_shardings
+from onediff_jax.train.start import first_assets, first_state, state_shapes
+from onediff_jax.train.state import optimizer_of, parameters, state_shardings
 from onediff_jax.train.step import named_scalars, train_step_of
+from onediff_jax.train.tune import merged
 from onediff_jax.train.writer import Writer
 
 
@@ -36,20 +38,16 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         done = checkpoints.newest or 0
         changes = checkpoints.changes(done, as_json) if done else {}
-        assets = checkpoints.assets(done) if done else run.fitted_assets(config, sources)
+        assets = checkpoints.assets(done) if done else first_assets(config, sources, as_json)
         networks, tokenizer = run.assembled(config, assets)
         rows = run.rows_of(config, sources, assets, tokenizer)
-        optimizer = optimizer_of(config.optimizer, config.steps)
-        shardings = state_shardings(networks, optimizer, mesh)
-
-        def init():
-            return new_state(networks, optimizer, jax.random.key(config.seed))
-
+        optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
+        shardings = state_shardings(networks, optimizer, mesh, config.tune)
         if done:
-            shapes = jax.tree.map(with_sharding, jax.eval_shape(init), shardings)
-            state = checkpoints.restore(done, shapes)
+            shapes = state_shapes(networks, optimizer, shardings, config.tune)
+            state = checkpoints.restore(done, shapes, as_json)
         else:
-            state = jax.jit(init, out_shardings=shardings)()
+            state = first_state(networks, optimizer, shardings, config)
         step_of = train_step_of(
             networks, optimizer, rows.layout, config.flow, config.optimizer, len(sources)
         )
@@ -81,7 +79,7 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
                 if saves:
                     checkpoints.save(step, state, assets, as_json)
                 if config.evaluate.every and due(step, config.evaluate.every, config.steps):
-                    trained = Trained(networks, state.ema, assets.codec, tokenizer)
+                    trained = Trained(networks, state.weights, assets.codec, tokenizer)
                     sample_grids(writer, step, trained, config, held_out)
     return workdir
 
@@ -94,13 +92,6 @@ def intervals(config: run.RunConfig) -> tuple[int, int]:
 def due(step: int, every: int, last: int) -> bool:
     """Whether something that happens every so many steps, and at the end, happens now."""
     return step % every == 0 or step == last
-
-
-def with_sharding(
-    shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding
-) -> jax.ShapeDtypeStruct:
-    """A shape that says where its array lives."""
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 @jax.jit
@@ -162,13 +153,14 @@ def introduce(
 ) -> None:
     """Says once what the run is made of."""
     table = parameter_overview.get_parameter_overview(
-        state.params, include_stats=False, max_lines=None
+        merged(state.params, state.frozen), include_stats=False, max_lines=None
     )
     writer.text("parameters", table)
     shown = [view for _, _, placed in rows.examples(0) for view in placed.example.views]
     pictures = [view for view in shown if isinstance(view, np.ndarray)]
+    frozen = f", {parameters(state.frozen):,} more are kept" if state.frozen else ""
     writer.line(
-        f"{parameters(state.params):,} parameters on {jax.device_count()} "
+        f"{parameters(state.params):,} parameters{frozen} on {jax.device_count()} "
         f"{jax.devices()[0].device_kind}"
     )
     for name, source in sources.items():

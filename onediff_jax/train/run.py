@@ -20,6 +20,7 @@ from onediff_jax.models.t5 import T5Config
 from onediff_jax.ops.flow import FlowConfig
 from onediff_jax.sharding import MeshConfig
 from onediff_jax.train.state import OptimizerConfig
+from onediff_jax.train.tune import TuneConfig
 
 CAPTIONS = 20_000  # of a source, at most, that the vocabulary is built on
 
@@ -92,6 +93,7 @@ class RunConfig:
     text: TextConfig = TextConfig()
     codec: CodecConfig = CodecConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    tune: TuneConfig = TuneConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from onediff_jax.errors import InputError
+from onediff_jax.models.layers import LORA
 from onediff_jax.models.networks import Networks
 from onediff_jax.sharding import replicated, shardings_of
+from onediff_jax.train.tune import EVERYTHING, TuneConfig, cast, merged, parted, scaled_rates
 
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -49,9 +51,15 @@ class State(NamedTuple):
     """
 
     step: Int[Array, ""]
-    params: Any
+    params: Any  # those that are trained
     ema: Any
     moments: optax.OptState
+    frozen: Any  # parameters that stay as they are
+
+    @property
+    def weights(self) -> dict:
+        """All parameters, by their moving average where they are trained."""
+        return merged(self.ema, self.frozen)
 
 
 def learning_rate_of(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -66,8 +74,10 @@ def learning_rate_of(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [config.warmup])
 
 
-def optimizer_of(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW whose decay touches matrices alone."""
+def optimizer_of(
+    config: OptimizerConfig, steps: int, tune: TuneConfig = EVERYTHING
+) -> optax.GradientTransformation:
+    """Clipping, then AdamW whose decay touches matrices alone, then the parameters' own factors."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
@@ -77,13 +87,14 @@ def optimizer_of(config: OptimizerConfig, steps: int) -> optax.GradientTransform
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree_util.tree_map_with_path(is_matrix, params),
         ),
+        scaled_rates(tune),
     )
 
 
 def is_matrix(path: tuple, leaf: Any) -> bool:
     """Whether a parameter is a matrix of products, not a bias, a gate, a norm or an embedding."""
     del leaf
-    return path[-1].key == "kernel"
+    return path[-1].key in ("kernel", *LORA)
 
 
 def moved_average(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> Any:
@@ -96,24 +107,39 @@ def moved_average(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> 
     return jax.tree.map(lambda e, p: kept * e + (1 - kept) * p, ema, params)
 
 
-def new_state(networks: Networks, optimizer: optax.GradientTransformation, key: Array) -> State:
-    """The state before the first step."""
-    params = nn.meta.unbox(networks.init(key))
-    return State(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+def new_state(
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    tune: TuneConfig = EVERYTHING,
+) -> State:
+    """The state before the first step, of random parameters."""
+    return state_of(nn.meta.unbox(networks.init(key)), optimizer, tune)
+
+
+def state_of(params: Any, optimizer: optax.GradientTransformation, tune: TuneConfig) -> State:
+    """The state before the first step, of given parameters."""
+    params, frozen = parted(params, tune)
+    step = jnp.zeros((), jnp.int32)
+    return State(step, params, params, optimizer.init(params), cast(frozen, tune))
 
 
 def state_shardings(
-    networks: Networks, optimizer: optax.GradientTransformation, mesh: Mesh
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    tune: TuneConfig = EVERYTHING,
 ) -> State:
     """A sharding for every array; moments and average lie where their parameters lie."""
     boxed = jax.eval_shape(networks.init, jax.random.key(0))
-    params = shardings_of(boxed, mesh)
-    moments = jax.eval_shape(optimizer.init, nn.meta.unbox(boxed))
+    shapes, _ = parted(nn.meta.unbox(boxed), tune)
+    params, frozen = parted(shardings_of(boxed, mesh), tune)
+    moments = jax.eval_shape(optimizer.init, shapes)
     whole = replicated(mesh)
     moments = optax.tree_map_params(
         optimizer, lambda _, s: s, moments, params, transform_non_params=lambda _: whole
     )
-    return State(whole, params, params, moments)
+    return State(whole, params, params, moments, frozen)
 
 
 def parameters(params: Any) -> int:

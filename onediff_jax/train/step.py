@@ -14,6 +14,7 @@ from onediff_jax.models.networks import Networks
 from onediff_jax.ops import flow
 from onediff_jax.ops.layout import Layout
 from onediff_jax.train.state import OptimizerConfig, State, moved_average
+from onediff_jax.train.tune import merged
 
 SIGMA_BINS = 10
 
@@ -68,7 +69,8 @@ def train_step_of(
         weights = weights / jnp.maximum(weights.sum(), 1)
 
         def weighted_loss(params, batch, rows, weights):
-            errors, sigmas = losses(networks, params, batch, rows, key, layout, flow_config)
+            every = merged(params, state.frozen)
+            errors, sigmas = losses(networks, every, batch, rows, key, layout, flow_config)
             return (errors * weights).sum(), measures(errors, sigmas, batch, layout, sources)
 
         def work_through(total, part):
@@ -92,7 +94,7 @@ def train_step_of(
         params = optax.apply_updates(state.params, updates)
         ema = moved_average(state.ema, params, state.step, config.ema)
         measured |= {"loss": mean_of(loss), "grad_norm": mean_of(optax.global_norm(grads))}
-        return State(state.step + 1, params, ema, moments), measured
+        return State(state.step + 1, params, ema, moments, state.frozen), measured
 
     return train_step
 

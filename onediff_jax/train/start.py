@@ -1,0 +1,85 @@
+"""The first state of a run: random, or another run's weights under a fresh optimizer."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from onediff_jax.data.records import Source
+from onediff_jax.errors import InputError
+from onediff_jax.models.layers import LORA
+from onediff_jax.models.networks import Networks
+from onediff_jax.train.checkpoint import binding_changes, described, weights
+from onediff_jax.train.run import Assets, RunConfig, fitted_assets
+from onediff_jax.train.state import State, new_state, state_of
+from onediff_jax.train.tune import TuneConfig, merged
+
+
+def first_assets(
+    config: RunConfig, sources: Mapping[str, Source], as_json: Mapping[str, Any]
+) -> Assets:
+    """Codec and vocabulary: those of the checkpoint that a run starts from, or fitted to its data.
+
+    Raises InputError where that checkpoint's model, text or codec settings are others.
+    """
+    if not config.tune.start:
+        return fitted_assets(config, sources)
+    before, assets, _ = described(pathlib.Path(config.tune.start))
+    for name, (was, now) in binding_changes(before, as_json).items():
+        if not name.startswith(("model.lora.", "tune.")):
+            raise InputError(
+                f"config.{name} is {now!r}, and {was!r} in {config.tune.start}, which tune.start "
+                "names; set it to that."
+            )
+    return assets
+
+
+def first_state(
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    shardings: State,
+    config: RunConfig,
+) -> State:
+    """The state before the first step, born sharded.
+
+    Of the weights of `tune.start` only adapters may be missing: they are drawn.
+    """
+    key, tune = jax.random.key(config.seed), config.tune
+    if not tune.start:
+        return jax.jit(lambda: new_state(networks, optimizer, key, tune), out_shardings=shardings)()
+    where = merged(shardings.params, shardings.frozen)
+    params = nn.meta.unbox(jax.eval_shape(networks.init, key))
+    flat = flatten_dict(jax.tree.map(with_sharding, params, where), sep="/")
+    adapters = {name for name in flat if name.rsplit("/", 1)[-1] in LORA}
+    given = unflatten_dict({n: s for n, s in flat.items() if n not in adapters}, sep="/")
+    given = weights(pathlib.Path(tune.start), given, tune.weights)
+
+    def start(given: Any) -> State:
+        drawn = flatten_dict(nn.meta.unbox(networks.init(key)), sep="/")
+        fresh = unflatten_dict({name: drawn[name] for name in adapters}, sep="/")
+        return state_of(merged(given, fresh), optimizer, tune)
+
+    return jax.jit(start, out_shardings=shardings, donate_argnums=0)(given)
+
+
+def state_shapes(
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    shardings: State,
+    tune: TuneConfig,
+) -> State:
+    """Shapes, types and shardings of a run's state."""
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda: new_state(networks, optimizer, key, tune))
+    return jax.tree.map(with_sharding, shapes, shardings)
+
+
+def with_sharding(
+    shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding
+) -> jax.ShapeDtypeStruct:
+    """A shape that says where its array lives."""
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
