@@ -10,7 +10,7 @@ from onediff_jax.config import base_config
 
 def get_config():
     config = base_config()
-    config.steps = 30_000
+    config.steps = 20_000
     config.rows = 1
     config.model.update(
         width=144,
