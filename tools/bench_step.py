@@ -51,6 +51,9 @@ def product_rate(m: int, k: int, n: int, dtype: str) -> float:
 
 def main(arguments: list[str]) -> None:
     """Measures and prints."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
     config_flags.DEFINE_config_file("config", "configs/scenes_tiny.py", "the run's file")
     flags.FLAGS(arguments)
     config = run_config(flags.FLAGS.config)
