@@ -141,9 +141,9 @@ def test_pixels_where_nothing_changes_lose_little_by_their_single_ray(monkeypatc
 def test_no_ray_that_meets_a_solid_is_left_out(monkeypatch):
     """Beside all rays on all solids."""
 
-    def every_ray(solids, *arguments):
+    def every_ray(around, *arguments):
         rays = len(arguments[1].x) if len(arguments) == 2 else len(arguments[0].x)
-        return [np.arange(rays)] * len(solids.instance)
+        return [np.arange(rays)] * len(around.radii)
 
     above = scenes.Camera((0.0, -2.5, 3.0), (0.0, 0.0, 0.5), 80.0).arrays()
     for camera in (VIEW, above):

@@ -42,8 +42,8 @@ def test_every_ray_of_the_camera_that_meets_a_solid_is_tried_on_it(seed):
     eye = (*rng.uniform(-4, 4, 2), rng.uniform(0.3, 4))  # some among the solids or inside one
     camera = scenes.Camera(eye, tuple(rng.uniform(-1, 1, 3)), 60.0).arrays()
     slopes = full_render.central_slopes(camera, SIZE)
-    rays = full_render.rays(camera, slopes)
-    found = windows.seen_rays(solids, camera, slopes)
+    rays = full_render.rays([camera], [slopes])
+    found = windows.seen_rays(windows.balls(solids), camera, slopes)
     every = [np.arange(SIZE**2)] * len(solids.instance)
     assert_array_equal(hits(solids, found, *rays), hits(solids, every, *rays))
 
@@ -52,8 +52,8 @@ def test_few_rays_are_tried_in_vain():
     camera = scenes.Camera((0.5, -6.0, 2.0), (0.0, 0.0, 0.6), 45.0).arrays()
     slopes = full_render.central_slopes(camera, SIZE)
     solids = crowd(np.random.default_rng(0))
-    found = windows.seen_rays(solids, camera, slopes)
-    met = hits(solids, found, *full_render.rays(camera, slopes))
+    found = windows.seen_rays(windows.balls(solids), camera, slopes)
+    met = hits(solids, found, *full_render.rays([camera], [slopes]))
     assert len(met) > 0.3 * sum(map(len, found))
 
 
@@ -70,7 +70,7 @@ def test_every_point_that_a_solid_shadows_is_tried_on_it(seed):
     low = np.where(rng.random(4000) < 0.7, 0, rng.uniform(0, 1.5, 4000))  # most on the ground
     point = Vector(*rng.uniform(-4, 4, (2, 4000)), low)
     nobody, wanted = np.full(4000, -1), rng.random(4000) < 0.8
-    found = windows.sunward_rays(solids, point, sun, wanted)
+    found = windows.sunward_rays(windows.balls(solids), point, sun, wanted)
     assert wanted[np.concatenate(found)].all()
     every = [np.arange(4000)] * len(solids.instance)
     dark = shadowed(solids, pairs_of(every), point, towards, nobody)

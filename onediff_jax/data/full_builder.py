@@ -24,7 +24,7 @@ from onediff_jax.data.scenes_builder import Builder, ScenesConfig, box_of, png_f
 from onediff_jax.data.things import noun
 from onediff_jax.errors import InputError
 
-CHUNK = 2  # scenes that a process makes at a time
+CHUNK = 8  # scenes that a process makes at a time
 # Memory that a process has used stays its own.  By default glibc gives back what arrays of some
 # 100 KB leave and asks for it again at once, which takes a fifth of the time.
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
@@ -140,7 +140,7 @@ class FullScenes(Builder):
             unittest.mock.patch.dict(os.environ, MEMORY),
             concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context) as pool,
         ):
-            yield from pool.map(make, chunks)
+            yield from pool.map(make, chunks, chunksize=8)
 
 
 def _byte(values: np.ndarray) -> np.ndarray:

@@ -24,14 +24,14 @@ from onediff_jax.data.render import (
 )
 from onediff_jax.data.shading import ambient_light, attributes, surface_of
 from onediff_jax.data.solids import Pairs, Solids, entries, joined, nearest, pairs_of, shadowed
-from onediff_jax.data.windows import Slopes, seen_rays, sunward_rays
+from onediff_jax.data.windows import Balls, Slopes, balls, seen_rays, sunward_rays
 
 # Of a pixel's five rays, in pixels from its centre: a square turned so that no two share a row or
 # column, which resolves edges along the picture's sides as well as a grid of twenty-five.
 OFFSETS = np.array([(0, 0), (-0.2, -0.4), (0.4, -0.2), (0.2, 0.4), (-0.4, 0.2)], np.float32)
 SHINE = 0.55  # light of a glossy solid's highlight, added
 SHARPNESS = 40  # exponent of the highlight (Blinn and Phong)
-CONTRAST = 0.05  # difference of neighbours from which a pixel gets all its rays, of 1
+CONTRAST = 0.08  # difference of neighbours from which a pixel gets all its rays, of 1
 SOFTNESS = 32  # the edge of a shadow is at most this part of the picture on either side
 
 
@@ -68,12 +68,21 @@ def central_slopes(camera: CameraArrays, size: int) -> Slopes:
     return Slopes(*(grid.ravel() / (camera.focal * size) for grid in np.meshgrid(ticks, ticks)))
 
 
-def rays(camera: CameraArrays, slopes: Slopes) -> tuple[Vector, Vector]:
-    """Origins and directions; a length along a ray is a depth."""
-    right, down, forward, eye = (Vector(*camera.camera_to_world[:3, i]) for i in range(4))
-    return eye.map(
-        lambda c: np.full(len(slopes.x), c)
-    ), right * slopes.x + down * slopes.y + forward
+def rays(cameras: Sequence[CameraArrays], slopes: Sequence[Slopes]) -> tuple[Vector, Vector]:
+    """Origins and directions of cameras' rays, one camera's after the other's.
+
+    A length along a direction is a depth.
+    """
+    origins, directions = [], []
+    for camera, (x, y) in zip(cameras, slopes, strict=True):
+        right, down, forward, eye = (Vector(*camera.camera_to_world[:3, i]) for i in range(4))
+        origins.append(eye.map(lambda c, like=x: np.full(len(like), c)))
+        directions.append(right * x + down * y + forward)
+    return _joined(origins), _joined(directions)
+
+
+def _joined(vectors: Sequence[Vector]) -> Vector:
+    return Vector(*map(np.concatenate, zip(*vectors, strict=True)))
 
 
 class _Shaded(NamedTuple):
@@ -87,7 +96,9 @@ class _Shaded(NamedTuple):
     direct: Float[np.ndarray, " n"]  # light of the sun; 0 in shadow
 
 
-def _shaded(shots: Sequence[Shot], slopes: Sequence[Slopes], sun: Vector) -> _Shaded:
+def _shaded(
+    shots: Sequence[Shot], around: Sequence[Balls], slopes: Sequence[Slopes], sun: Vector
+) -> _Shaded:
     """What each shot's rays of given slopes meet; `sun` holds for each ray the direction to it.
 
     All shots at once: of one alone, NumPy's calls would cost more than its arithmetic.
@@ -107,14 +118,8 @@ def _shaded(shots: Sequence[Shot], slopes: Sequence[Slopes], sun: Vector) -> _Sh
     def spread(colors: Sequence[Float[np.ndarray, "3"]]) -> Vector:
         return Vector(*(np.repeat(c, counts) for c in srgb_to_linear(np.stack(colors)).T))
 
-    origin, direction = (
-        Vector(*map(np.concatenate, zip(*vectors, strict=True)))
-        for vectors in zip(
-            *(rays(shot.camera, each) for shot, each in zip(shots, slopes, strict=True)),
-            strict=True,
-        )
-    )
-    seen = [seen_rays(s.solids, s.camera, each) for s, each in zip(shots, slopes, strict=True)]
+    origin, direction = rays([shot.camera for shot in shots], slopes)
+    seen = [seen_rays(b, s.camera, each) for s, b, each in zip(shots, around, slopes, strict=True)]
     tried = pairs(seen)
     length, owner = nearest(tried, entries(solids, tried, origin, direction), sum(counts))
     falls = direction.z < -1e-6
@@ -132,9 +137,9 @@ def _shaded(shots: Sequence[Shot], slopes: Sequence[Slopes], sun: Vector) -> _Sh
 
     facing = normal.dot(sun)
     light, sunward = np.empty_like(facing), []
-    for shot, mine, span in zip(shots, numbers, spans, strict=True):
+    for shot, hulls, mine, span in zip(shots, around, numbers, spans, strict=True):
         at, outer = (vector.map(lambda c, span=span: c[span]) for vector in (point, normal))
-        sunward.append(sunward_rays(shot.solids, at, shot.surroundings.sun, facing[span] > 0))
+        sunward.append(sunward_rays(hulls, at, shot.surroundings.sun, facing[span] > 0))
         around = ambient_light(shot.solids, at, outer, owner[span], mine)
         light[span] = shot.surroundings.ambient * around
     dark = (facing <= 0) | shadowed(solids, pairs(sunward), point, sun, owner)
@@ -172,22 +177,24 @@ def _uneven(shaded: _Shaded, size: int) -> Bool[np.ndarray, "v n"]:
 def render(shots: Sequence[Shot], size: int) -> list[Seen]:
     """The pictures (size x size) of shots, with what they show."""
     slopes = [central_slopes(shot.camera, size) for shot in shots]
+    balls_of = {id(shot.solids): balls(shot.solids) for shot in shots}  # shots may share solids
+    around = [balls_of[id(shot.solids)] for shot in shots]
     suns = [sun_directions(shot.surroundings.sun, len(OFFSETS), np) for shot in shots]
 
     def spread(counts: Sequence[int], samples: slice) -> Vector:
         """Each ray of a pixel sees the sun from another point of its disc."""
         pixels = zip(suns, counts, strict=True)
         spreads = [sun.map(lambda c, n=n: np.repeat(c[samples, 0], n)) for sun, n in pixels]
-        return Vector(*map(np.concatenate, zip(*spreads, strict=True)))
+        return _joined(spreads)
 
     with np.errstate(all="ignore"):  # misses divide by zero and are left out afterwards
-        first = _shaded(shots, slopes, spread([size**2] * len(shots), slice(1)))
+        first = _shaded(shots, around, slopes, spread([size**2] * len(shots), slice(1)))
         again = list(map(np.flatnonzero, _uneven(first, size)))
         near = []
         for shot, (x, y), pixels in zip(shots, slopes, again, strict=True):
             across, down = (OFFSETS[1:, :, None] / (shot.camera.focal * size)).swapaxes(0, 1)
             near.append(Slopes((x[pixels] + across).ravel(), (y[pixels] + down).ravel()))
-        others = _shaded(shots, near, spread(list(map(len, again)), slice(1, None)))
+        others = _shaded(shots, around, near, spread(list(map(len, again)), slice(1, None)))
 
     found, end = [], 0
     for number, (shot, pixels) in enumerate(zip(shots, again, strict=True)):

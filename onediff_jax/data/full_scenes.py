@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ from onediff_jax.data.scenes import (
 )
 from onediff_jax.data.solids import Solids, entries, nearest, pairs_of
 from onediff_jax.data.things import COLOURS, MATERIALS, Person, Solid, draw_solid
-from onediff_jax.data.windows import seen_rays
+from onediff_jax.data.windows import balls, seen_rays
 
 GROUP = 4  # scenes that share an identity
 GROUNDS: dict[str, Triple] = {
@@ -107,18 +108,31 @@ def kind_of(index: int) -> str:
 @functools.lru_cache(16)  # what is judged is asked for again
 def view(scene: FullScene, camera: Camera, pixels: int) -> View:
     """What a camera sees at pixels x pixels points."""
-    solids = scene.solids()
-    arrays = camera.arrays()
-    slopes = full_render.central_slopes(arrays, pixels)
+    return views_of(scene, [camera], pixels)[0]
+
+
+def views_of(scene: FullScene, cameras: Sequence[Camera], pixels: int) -> list[View]:
+    """What each of several cameras sees at pixels x pixels points."""
+    solids, arrays = scene.solids(), [camera.arrays() for camera in cameras]
+    slopes = [full_render.central_slopes(each, pixels) for each in arrays]
     origin, direction = full_render.rays(arrays, slopes)
-    pairs = pairs_of(seen_rays(solids, arrays, slopes))
+    around = balls(solids)
+    seen = [seen_rays(around, *each) for each in zip(arrays, slopes, strict=True)]
+    tried = [
+        np.concatenate([i * pixels**2 + ray for i, ray in enumerate(of_solid)])
+        for of_solid in zip(*seen, strict=True)
+    ]
+    pairs, count = pairs_of(tried), len(cameras) * pixels**2
     with np.errstate(all="ignore"):
         entry = entries(solids, pairs, origin, direction)
-    _, place = nearest(pairs, entry, pixels**2)
+    _, place = nearest(pairs, entry, count)
     of, met = solids.instance - 1, np.isfinite(entry)
-    outlines = np.zeros((len(scene.things), pixels**2), bool)
+    outlines = np.zeros((len(scene.things), count), bool)
     outlines[of[pairs.solid[met]], pairs.ray[met]] = True
-    return View(np.where(place < 0, -1, of[place]), place, outlines)
+    owner, parts = np.where(place < 0, -1, of[place]), len(cameras)
+    return list(
+        map(View, np.split(owner, parts), np.split(place, parts), np.split(outlines, parts, axis=1))
+    )
 
 
 def projected(
@@ -215,30 +229,37 @@ def _more_cameras(rng: np.random.Generator, scene: FullScene, count: int) -> lis
     orbit, found = rng.random() < 0.5, []
     distance = max(math.dist(first.eye, center), 4.5)
     start = math.atan2(first.eye[1] - center[1], first.eye[0] - center[0])
-    for _ in range(60):
-        if len(found) == count:
-            return found
+
+    def draw() -> Camera:
         azimuth = start + rng.choice((-1, 1)) * rng.uniform(0.3, 2.6)
         if orbit:
             elevation = math.radians(rng.uniform(10, 40))
-            camera = _orbiting(center, distance, azimuth, elevation, first.field_of_view)
-        else:
-            target = tuple(c + rng.uniform(-0.5, 0.5) for c in center)
-            elevation, zoom = math.radians(rng.uniform(5, 45)), rng.uniform(0.9, 1.3)
-            view_angle = rng.uniform(42, 52)
-            camera = _orbiting(target, zoom * distance, azimuth, elevation, view_angle)
-        if _shows_all(scene, camera):
-            found.append(camera)
+            return _orbiting(center, distance, azimuth, elevation, first.field_of_view)
+        target = tuple(c + rng.uniform(-0.5, 0.5) for c in center)
+        elevation, zoom = math.radians(rng.uniform(5, 45)), rng.uniform(0.9, 1.3)
+        return _orbiting(target, zoom * distance, azimuth, elevation, rng.uniform(42, 52))
+
+    for _ in range(30):
+        if len(found) == count:
+            return found
+        found += _showing_all(scene, [draw() for _ in range(count - len(found))])
     return None
 
 
-def _shows_all(scene: FullScene, camera: Camera) -> bool:
-    """Whether the middle of every thing is in the picture, and no thing hidden behind another."""
-    xy, ahead = projected(camera, np.array([thing.center for thing in scene.things]))
-    if (ahead < 1.5).any() or (np.abs(xy - 0.5) > 0.42).any():
-        return False
-    owner = view(scene, camera, GLANCE).owner
-    return all((owner == i).mean() > 2 * LEAST for i in range(len(scene.things)))
+def _showing_all(scene: FullScene, cameras: Sequence[Camera]) -> list[Camera]:
+    """Those cameras that see the middle of every thing, and none hidden behind another."""
+    middles = np.array([thing.center for thing in scene.things])
+
+    def faces(camera: Camera) -> bool:
+        xy, ahead = projected(camera, middles)
+        return bool((ahead >= 1.5).all() and (np.abs(xy - 0.5) <= 0.42).all())
+
+    facing = [camera for camera in cameras if faces(camera)]
+    shares = [
+        [(seen.owner == i).mean() for i in range(len(scene.things))]
+        for seen in (views_of(scene, facing, GLANCE) if facing else [])
+    ]
+    return [c for c, each in zip(facing, shares, strict=True) if min(each) > 2 * LEAST]
 
 
 def draw_full_scene(seed: int, split: str, index: int, views: int) -> FullScene:

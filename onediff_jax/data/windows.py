@@ -25,8 +25,15 @@ class Slopes(NamedTuple):
     y: Float[np.ndarray, " n"]
 
 
-def balls(solids: Solids) -> tuple[Float[np.ndarray, "s m 3"], Float[np.ndarray, "s m"]]:
-    """Centres and radii of balls in whose hull each solid lies: its box's corners, or its ends."""
+class Balls(NamedTuple):
+    """Of each solid, balls in whose hull it lies."""
+
+    centers: Float[np.ndarray, "s m 3"]
+    radii: Float[np.ndarray, "s m"]
+
+
+def balls(solids: Solids) -> Balls:
+    """Those of every solid: at its box's corners, or at its ends."""
     upright = np.concatenate([solids.boxes[:, :7], solids.tapered[:, :7]])
     corners = CORNERS * upright[:, None, 3:6]
     cosine, sine = np.cos(upright[:, 6:7]), np.sin(upright[:, 6:7])
@@ -35,12 +42,12 @@ def balls(solids: Solids) -> tuple[Float[np.ndarray, "s m 3"], Float[np.ndarray,
     ends = np.repeat(solids.capsules[:, :6].reshape(-1, 2, 3), 4, axis=1)
     centers = np.concatenate([upright[:, None, :3] + turned, ends])
     radii = np.concatenate([np.zeros(len(upright), np.float32), solids.capsules[:, 6]])
-    return centers, np.repeat(radii[:, None], 8, axis=1)
+    return Balls(centers, np.repeat(radii[:, None], 8, axis=1))
 
 
-def seen_rays(solids: Solids, camera: CameraArrays, slopes: Slopes) -> list[Int[np.ndarray, " _"]]:
+def seen_rays(around: Balls, camera: CameraArrays, slopes: Slopes) -> list[Int[np.ndarray, " _"]]:
     """For each solid, the numbers of the camera's rays that it may meet."""
-    centers, radii = balls(solids)
+    centers, radii = around
     local = (centers - camera.camera_to_world[:3, 3]) @ camera.camera_to_world[:3, :3]
     across, ahead, radius = local[..., :2], local[..., 2:], radii[..., None]
     # Slopes of the two lines through the eye that touch a ball, seen from above and from aside.
@@ -53,13 +60,13 @@ def seen_rays(solids: Solids, camera: CameraArrays, slopes: Slopes) -> list[Int[
 
 
 def sunward_rays(
-    solids: Solids, point: Vector, sun: Float[np.ndarray, "3"], wanted: Bool[np.ndarray, " n"]
+    around: Balls, point: Vector, sun: Float[np.ndarray, "3"], wanted: Bool[np.ndarray, " n"]
 ) -> list[Int[np.ndarray, " _"]]:
     """For each solid, the numbers of wanted points (n), above the ground, that it may shadow."""
     level = max(np.hypot(sun[0], sun[1]), 1e-6)
     aside = np.array((-sun[1], sun[0], 0), np.float32) / np.float32(level)
     axes = np.stack([aside, np.cross(sun, aside)], axis=1).astype(np.float32)
-    centers, radii = balls(solids)
+    centers, radii = around
     # Rays towards the sun's disc stray from its middle, most of them those from the ground.
     length = (centers[..., 2] + radii) / max(sun[2] - SUN_RADIUS, 0.05)
     radius = (radii + SUN_RADIUS * np.maximum(length, 0))[..., None]
@@ -72,9 +79,14 @@ def sunward_rays(
 
 def _within(least: Any, most: Any, places: Any) -> list[Int[np.ndarray, " _"]]:
     """For each solid, the numbers of those places on two axes that lie in its range."""
+    if not len(least):
+        return []
     least, most, (x, y) = least - MARGIN, most + MARGIN, places
+    (left, bottom), (right, top) = least.min(axis=0), most.max(axis=0)
+    near = np.flatnonzero((x >= left) & (x <= right) & (y >= bottom) & (y <= top))  # of any
+    x, y = x[near], y[near]
     inside = x >= least[:, :1]
     inside &= x <= most[:, :1]
     inside &= y >= least[:, 1:]
     inside &= y <= most[:, 1:]
-    return [np.flatnonzero(row) for row in inside]
+    return [near[row.nonzero()[0]] for row in inside]  # in half the time of np.flatnonzero
