@@ -9,7 +9,7 @@ import sys
 
 from PIL import Image, ImageDraw, ImageFont
 
-GAP, LINE, COLORS = 10, 18, 128
+GAP, LINE, COLORS = 10, 18, 256
 
 
 def newest_grids(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -17,19 +17,19 @@ def newest_grids(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     return {file.stem.rsplit("_", 1)[0]: file for file in sorted(workdir.glob("pictures/*.png"))}
 
 
-def sheet_of(pictures: dict[str, Image.Image], columns: int) -> Image.Image:
-    """Pictures under their names, row by row."""
-    width, height = (max(p.size[axis] for p in pictures.values()) for axis in (0, 1))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + GAP), rows * (height + LINE + GAP)), (255, 255, 255)
-    )
+def sheet_of(pictures: dict[str, Image.Image], width: int) -> Image.Image:
+    """Pictures under their names, side by side as far as the width goes."""
+    places, left, top, height = {}, 0, 0, 0
+    for name, picture in pictures.items():
+        if left + picture.width > width:
+            left, top, height = 0, top + height, 0
+        places[name] = left, top
+        left, height = left + picture.width + GAP, max(height, picture.height + LINE + GAP)
+    sheet = Image.new("RGB", (width, top + height), (255, 255, 255))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, (name, picture) in enumerate(pictures.items()):
-        row, column = divmod(number, columns)
-        left, top = column * (width + GAP), row * (height + LINE + GAP)
+    for name, (left, top) in places.items():
         draw.text((left, top), name.replace("_", " "), fill="black", font=font)
-        sheet.paste(picture, (left, top + LINE))
+        sheet.paste(pictures[name], (left, top + LINE))
     return sheet
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--part", type=float, default=0.5, help="of every grid, from the top")
-    parser.add_argument("--columns", type=int, default=3)
+    parser.add_argument("--width", type=int, default=1780, help="of the sheet in pixels")
     arguments = parser.parse_args()
     files = newest_grids(arguments.workdir)
     if not files:
@@ -49,8 +49,8 @@ def main() -> None:
     pictures = {name: Image.open(file).convert("RGB") for name, file in files.items()}
     for name, picture in pictures.items():
         pictures[name] = picture.crop((0, 0, picture.width, round(arguments.part * picture.height)))
-    sheet = sheet_of(pictures, arguments.columns)
-    sheet.quantize(COLORS, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
+    sheet = sheet_of(pictures, arguments.width)
+    sheet.quantize(COLORS).save(arguments.out, optimize=True)
     print(f"{len(files)} grids in {arguments.out}, {sheet.width} x {sheet.height}")
 
 
