@@ -32,6 +32,7 @@ EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10.2,<0.13"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "render3d": ["trimesh>=5.2", "embreex>=4.4"],
+    "torch": ["torch>=2.6", "diffusers>=0.35", "transformers>=4.45"],
     "demo": ["matplotlib>=3.9"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.22", "ruff>=0.14"],
 }

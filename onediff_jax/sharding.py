@@ -19,7 +19,10 @@ ROWS = P(AXES)  # a batch is split over every device
 # What a model calls an axis, and the mesh axis that splits it; of two axes of a matrix, the earlier
 # in this table. An axis that is not here is kept whole.  The order is measured: docs/design.md,
 # "Parameter layout".
-RULES = {axis: "fsdp" for axis in ("mlp", "heads", "kv", "condition", "embed", "text")}
+RULES = {
+    axis: "fsdp"
+    for axis in ("mlp", "heads", "kv", "condition", "embed", "text", "channels", "channels_in")
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Random parameters and inputs: nothing at zero, so that no test passes because a gate is shut."""
 
+import zlib
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,3 +56,21 @@ def relative_error(found, expected) -> float:
     """Norm of the difference over norm."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def drawn_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Released tensors at random, each drawn by its name: as `drawn_params`, nothing at zero.
+
+    Queries of T5, whose logits are not scaled, are divided by the root of a head's 8 channels.
+    """
+    tensors = {}
+    for name, shape in shapes.items():
+        x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
+        if name.endswith("bias"):
+            tensors[name] = 0.5 * x
+        elif len(shape) == 1:
+            tensors[name] = 1 + 0.3 * x
+        else:
+            fan_in = np.prod(shape[1:]) * (8 if ".q." in name else 1)
+            tensors[name] = x / np.float32(np.sqrt(fan_in))
+    return tensors

@@ -41,7 +41,7 @@ TESTED_BY = {
     "scenes_builder": "test_scenes",
     "solids": "test_full_render",
     "things": "test_full_scenes",
-    "torch_weights": "test_nextdit",
+    "torch_names": "test_torch_weights",
     "dims": "test_nextdit",  # names of shapes, checked wherever they are used
 }
 

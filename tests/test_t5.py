@@ -1,4 +1,4 @@
-"""The text encoder against a plain float64 implementation of T5 v1.1's encoder."""
+"""The text encoder against a plain float64 implementation of T5 v1.1's, and transformers'."""
 
 import dataclasses
 
@@ -6,12 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from drawn import drawn_params, relative_error
+import witnesses
+from drawn import drawn_params, drawn_tensors, relative_error
 
-from onediff_jax.models.t5 import T5Config, T5Encoder, bucket_of_distance
+from onediff_jax.models.t5 import T5Encoder, bucket_of_distance
+from onediff_jax.models.torch_names import T5_NAMES
+from onediff_jax.models.torch_weights import from_released, released_shapes
 
-CONFIG = T5Config(width=24, depth=2, heads=3, head_width=8, hidden=40, dtype="float32")
-VOCABULARY, LENGTH = 50, 40
+CONFIG, VOCABULARY, LENGTH = witnesses.TEXT, witnesses.VOCABULARY, 40
 MODEL = T5Encoder(CONFIG, VOCABULARY)
 RNG = np.random.default_rng(0)
 IDS = jnp.asarray(RNG.integers(0, VOCABULARY, (2, 3, LENGTH)), jnp.int32)
@@ -21,8 +23,8 @@ PARAMS = drawn_params(
 )
 
 
-def encode(ids=IDS, mask=MASK, config=CONFIG):
-    return jax.jit(T5Encoder(config, VOCABULARY).apply)({"params": PARAMS}, ids, mask)
+def encode(ids=IDS, mask=MASK, config=CONFIG, params=PARAMS):
+    return jax.jit(T5Encoder(config, VOCABULARY).apply)({"params": params}, ids, mask)
 
 
 def literal_bucket(distance: int) -> int:
@@ -82,6 +84,26 @@ def test_buckets_are_exact_when_near_and_logarithmic_when_far():
     expected = [[literal_bucket(m - q) for m in range(300)] for q in range(300)]
     assert np.array_equal(found, expected)
     assert set(found.ravel()) == set(range(32)) - {16}
+
+
+def test_states_are_those_of_transformers():
+    """Masked tokens included: they see what the others see."""
+    ids, mask = map(jnp.asarray, witnesses.prompts())
+    names = released_shapes(PARAMS, T5_NAMES)
+    params = from_released(drawn_tensors(names), T5_NAMES, PARAMS)
+    found = encode(ids, mask, params=params)
+    assert relative_error(found, np.load(witnesses.FILE)["t5/states"]) < 1e-5
+
+
+def test_states_beyond_the_range_of_float16_stay_near_in_bfloat16():
+    """Released T5s overflow float16: their feed-forward layers make sums beyond 65,504."""
+    layers = dict(PARAMS["layers"], wo={"kernel": 1e6 * PARAMS["layers"]["wo"]["kernel"]})
+    params = dict(PARAMS, layers=layers)
+    exact = encode(params=params)
+    found = encode(config=dataclasses.replace(CONFIG, dtype="bfloat16"), params=params)
+    assert np.isfinite(exact).all() and relative_error(found, exact) < 3e-2
+    lost = encode(config=dataclasses.replace(CONFIG, dtype="float16"), params=params)
+    assert not np.isfinite(lost).all()
 
 
 def test_masked_tokens_change_nothing():

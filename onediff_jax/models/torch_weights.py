@@ -1,96 +1,142 @@
-"""The released PyTorch names of Next-DiT's parameters, and the way between the two layouts.
+"""Between the tensors of a released PyTorch network and our parameters, by one table for both ways.
 
-One table serves both ways.  Released matrices are [out, in], one tensor a layer; ours are [in,
-out], stacked over layers.  The two parts of a rotary pair are adjacent in a released head and half
-a head apart in ours, so whatever makes rotated queries or keys, or meets them, is permuted within
-each head.
+Released matrices are [out, in] and kernels of convolutions [out, in, height, width]; ours are
+[in, out] and [height, width, in, out].  Where our layers are stacked, a layer is a tensor there.
+The tables of all networks are in `torch_names.py`.
 """
 
+import re
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onediff_jax.errors import InputError
-from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.ops.rope import halves_from_pairs, pairs_from_halves
 
-# Released name -> (our path, transforms).  {} stands for the layer, stacked on our first axis.
-# T: matrix, transposed.  R: the (out) axis is made of heads whose channels are permuted.
-RULES = {
-    "x_embedder.weight": ("x_embedder/kernel", "T"),
-    "x_embedder.bias": ("x_embedder/bias", ""),
-    "t_embedder.mlp.0.weight": ("t_embedder_0/kernel", "T"),
-    "t_embedder.mlp.0.bias": ("t_embedder_0/bias", ""),
-    "t_embedder.mlp.2.weight": ("t_embedder_2/kernel", "T"),
-    "t_embedder.mlp.2.bias": ("t_embedder_2/bias", ""),
-    "y_embedder.0.weight": ("y_embedder_norm/scale", ""),
-    "y_embedder.0.bias": ("y_embedder_norm/bias", ""),
-    "y_embedder.1.weight": ("y_embedder/kernel", "T"),
-    "y_embedder.1.bias": ("y_embedder/bias", ""),
-    "layers.{}.attention.wq.weight": ("layers/attention/wq/kernel", "TR"),
-    "layers.{}.attention.wk.weight": ("layers/attention/wk/kernel", "TR"),
-    "layers.{}.attention.wv.weight": ("layers/attention/wv/kernel", "T"),
-    "layers.{}.attention.wk_y.weight": ("layers/attention/wk_y/kernel", "TR"),
-    "layers.{}.attention.wv_y.weight": ("layers/attention/wv_y/kernel", "T"),
-    "layers.{}.attention.wo.weight": ("layers/attention/wo/kernel", "T"),
-    "layers.{}.attention.gate": ("layers/attention/gate", ""),
-    "layers.{}.attention.q_norm.weight": ("layers/attention/q_norm/scale", "R"),
-    "layers.{}.attention.q_norm.bias": ("layers/attention/q_norm/bias", "R"),
-    "layers.{}.attention.k_norm.weight": ("layers/attention/k_norm/scale", "R"),
-    "layers.{}.attention.k_norm.bias": ("layers/attention/k_norm/bias", "R"),
-    "layers.{}.attention.ky_norm.weight": ("layers/attention/ky_norm/scale", "R"),
-    "layers.{}.attention.ky_norm.bias": ("layers/attention/ky_norm/bias", "R"),
-    "layers.{}.feed_forward.w1.weight": ("layers/feed_forward/w1/kernel", "T"),
-    "layers.{}.feed_forward.w2.weight": ("layers/feed_forward/w2/kernel", "T"),
-    "layers.{}.feed_forward.w3.weight": ("layers/feed_forward/w3/kernel", "T"),
-    "layers.{}.attention_norm1.weight": ("layers/attention_norm1/scale", ""),
-    "layers.{}.attention_norm2.weight": ("layers/attention_norm2/scale", ""),
-    "layers.{}.ffn_norm1.weight": ("layers/ffn_norm1/scale", ""),
-    "layers.{}.ffn_norm2.weight": ("layers/ffn_norm2/scale", ""),
-    "layers.{}.attention_y_norm.weight": ("layers/attention_y_norm/scale", ""),
-    "layers.{}.adaLN_modulation.1.weight": ("layers/adaln/kernel", "T"),
-    "layers.{}.adaLN_modulation.1.bias": ("layers/adaln/bias", ""),
-    "final_layer.linear.weight": ("final_linear/kernel", "T"),
-    "final_layer.linear.bias": ("final_linear/bias", ""),
-    "final_layer.adaLN_modulation.1.weight": ("final_adaln/kernel", "T"),
-    "final_layer.adaLN_modulation.1.bias": ("final_adaln/bias", ""),
-}
+# Transforms of axes: T a matrix, C the kernel of a convolution.  A third one, R, orders channels:
+# the two parts of a rotary pair are adjacent in a released head and half a head apart in ours.
+TO_RELEASED = {"T": "... i o -> ... o i", "C": "... h w i o -> ... o i h w"}
+FROM_RELEASED = {"T": "... o i -> ... i o", "C": "... o i h w -> ... h w i o"}
 
 
-def released(params: Mapping, config: NextDiTConfig) -> dict[str, np.ndarray]:
+class Names(NamedTuple):
+    """What a network's parameters are called where it was released, and how they lie there.
+
+    `rules` map a released name to our path and its transforms: T, C, or R for an (out) axis made of
+    rotary heads.  {} in a name stands for the same part of the path; one more {} than the path has
+    is the number of a layer, stacked on our first axis.
+    `aliases` map other names of a tensor, old ones or those of a tied copy, to the rules' name.
+    """
+
+    network: str
+    rules: Mapping[str, tuple[str, str]]
+    aliases: Mapping[str, str] = {}
+    head: int = 1  # channels of a rotary head
+
+
+class Place(NamedTuple):
+    """Where a released tensor is among our parameters."""
+
+    path: str
+    layer: int | None  # on the first axis, where layers are stacked
+    transforms: str
+
+
+def released(params: Mapping, names: Names) -> dict[str, np.ndarray]:
     """Our parameters under released names, in released layouts."""
-    flat, tensors = flattened(params), {}
-    refuse_leftovers(flat, {path for path, _ in RULES.values()})
-    for name, (path, transforms) in RULES.items():
-        array = np.asarray(flat[path])
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
+    tensors = {}
+    for name, (path, layer, transforms) in places_of(params, names).items():
+        array = flat[path] if layer is None else flat[path][layer]
         if "R" in transforms:
-            array = permuted(array, pairs_from_halves(config.width // config.heads))
-        if "T" in transforms:
-            array = array.swapaxes(-1, -2)
-        if "{}" in name:
-            tensors |= {name.format(i): layer for i, layer in enumerate(array)}
-        else:
-            tensors[name] = array
+            array = permuted(array, pairs_from_halves(names.head))
+        tensors[name] = turned(array, transforms, TO_RELEASED)
     return tensors
 
 
-def from_released(tensors: Mapping[str, np.ndarray], config: NextDiTConfig) -> dict:
-    """Our parameters, from tensors under released names: the inverse of `released`."""
-    expected = {n.format(i) for n in RULES for i in range(config.depth)}
-    refuse_leftovers(tensors, expected)
-    flat = {}
-    for name, (path, transforms) in RULES.items():
-        if "{}" in name:
-            array = np.stack([tensors[name.format(i)] for i in range(config.depth)])
-        else:
-            array = np.asarray(tensors[name])
-        if "T" in transforms:
-            array = array.swapaxes(-1, -2)
+def released_shapes(shapes: Mapping, names: Names) -> dict[str, tuple[int, ...]]:
+    """Released names and shapes of a network whose parameters have `shapes`."""
+    flat, found = flatten_dict(shapes, sep="/"), {}
+    for name, (path, layer, transforms) in places_of(shapes, names).items():
+        shape = flat[path].shape if layer is None else flat[path].shape[1:]
+        found[name] = turned(np.broadcast_to(np.float32(0), shape), transforms, TO_RELEASED).shape
+    return found
+
+
+def from_released(tensors: Mapping[str, Any], names: Names, shapes: Mapping) -> dict:
+    """Our parameters, from tensors under released names: the inverse of `released`.
+
+    `shapes` are our parameters' shapes and types (`eval_shape` of their init).  Ones at the end of
+    a tensor's shape are ignored, since matrices of old checkpoints are convolutions of one pixel.
+    Raises InputError that lists every missing, unknown, misshapen or contradictory tensor.
+    """
+    expected, sources = released_shapes(shapes, names), {}
+    for name in tensors:
+        sources.setdefault(current_name(name, names.aliases), []).append(name)
+    refuse_leftovers(tensors, sources, expected, names.network)
+    flat = {
+        path: np.empty(leaf.shape, leaf.dtype)
+        for path, leaf in flatten_dict(shapes, sep="/").items()
+    }
+    for name, (path, layer, transforms) in places_of(shapes, names).items():
+        array = np.asarray(tensors[sources[name][0]]).reshape(expected[name])
+        array = turned(array, transforms, FROM_RELEASED)
         if "R" in transforms:
-            array = permuted(array, halves_from_pairs(config.width // config.heads))
-        flat[path] = array
-    return unflattened(flat)
+            array = permuted(array, halves_from_pairs(names.head))
+        flat[path][... if layer is None else layer] = array
+    return unflatten_dict(flat, sep="/")
+
+
+def places_of(params: Mapping, names: Names) -> dict[str, Place]:
+    """Released names of all our parameters, and where they are; exactly one rule must match each.
+
+    `params` may be arrays or shapes.
+    """
+    places, unmatched = {}, []
+    for path, leaf in flatten_dict(params, sep="/").items():
+        matches = [
+            (name, parts, transforms)
+            for name, (pattern, transforms) in names.rules.items()
+            if (parts := parts_of(path, pattern)) is not None
+        ]
+        if len(matches) != 1:
+            unmatched.append(path)
+            continue
+        ((name, parts, transforms),) = matches
+        if name.count("{}") == len(parts):
+            places[name.format(*parts)] = Place(path, None, transforms)
+        else:
+            layers = range(leaf.shape[0])
+            places |= {name.format(*parts, i): Place(path, i, transforms) for i in layers}
+    if unmatched:
+        raise InputError(
+            f"The names of {names.network} do not have exactly one rule for each of {unmatched}."
+        )
+    return places
+
+
+def parts_of(name: str, pattern: str) -> tuple[str, ...] | None:
+    """What stands for each {} of a pattern in a name; None where it does not match."""
+    found = re.fullmatch(re.escape(pattern).replace(r"\{\}", "([^./]+)"), name)
+    return found and found.groups()
+
+
+def current_name(name: str, aliases: Mapping[str, str]) -> str:
+    """The name that the rules know for a tensor."""
+    for pattern, current in aliases.items():
+        if (parts := parts_of(name, pattern)) is not None:
+            return current.format(*parts)
+    return name
+
+
+def turned(array: np.ndarray, transforms: str, orders: Mapping[str, str]) -> np.ndarray:
+    """`array` with its axes in another order, where the transforms name one."""
+    for letter in set(transforms) & set(orders):
+        array = rearrange(array, orders[letter])
+    return array
 
 
 def permuted(array: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -99,34 +145,27 @@ def permuted(array: np.ndarray, order: np.ndarray) -> np.ndarray:
     return rearrange(heads[..., order], "... k h -> ... (k h)")
 
 
-def refuse_leftovers(found: Mapping, expected: set[str]) -> None:
-    """Raises, listing all, where names are missing or unknown."""
-    missing, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
-    if missing or unknown:
-        raise InputError(
-            f"These weights are not a Next-DiT's: missing {missing}, unknown {unknown}."
-        )
-
-
-def flattened(tree: Mapping, prefix: str = "") -> dict:
-    """Leaves by slash-joined path."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= (
-            flattened(value, f"{prefix}{name}/")
-            if isinstance(value, Mapping)
-            else {prefix + name: value}
-        )
-    return flat
-
-
-def unflattened(flat: Mapping) -> dict:
-    """The inverse of `flattened`."""
-    tree: dict = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        at = tree
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[leaf] = value
-    return tree
+def refuse_leftovers(
+    tensors: Mapping[str, Any],
+    sources: Mapping[str, list[str]],
+    expected: Mapping[str, tuple[int, ...]],
+    network: str,
+) -> None:
+    """Raises, listing all, where tensors are missing, unknown, misshapen or contradict a copy."""
+    faults = {
+        "missing": sorted(set(expected) - set(sources)),
+        "unknown": sorted(n for name in set(sources) - set(expected) for n in sources[name]),
+        "of another shape": [],
+        "different copies of one tensor": [],
+    }
+    for name in sorted(set(expected) & set(sources)):
+        wanted, (first, *copies) = expected[name], sources[name]
+        for source in sources[name]:
+            shape = np.shape(tensors[source])
+            if shape != wanted + (1,) * (len(shape) - len(wanted)):
+                faults["of another shape"].append(f"{source} is {shape}, not {wanted}")
+        if any(not np.array_equal(tensors[first], tensors[copy]) for copy in copies):
+            faults["different copies of one tensor"].append(sources[name])
+    if any(faults.values()):
+        found = ", ".join(f"{fault} {found}" for fault, found in faults.items() if found)
+        raise InputError(f"These weights are not those of {network}: {found}.")
