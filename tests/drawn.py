@@ -68,6 +68,8 @@ def drawn_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray
         x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
         if name.endswith("bias"):
             tensors[name] = 0.5 * x
+        elif name.endswith("gate"):
+            tensors[name] = x
         elif len(shape) == 1:
             tensors[name] = 1 + 0.3 * x
         else:
