@@ -13,7 +13,7 @@ from PIL import Image
 from onediff_jax.data.example import View
 from onediff_jax.data.fitting import grid_for, moved_camera, resized
 from onediff_jax.data.forms import is_ray, subject_words
-from onediff_jax.data.nerfstudio import cameras_from_transforms
+from onediff_jax.data.nerfstudio import camera_of, entries_in
 from onediff_jax.data.pictures import picture_in
 from onediff_jax.data.tasks import TASKS, canonical, prompt_of
 from onediff_jax.errors import InputError
@@ -55,7 +55,7 @@ class Asked:
         numbers = [int(found[1]) for name in self.given if (found := re.search(r"_(\d+)$", name))]
         if self.task != "multiview":
             return 1 + max([*numbers, 1])
-        known = len(frames_of(self.cameras)) if self.cameras else len(self.orbit.split())
+        known = len(frames_in(self.cameras)) if self.cameras else len(self.orbit.split())
         return 2 * max(self.views or 0, known, 1 + max([*numbers, -1]))
 
 
@@ -96,14 +96,15 @@ def orbit_of(text: str, size: tuple[int, int]) -> dict[str, Camera]:
     return dict(zip(known, map(Camera, *relative_cameras(rig)), strict=True)) if known else {}
 
 
-def frames_of(file: pathlib.Path) -> list:
+def frames_in(file: pathlib.Path) -> list[dict[str, Any]]:
     """The frames of a transforms.json; raises InputError where it is none."""
     try:
-        return json.loads(file.read_text())["frames"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = file.read_bytes()
+    except OSError as error:
         raise InputError(
-            f"--cameras {file} is not a transforms.json with frames: {error!r}"
+            f"--cameras {file} cannot be read: {error.strerror}; give a transforms.json."
         ) from None
+    return entries_in(data, f"--cameras {file}")
 
 
 def cameras_in(file: pathlib.Path, size: tuple[int, int]) -> dict[str, Camera]:
@@ -111,11 +112,17 @@ def cameras_in(file: pathlib.Path, size: tuple[int, int]) -> dict[str, Camera]:
 
     Scaled as in training: the first camera is 1.7 from what all look at, and is the world.
     """
-    frames_of(file)
-    rig, sizes = cameras_from_transforms(json.loads(file.read_text()))
-    rig = relative_cameras(scaled_cameras(rig))
-    rigs = zip(map(Camera, *rig), map(tuple, sizes.tolist()), strict=True)
-    return {f"ray_{i}": moved_camera(*each, size) for i, each in enumerate(rigs)}
+    cameras, sizes = [], []
+    for i, entry in enumerate(frames_in(file)):
+        name = f"frames[{i}] ({entry.get('file_path', 'no file_path')})"
+        camera, own_size = camera_of(entry, f"--cameras {file}, {name}")
+        cameras.append(camera)
+        sizes.append(own_size)
+    rig = Camera(*map(np.stack, zip(*cameras, strict=True)))
+    rig = map(Camera, *relative_cameras(scaled_cameras(rig)))
+    return {
+        f"ray_{i}": moved_camera(*each, size) for i, each in enumerate(zip(rig, sizes, strict=True))
+    }
 
 
 def prompt_for(asked: Asked) -> str:

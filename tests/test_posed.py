@@ -77,6 +77,7 @@ def test_smaller_pictures_have_intrinsics_of_their_true_size(tmp_path):
     assert record["frames"][1].shape == (22, 31, 3)  # a quarter of 90 is rounded
     expected = CAMERAS.intrinsics[1] * np.array([[31 / 124], [22 / 90], [1]])
     np.testing.assert_allclose(record["cameras"][1].intrinsics, expected)
+    np.testing.assert_allclose(record["cameras"][-3].intrinsics, expected)
 
 
 def test_only_frames_that_are_asked_for_are_read(tmp_path):
@@ -163,24 +164,12 @@ def test_a_source_travels_to_workers(tmp_path):
 NO = "transforms.json: images/frame_001.png"
 
 
-def pose(matrix) -> dict:
-    return {"transform_matrix": np.asarray(matrix).tolist()}
-
-
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        (pose(np.diag([1.0, 1, 0, 1])), "not a rotation .determinant -?0"),
-        (pose(np.diag([1.0, 1, -1, 1])), "left-handed"),
-        (pose(np.full((4, 4), np.nan)), "not finite"),
-        (pose(np.eye(3)), "4 rows of 4 numbers"),
-        ({"transform_matrix": "none"}, "4 rows of 4 numbers"),
-        ({"fl_x": 0}, "fl_x is 0; it must be a number above 0"),
-        ({"fl_x": "wide"}, "fl_x is 'wide'"),
-        ({"cx": math.inf}, "cx is inf"),
-        ({"w": None}, "w is None"),
+        ({"transform_matrix": np.diag([1.0, 1, -1, 1]).tolist()}, "left-handed"),
+        ({"fl_x": 0}, "fl_x is 0; it must be a number of pixels above 0"),
         ({"w": 64}, r"the picture is 90 x 124; by its cameras it is a resized 90 x 64"),
-        ({"camera_model": "OPENCV_FISHEYE"}, "camera_model is 'OPENCV_FISHEYE'; it can be PINHOLE"),
     ],
 )
 def test_a_wrong_camera_is_a_fault_of_its_frame_alone(tmp_path, changes, match):
@@ -199,8 +188,14 @@ def test_a_wrong_camera_is_a_fault_of_its_frame_alone(tmp_path, changes, match):
     [
         ('{"frames" oops "transform_matrix" "transform_matrix"', "expected frames, each with"),
         ('{"n": ["transform_matrix", "transform_matrix"]}', "expected frames"),
-        ('{"frames": [{"transform_matrix": 0}, {"transform_matrix": 0}]}', "file_path"),
-        ('["transform_matrix", "transform_matrix"]', "expected frames"),
+        (
+            '{"frames": [{"transform_matrix": 0}, {"transform_matrix": 0}]}',
+            r"frames\[0\].file_path",
+        ),
+        (
+            '{"transform_matrix": 0, "frames": [{"file_path": ".", "transform_matrix": 0}]}',
+            "is '.'",
+        ),
     ],
 )
 def test_a_wrong_file_of_cameras_is_a_fault_when_it_is_read(tmp_path, text, match):

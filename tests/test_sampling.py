@@ -108,6 +108,18 @@ def test_options_that_contradict_are_refused(options, message):
 
 def test_a_file_that_is_no_transforms_is_refused(tmp_path):
     (tmp_path / "a.json").write_text("[]")
-    for name in ("a.json", "absent.json"):
-        with pytest.raises(InputError, match="is not a transforms.json with frames"):
+    for name, message in (
+        ("a.json", "expected frames"),
+        ("absent.json", "cannot be read: No such"),
+    ):
+        with pytest.raises(InputError, match=f"^--cameras .*{name}.*{message}"):
             _ = Asked("multiview", {}, cameras=tmp_path / name).count
+
+
+def test_a_camera_that_is_refused_is_named(tmp_path):
+    frames = [{"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}, {"fl_x": 0}]
+    (tmp_path / "a.json").write_text(json.dumps(dict(w=8, h=8, fl_x=9, frames=frames)))
+    with pytest.raises(
+        InputError, match=r"^--cameras .*a.json, frames\[1\] .no file_path.: fl_x is"
+    ):
+        cameras_in(tmp_path / "a.json", (64, 64))

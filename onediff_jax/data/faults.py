@@ -127,9 +127,10 @@ def refuse_wrong_camera(camera: Camera, where: str) -> None:
             "and must be right-handed."
         )
     if np.abs(axes.T @ axes - np.eye(3)).max() > RIGID:
+        lengths = ", ".join(f"{length:.4g}" for length in np.linalg.norm(axes, axis=0))
         raise Fault(
             f"{where}: the camera's pose is not a rotation (determinant {determinant:.3g}); its "
-            "axes must have length 1 and right angles."
+            f"axes must have length 1 and right angles; their lengths are {lengths}."
         )
     if np.abs(pose[3] - (0, 0, 0, 1)).max() > RIGID:
         raise Fault(f"{where}: the last row of the camera's pose is {pose[3]}; it must be 0 0 0 1.")

@@ -49,7 +49,7 @@ class Crop(NamedTuple):
     height: float
 
 
-def crop_of(size: tuple[int, int], height: int, width: int) -> Crop:
+def crop_of(size: tuple[float | int, float | int], height: int, width: int) -> Crop:
     """The largest central crop of a picture of `size` (height, width) with an aspect."""
     scale = min(size[0] / height, size[1] / width)
     w, h = width * scale, height * scale
@@ -174,7 +174,9 @@ def moved_keypoints(
     return found.astype(np.float32)
 
 
-def moved_camera(camera: Camera, shape: tuple[int, int], size: tuple[int, int]) -> Camera:
+def moved_camera(
+    camera: Camera, shape: tuple[float | int, float | int], size: tuple[int, int]
+) -> Camera:
     """A camera that sees a picture of `shape` after it was cut and resized."""
     crop = crop_of(shape, *size)
     cut = cropped_intrinsics(camera.intrinsics, crop.top, crop.left)

@@ -1,13 +1,14 @@
 """Cameras of a nerfstudio `transforms.json`."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from onediff_jax.errors import InputError
+from onediff_jax.data.faults import refuse_wrong_camera
+from onediff_jax.errors import Fault
 from onediff_jax.ops.cameras import (
     Camera,
     focal_from_angle,
@@ -17,119 +18,88 @@ from onediff_jax.ops.cameras import (
     pose_matrix,
 )
 
-PERSPECTIVE = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
-TOLERANCE = 1e-3  # of a rotation's entries: files round to a few digits
+PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
+IN_PIXELS = ("fl_x", "fl_y", "cx", "cy")
 
 
-class _Frame:
-    """One frame of a file, read field by field; a field it lacks is the file's."""
+def entries_in(data: bytes, where: str) -> list[dict[str, Any]]:
+    """The frames of a file's text, in its order; a field that a frame lacks is the file's.
 
-    def __init__(self, number: int, own: Any, shared: Mapping[str, Any]):
-        own = own if isinstance(own, Mapping) else {}
-        self.name = f"frames[{number}] ({own.get('file_path', 'no file_path')})"
-        self.fields = {**shared, **own}
-
-    def wrong(self, field: str, value: Any, expected: str) -> InputError:
-        """The error that names the frame and the field."""
-        shown = " ".join(str(value).split())
-        return InputError(f"transforms.json, {self.name}: {field} is {shown}; expected {expected}.")
-
-    def number(self, field: str, expected: str, positive: bool = True) -> float | None:
-        """A finite number, or None where the field is missing."""
-        value = self.fields.get(field)
-        if value is None:
-            return None
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not math.isfinite(value) or (positive and value <= 0):
-            raise self.wrong(field, value, expected)
-        return float(value)
-
-    def size(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        """Height and width of the frame's picture."""
-        found = []
-        for field, given in zip(("h", "w"), size or (None, None), strict=True):
-            pixels = self.number(field, "a whole number of pixels") or given
-            if pixels is None or pixels != int(pixels):
-                raise self.wrong(field, pixels, "a whole number of pixels, in the file or as size")
-            found.append(int(pixels))
-        return tuple(found)
-
-    def intrinsics(self, size: tuple[int, int]) -> Float[np.ndarray, "3 3"]:
-        """K in pixels of a picture of that size."""
-        model = self.fields.get("camera_model", "OPENCV")
-        if model not in PERSPECTIVE:
-            raise self.wrong("camera_model", model, f"one of {', '.join(PERSPECTIVE)}")
-        height, width = size
-        focal = {}
-        for axis, pixels in (("x", width), ("y", height)):
-            focal[axis] = self.number(f"fl_{axis}", "a positive number of pixels")
-            angle = self.number(f"camera_angle_{axis}", "radians between 0 and pi")
-            if angle is not None and angle >= math.pi:
-                raise self.wrong(f"camera_angle_{axis}", angle, "radians between 0 and pi")
-            if focal[axis] is None and angle is not None:
-                focal[axis] = focal_from_angle(angle, pixels)
-        if focal["x"] is None:
-            raise self.wrong("fl_x", None, "a number of pixels, or camera_angle_x in radians")
-        center = [
-            self.number(field, "a number of pixels", positive=False)
-            for field in ("cx", "cy")
-        ]  # fmt: skip
-        values = (
-            focal["x"],
-            focal["x"] if focal["y"] is None else focal["y"],
-            width / 2 if center[0] is None else center[0],
-            height / 2 if center[1] is None else center[1],
-        )
-        return intrinsics_matrix(*map(np.float64, values))
-
-    def camera_to_world(self) -> Float[np.ndarray, "4 4"]:
-        """The rigid pose with OpenCV axes."""
-        field = "transform_matrix"
-        value = self.fields.get(field)
-        try:
-            pose = np.array(value, np.float64)
-        except (TypeError, ValueError):
-            pose = np.empty(0)
-        if pose.shape != (4, 4):
-            raise self.wrong(field, value, "4 rows of 4 numbers")
-        if not np.isfinite(pose).all():
-            raise self.wrong(field, value, "finite numbers")
-        if np.abs(pose[3] - [0, 0, 0, 1]).max() > TOLERANCE:
-            raise self.wrong(f"{field}[3]", value[3], "0, 0, 0, 1")
-        rotation = pose[:3, :3]
-        lengths = np.linalg.norm(rotation, axis=0)
-        volume = np.linalg.det(rotation / np.maximum(lengths, np.finfo(float).tiny))
-        if abs(volume) < TOLERANCE:
-            raise self.wrong(field, value, "a rotation, but its columns do not span space")
-        if volume < 0:
-            raise self.wrong(field, value, "a right-handed rotation, but it mirrors")
-        if np.abs(rotation.T @ rotation - np.eye(3)).max() > TOLERANCE:
-            shown = ", ".join(f"{length:.4g}" for length in lengths)
-            raise self.wrong(
-                field, value, f"a rotation: orthogonal columns of length 1, not of {shown}"
-            )
-        return opencv_from_opengl(pose_matrix(nearest_rotation(rotation), pose[:3, 3]))
-
-
-def cameras_from_transforms(
-    transforms: Mapping[str, Any], size: tuple[int, int] | None = None
-) -> tuple[Camera, Int[np.ndarray, "v 2"]]:
-    """Cameras (v) of a parsed `transforms.json`, in its order, and the sizes that they are for.
-
-    Poses have OpenCV axes in the file's own world.  Intrinsics are the frame's or else the file's:
-    `fl_x` and `fl_y`, or `camera_angle_x` and `camera_angle_y` in radians; one focal length serves
-    for both; a missing `cx` or `cy` is the middle.  `h` and `w` may be missing where `size` is
-    given.  For pictures of another size, `images_4` say, see `resized_intrinsics`.  Lens
-    distortion is not undone.
-
-    Raises InputError that names frame, field, value and what was expected: for numbers that are
-    none, poses that are not rigid and right-handed, and camera models that are not a pinhole's.
+    Raises Fault where there are none.
     """
-    frames = transforms.get("frames")
-    if not isinstance(frames, list) or not frames:
-        raise InputError(f"transforms.json: frames is {frames!r}; expected a list of frames.")
-    read = [_Frame(number, own, transforms) for number, own in enumerate(frames)]
-    sizes = [frame.size(size) for frame in read]
-    K = [frame.intrinsics(s) for frame, s in zip(read, sizes, strict=True)]
-    poses = [frame.camera_to_world() for frame in read]
-    return Camera(np.stack(K), np.stack(poses)), np.array(sizes)
+    try:
+        shared = json.loads(data)
+        entries = [shared | own for own in shared.pop("frames")]
+        if not entries:
+            raise ValueError("no frames")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Fault(
+            f"{where}: expected frames, each with file_path and transform_matrix; found "
+            f"{type(error).__name__} {error}."
+        ) from None
+    return entries
+
+
+def camera_of(
+    entry: Mapping[str, Any], where: str, picture: tuple[int, int] | None = None
+) -> tuple[Camera, tuple[float, float]]:
+    """The camera of a frame, and the size (height, width) in pixels that its intrinsics are for.
+
+    The pose has OpenCV axes in the file's own world, and its rotation is made exact: files round.
+    Focal lengths are `fl_x` and `fl_y` or follow from `camera_angle_x` and `camera_angle_y` in
+    radians; one serves for both.  A missing `cx` or `cy` is the middle.  The size is `h` and `w`;
+    where nothing is in pixels, as in Blender's files, it may be that of the `picture`.  Raises
+    Fault that names field, value and what was expected: for numbers that are none, cameras that are
+    not a pinhole's, and poses that are not rigid and right-handed.
+    """
+    model = entry.get("camera_model", PINHOLES[0])
+    if model not in PINHOLES:
+        raise Fault(f"{where}: camera_model is {model!r}; it can be {', '.join(PINHOLES)}.")
+    known = (None, None)
+    if picture and all(entry.get(name) is None for name in IN_PIXELS):
+        known = picture
+    height = number(entry, "h", where, known[0])
+    width = number(entry, "w", where, known[1])
+    focal: dict[str, float] = {}
+    for axis, pixels in (("x", width), ("y", height)):
+        angle = f"camera_angle_{axis}"
+        if entry.get(f"fl_{axis}") is None and entry.get(angle) is not None:
+            radians = number(entry, angle, where, None, "radians between 0 and pi", high=math.pi)
+            focal[axis] = focal_from_angle(radians, pixels)
+        else:
+            expected = f"a number of pixels above 0, or {angle} be given"
+            focal[axis] = number(entry, f"fl_{axis}", where, focal.get("x"), expected)
+    cx = number(entry, "cx", where, width / 2, "a number of pixels", low=-math.inf)
+    cy = number(entry, "cy", where, height / 2, "a number of pixels", low=-math.inf)
+    try:
+        pose = np.array(entry["transform_matrix"], np.float64)
+    except (KeyError, TypeError, ValueError):
+        pose = np.zeros(0)
+    if pose.shape == (3, 4):
+        pose = np.vstack([pose, [0, 0, 0, 1]])
+    if pose.shape != (4, 4):
+        raise Fault(
+            f"{where}: transform_matrix is {entry.get('transform_matrix')!r}; it must be 4 rows of "
+            "4 numbers, or 3."
+        )
+    K = intrinsics_matrix(*map(np.float64, (focal["x"], focal["y"], cx, cy)))
+    camera = Camera(K, opencv_from_opengl(pose))
+    refuse_wrong_camera(camera, f"{where}: transform_matrix")
+    pose = pose_matrix(nearest_rotation(camera.rotation), camera.center)
+    return camera._replace(camera_to_world=pose), (height, width)
+
+
+def number(
+    entry: Mapping[str, Any],
+    name: str,
+    where: str,
+    default: float | int | None = None,
+    expected: str = "a number above 0",
+    low: float = 0.0,
+    high: float = math.inf,
+) -> float:
+    """A number of an entry between two; raises Fault for another, or for none without default."""
+    value = default if entry.get(name) is None else entry[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+        raise Fault(f"{where}: {name} is {value!r}; it must be {expected}.")
+    return float(value)

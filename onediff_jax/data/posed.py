@@ -12,8 +12,6 @@ undone: pictures are taken for those of a pinhole camera, as the released model 
 import dataclasses
 import functools
 import io
-import json
-import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +22,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from onediff_jax.data.example import Picture, Record
-from onediff_jax.data.faults import refuse_wrong_camera
 from onediff_jax.data.listing import listing_in
+from onediff_jax.data.nerfstudio import camera_of, entries_in, number
 from onediff_jax.data.records import (
     Source,
     StoredPicture,
@@ -35,16 +33,9 @@ from onediff_jax.data.records import (
     numbers_of_split,
 )
 from onediff_jax.errors import Fault, InputError
-from onediff_jax.ops.cameras import (
-    Camera,
-    focal_from_angle,
-    intrinsics_matrix,
-    opencv_from_opengl,
-    resized_intrinsics,
-)
+from onediff_jax.ops.cameras import Camera, resized_intrinsics
 
 TRANSFORMS = "transforms.json"
-PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
 MILLIMETRES = 1e-3  # a unit of depth where the file says nothing, as in nerfstudio
 
 
@@ -154,48 +145,16 @@ class Cameras(Sequence):
     def __getitem__(self, index: int) -> Camera:
         index = range(len(self))[index]
         where = f"{self._where}: {self._entries[index]['file_path']}"
-        return camera_of(self._entries[index], self._frames.size(index), where)
-
-
-def camera_of(entry: Mapping[str, Any], size: tuple[int, int], where: str) -> Camera:
-    """The camera of a frame's entry (the file's values, and its own over them).
-
-    `size` is the picture's (height, width), to which intrinsics are scaled.  Raises Fault.
-    """
-    model = entry.get("camera_model", PINHOLES[0])
-    if model not in PINHOLES:
-        raise Fault(f"{where}: camera_model is {model!r}; it can be {', '.join(PINHOLES)}.")
-    height, width = (
-        number(entry, name, where, None if "fl_x" in entry else float(size[i]))
-        for i, name in enumerate("hw")
-    )
-    if abs(size[0] * width - size[1] * height) > width + height:  # more than a rounded pixel
-        raise Fault(
-            f"{where}: the picture is {size[0]} x {size[1]}; by its cameras it is a resized "
-            f"{height:g} x {width:g} (height x width)."
+        size = self._frames.size(index)
+        camera, (height, width) = camera_of(self._entries[index], where, size)
+        if abs(size[0] * width - size[1] * height) > width + height:  # more than a rounded pixel
+            raise Fault(
+                f"{where}: the picture is {size[0]} x {size[1]}; by its cameras it is a resized "
+                f"{height:g} x {width:g} (height x width)."
+            )
+        return camera._replace(
+            intrinsics=resized_intrinsics(camera.intrinsics, (height, width), size)
         )
-    if "fl_x" not in entry and "camera_angle_x" in entry:
-        angle = number(entry, "camera_angle_x", where)
-        if not 0 < angle < math.pi:
-            raise Fault(f"{where}: camera_angle_x is {angle}; it must lie between 0 and pi.")
-        fl_x = focal_from_angle(angle, round(width))
-    else:
-        fl_x = number(entry, "fl_x", where)
-    values = fl_x, number(entry, "fl_y", where, fl_x)
-    values += number(entry, "cx", where, width / 2), number(entry, "cy", where, height / 2)
-    K = intrinsics_matrix(*(np.asarray(value, np.float64) for value in values))
-    try:
-        pose = np.array(entry["transform_matrix"], np.float64)
-    except (TypeError, ValueError):
-        pose = np.zeros(0)
-    if pose.shape == (3, 4):
-        pose = np.vstack([pose, [0, 0, 0, 1]])
-    if pose.shape != (4, 4):
-        raise Fault(f"{where}: transform_matrix must be 4 rows of 4 numbers, or 3.")
-    scaled = resized_intrinsics(K, (height, width), size)
-    camera = Camera(scaled, opencv_from_opengl(pose))
-    refuse_wrong_camera(camera, where)
-    return camera
 
 
 def depth_of(entry: Mapping[str, Any], scene: pathlib.Path, where: str) -> Float[np.ndarray, "h w"]:
@@ -223,14 +182,6 @@ def depth_of(entry: Mapping[str, Any], scene: pathlib.Path, where: str) -> Float
     return np.where(levels > 0, levels * np.float32(unit), np.float32(np.inf))
 
 
-def number(entry: Mapping[str, Any], name: str, where: str, default: float | None = None) -> float:
-    """A positive number of an entry; raises Fault where it is none, or missing without default."""
-    value = entry.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise Fault(f"{where}: {name} is {value!r}; it must be a number above 0.")
-    return float(value)
-
-
 def views_of(
     scene: pathlib.Path, pictures: str, where: str
 ) -> list[tuple[StoredPicture, dict[str, Any]]]:
@@ -238,17 +189,13 @@ def views_of(
 
     The order in the file is often that of reconstruction; names follow the camera's path.
     """
-    data = (scene / TRANSFORMS).read_bytes()
-    try:
-        values = json.loads(data)
-        entries = values.pop("frames")
-        entries = [values | entry for entry in entries]
-        names = [pathlib.PurePosixPath(entry["file_path"]) for entry in entries]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Fault(
-            f"{where}: expected frames, each with file_path and transform_matrix; found "
-            f"{type(error).__name__} {error}."
-        ) from None
+    entries = entries_in((scene / TRANSFORMS).read_bytes(), where)
+    names = []
+    for i, entry in enumerate(entries):
+        path = entry.get("file_path")
+        if not isinstance(path, str) or not pathlib.PurePosixPath(path).name:
+            raise Fault(f"{where}: frames[{i}].file_path is {path!r}; it must name a picture.")
+        names.append(pathlib.PurePosixPath(path))
     views = []
     for name, entry in sorted(zip(names, entries, strict=True), key=lambda view: view[0]):
         name = name if name.suffix else name.with_suffix(".png")  # Blender's scenes

@@ -184,12 +184,12 @@ def intrinsics_matrix(
     return xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def focal_from_angle(angle: float, width: int) -> float:
+def focal_from_angle(angle: float, width: float | int) -> float:
     """Focal length in pixels of a picture that sees an angle across, in radians."""
     return 0.5 * width / math.tan(0.5 * angle)
 
 
-def angle_from_focal(focal: float, width: int) -> float:
+def angle_from_focal(focal: float, width: float | int) -> float:
     """The inverse of `focal_from_angle`: the angle in radians that a picture sees across."""
     return 2 * math.atan2(0.5 * width, focal)
 
