@@ -49,6 +49,7 @@ def test_short_captions_name_everything_from_left_to_right_and_where_it_is():
         for seed in range(4):
             text = captions.caption(scene, seed)
             assert text == captions.caption(scene, seed)
+            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text)
             found = re.findall(rf"an? ((?:\w+ )*?\w+) ({places})", text)
             names = [f"{thing.size} {noun(thing)}".strip() for thing in scene.things]
             assert [name for name, _ in found] == names
@@ -62,6 +63,14 @@ def test_long_captions_say_more_and_are_functions_of_the_seed():
         assert text == captions.long_caption(scene, i)
         assert len(captions.caption(scene, i).split()) + 8 < len(text.split()) < 130
         assert text.endswith(".") and ".." not in text and "  " not in text
+        assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text)
+
+
+def test_the_seed_picks_the_words():
+    scene = drawn()[1]
+    for caption in (captions.caption, captions.long_caption):
+        said = [caption(scene, seed) for seed in range(60)]
+        assert len(set(said)) > 1
 
 
 def test_relations_are_true_of_depth_and_masks():
@@ -108,11 +117,12 @@ def test_colours_that_are_named_are_there():
             assert hue_near(thing.colour, pixels) > (0.03 if isinstance(thing, Person) else 0.2)
             if isinstance(thing, Person):
                 assert thing.who.trousers in described and thing.pose.name in described
-                assert (thing.who.hat in described) == (thing.who.hat != "none")
+                hat = f"{thing.who.hat_colour} {thing.who.hat}"
+                assert (hat in described) == (thing.who.hat != "none")
                 assert ("shorts" in described) == thing.who.shorts
             elif thing.second:
-                assert f"with {thing.second} " in described
-                assert noun(thing).split()[0] in ("striped", "checkered")
+                pattern = {"striped": "stripes", "checkered": "checks"}[noun(thing).split()[0]]
+                assert f"with {thing.second} {pattern}," in described
 
 
 def test_the_side_of_a_figure_is_the_side_that_the_camera_is_on():
@@ -141,20 +151,23 @@ def test_the_side_of_a_figure_is_the_side_that_the_camera_is_on():
 
 
 def test_ground_sky_and_sun_are_the_pictures():
+    sides, skies = set(), set()
     for i, scene in enumerate(drawn()):
         last = sentences(i)[-1]
         assert f"The ground is {scene.light.ground}" in last
         sky = seen(i).depth[0, SIZE // 2] == full_render.FAR
         empty = seen(i).instances[0, SIZE // 2] == 0
+        above = seen(i).depth[15, SIZE // 2] == full_render.FAR  # ground ends below this row
         if empty:
-            assert (scene.light.sky in last) <= sky
+            assert above <= (scene.light.sky in last) <= sky
+        assert scene.light.sky in last or "sky" not in last
         right, _, forward = np.array(scene.cameras[0].axes()) @ scene.light.sun
-        if "from the left" in last:
-            assert right < 0
-        elif "from the right" in last:
-            assert right > 0
-        else:
-            assert "from behind the camera" in last and forward < 0
+        behind = forward < 0 and abs(forward) > abs(right)
+        side = "behind the camera" if behind else "the right" if right > 0 else "the left"
+        assert last.endswith(f"the sun shines from {side}.")
+        sides.add(side)
+        skies.add("sky" in last)
+    assert len(sides) == 3 and len(skies) == 2
 
 
 def test_shadows_fall_away_from_the_side_that_the_sun_is_said_to_be_on():

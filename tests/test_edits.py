@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from onediff_jax.data import edits, full_render, full_scenes
+from onediff_jax.data import edits, figure, full_render, full_scenes
 from onediff_jax.data.scenes import PLACES, WORDS
-from onediff_jax.data.things import Person, noun
+from onediff_jax.data.things import COLOURS, Person, noun
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 NUMBER, SIZE = 48, 48
@@ -49,6 +49,83 @@ def test_an_edit_is_a_function_of_seed_split_and_index():
     assert {edit.kind for _, edit in edited()} == set(edits.EDITS)
 
 
+def tried(kind, number=6):
+    """What an edit of a kind does to every thing of every scene, whether it can be seen or not."""
+    rng = np.random.default_rng(0)
+    for scene, _ in edited():
+        for place, thing in enumerate(scene.things):
+            for _ in range(number):
+                found = edits.EDITS[kind](scene, place, rng)
+                if found is not None:
+                    yield scene, thing, *found, place
+
+
+def test_new_colours_are_unlike_the_old_one_and_clothes_are_called_what_they_are():
+    said = set()
+    for scene, old, after, instruction, place in tried("recolour"):
+        new, colour = after.things[place], instruction.split()[-1]
+        if isinstance(old, Person):
+            *_, what, _ = re.split("person's | (?=[a-z]+$)", instruction)
+            field = {"shirt": "shirt", "trousers": "trousers", "shorts": "trousers"}
+            field = field.get(what, "hat_colour")
+            was, stripes = getattr(old.who, field), "" if what == "shirt" else old.who.stripes
+            assert dataclasses.replace(old.who, **{field: colour, "stripes": stripes}) == new.who
+            assert what in ("shirt", "shorts" if old.who.shorts else "trousers", old.who.hat)
+            said.add(field)
+        else:
+            was = old.colour
+        assert np.linalg.norm(np.subtract(COLOURS[colour], COLOURS[was])) > 0.4
+        assert f" {colour} " not in f" {' '.join(map(str, looks(scene)))} "
+    assert said == {"shirt", "trousers", "hat_colour"}
+
+
+def looks(scene):
+    """The colours of all things and clothes."""
+    for thing in scene.things:
+        who = thing.who if isinstance(thing, Person) else thing
+        names = ("shirt", "trousers", "stripes", "hat_colour", "colour", "second")
+        yield from (getattr(who, name) for name in names if hasattr(who, name))
+
+
+def test_hats_are_taken_off_or_given():
+    said = set()
+    for _, old, after, instruction, place in tried("hat"):
+        who = after.things[place].who
+        if old.who.hat == "none":
+            article = "an" if who.hat_colour == "orange" else "a"
+            assert instruction == f"give the person {article} {who.hat_colour} {who.hat}"
+        else:
+            assert (instruction, who.hat, who.hat_colour) == ("take off the hat", "none", "")
+        said.add(who.hat)
+    assert said == set(figure.HATS)
+
+
+def test_things_change_their_shape_and_size_where_they_stand():
+    factors = set()
+    for kind in ("reshape", "resize"):
+        for _, old, after, instruction, place in tried(kind):
+            new = after.things[place]
+            assert new.center == (*old.center[:2], new.half[2])
+            if kind == "reshape":
+                assert new.shape != old.shape and instruction.endswith(f" into a {new.shape}")
+            else:
+                [factor] = {round(float(f), 9) for f in np.divide(new.half, old.half)}
+                assert instruction.endswith("larger" if factor > 1 else "smaller")
+                factors.add((old.size, factor > 1))
+    assert len(factors) == 4
+
+
+def test_scenes_keep_one_to_three_things_that_do_not_overlap():
+    for _, edit in edited():
+        assert 1 <= len(edit.scene.things) <= 3
+        for i, a in enumerate(edit.scene.things):
+            for b in edit.scene.things[:i]:
+                gap = np.linalg.norm(np.subtract(a.center[:2], b.center[:2]))
+                assert gap > a.extent[0] + b.extent[0]
+    counts = {kind: {len(s.things) for s, *_ in tried(kind, 3)} for kind in ("remove", "add")}
+    assert counts == {"remove": {2, 3}, "add": {1, 2}}
+
+
 def test_light_ground_and_camera_stay():
     for before, edit in edited():
         for field in ("light", "cameras", "kind"):
@@ -82,6 +159,7 @@ def test_recolouring_says_what_and_which_colour():
 
 
 def test_moving_is_to_the_side_that_is_said():
+    assert {edit.instruction.split()[-1] for _, edit in of_kind("move")} == {"left", "right"}
     for before, edit in of_kind("move"):
         [(old, new)] = changed_things(before, edit)
         name, side = re.fullmatch(r"move the (.+) to the (left|right)", edit.instruction).groups()
@@ -94,6 +172,14 @@ def test_moving_is_to_the_side_that_is_said():
             mask = rendered(alone).instances == 1
             middles.append((mask * columns).sum() / mask.sum())
         assert (middles[1] - middles[0]) * (1 if side == "right" else -1) > 0.08
+
+
+def test_every_move_is_far_enough_and_stays_in_the_picture():
+    for scene, old, after, instruction, place in tried("move"):
+        centers = np.array([after.things[place].center, old.center])
+        (x, y), (before, _) = full_scenes.projected(scene.cameras[0], centers)[0]
+        assert (x - before) * (1 if instruction.endswith("right") else -1) > 0.1
+        assert max(abs(x - 0.5), abs(y - 0.5)) < 0.41
 
 
 def test_resizing_reshaping_removing_adding_and_hats_do_what_they_say():
@@ -111,7 +197,8 @@ def test_resizing_reshaping_removing_adding_and_hats_do_what_they_say():
         assert edit.instruction == f"remove the {noun(gone)}"
     for before, edit in of_kind("add"):
         new = edit.scene.things[-1]
-        assert edit.instruction == f"add a {noun(new)} {WORDS[new.place][0]}"
+        article = "an" if noun(new)[0] in "aeiou" else "a"
+        assert edit.instruction == f"add {article} {noun(new)} {WORDS[new.place][0]}"
         mask = rendered(edit.scene).instances == len(edit.scene.things)
         middle = (mask * (np.arange(SIZE) + 0.5)).sum() / mask.sum() / SIZE
         assert new.place == PLACES[int(3 * middle)]
@@ -121,8 +208,7 @@ def test_resizing_reshaping_removing_adding_and_hats_do_what_they_say():
         if new.who.hat == "none":
             assert edit.instruction == "take off the hat" and old.who.hat != "none"
         else:
-            said = f"give the person a {new.who.hat_colour} {new.who.hat}"
-            assert edit.instruction == said and old.who.hat == "none"
+            assert edit.instruction.startswith("give the person a") and old.who.hat == "none"
 
 
 def test_what_is_named_is_named_by_one_thing_only():

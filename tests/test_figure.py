@@ -93,7 +93,8 @@ def test_poses_are_what_they_are_called():
         at = named["walking"]
         assert abs(at["left_ankle"][0] - at["right_ankle"][0]) > 0.25 * who.height
         ahead = np.sign(at["left_ankle"][0] - at["right_ankle"][0])
-        assert np.sign(at["right_wrist"][0] - at["left_wrist"][0]) == ahead  # arms swing across
+        swings = [(at[f"{side}_wrist"] - at[f"{side}_shoulder"])[0] for side in ("left", "right")]
+        assert ahead * swings[0] < 0 < ahead * swings[1]  # arms swing across
         at = named["sitting on the ground"]
         assert at["left_hip"][2] < 0.15 * who.height and at["left_ankle"][2] < 0.15 * who.height
         at = named["with both hands on the hips"]
@@ -109,6 +110,52 @@ def test_knees_and_elbows_bend_the_right_way():
                 shin = at[f"{side}_ankle"] - at[f"{side}_knee"]
                 # The lower leg never points further ahead than the upper one does.
                 assert np.cross(thigh, shin)[1] > 0
+
+
+def ending_at(parts, first, last):
+    """The one part between two points."""
+    [found] = [p for p in parts if np.allclose(p.first, first) and np.allclose(p.last, last)]
+    return found
+
+
+def test_every_limb_wears_what_the_identity_says():
+    for i, who in enumerate(people(20)):
+        pose = figure.draw_pose(rng(i), "walking")
+        at, parts = joints(who, pose), figure.parts(who, pose, COLOURS)
+        shin = who.skin if who.shorts else COLOURS[who.trousers]
+        for side in ("left", "right"):
+            for a, b, colour in (
+                ("elbow", "wrist", who.skin),
+                ("knee", "ankle", shin),
+            ):
+                limb = ending_at(parts, at[f"{side}_{a}"], at[f"{side}_{b}"])
+                assert limb.colour == colour
+            [thigh] = [p for p in parts if np.allclose(p.last, at[f"{side}_knee"])]
+            [arm] = [p for p in parts if np.allclose(p.last, at[f"{side}_elbow"])]
+            [foot] = [p for p in parts if np.allclose(p.first, at[f"{side}_ankle"])]
+            expected = [COLOURS[c] for c in (who.trousers, who.shirt, who.shoes)]
+            assert [thigh.colour, arm.colour, foot.colour] == expected
+            assert foot.last[0] > foot.first[0]  # toes point ahead
+            eye = ending_at(parts, at[f"{side}_eye"], at[f"{side}_eye"])
+            assert eye.colour == figure.EYES
+
+
+def test_hair_is_behind_the_face_and_hats_are_above_it_in_their_shapes():
+    shapes = {"cap": [2, 2], "bobble hat": [2, 2], "top hat": [1, 1], "pointed hat": [1]}
+    for i, who in enumerate(people(30)):
+        pose = figure.draw_pose(rng(i), "standing")
+        at, parts = joints(who, pose), figure.parts(who, pose, COLOURS)
+        head = (at["left_ear"] + at["right_ear"]) / 2
+        hair = next(p for p in parts if p.colour == who.hair)
+        assert hair.first[0] < head[0] and hair.first[2] > head[2]
+        hat = [p for p in parts if p.first[2] > at["left_eye"][2] and p.colour not in
+               (who.hair, who.skin, figure.EYES)]  # fmt: skip
+        assert [p.family for p in hat] == shapes.get(who.hat, [])
+        if who.hat == "cap":
+            assert max(p.first[0] for p in hat) > at["nose"][0] - 0.02 * who.height  # its brim
+        if who.hat in ("top hat", "pointed hat"):
+            assert {p.shape for p in hat} == {float(who.hat == "top hat")}
+    assert {who.hat for who in people(30)} == {"none", *shapes}
 
 
 def test_clothes_have_their_colours():

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 
-from onediff_jax.data import full_render, full_scenes, scenes, things
+from onediff_jax.data import figure, full_render, full_scenes, scenes, things
 from onediff_jax.data.full_scenes import GROUP
 from onediff_jax.data.things import Person, Solid
 
@@ -38,8 +38,24 @@ def identity(thing):
 def test_a_scene_is_a_function_of_seed_split_and_index():
     full_scenes.view.cache_clear()
     assert full_scenes.draw_full_scene(5, "train", 6, 4) == drawn()[6]
-    assert full_scenes.draw_full_scene(5, "validation", 6, 4) != drawn()[6]
-    assert full_scenes.draw_full_scene(6, "train", 6, 4) != drawn()[6]
+    for other in (
+        full_scenes.draw_full_scene(5, "validation", 6, 4),
+        full_scenes.draw_full_scene(6, "train", 6, 4),
+    ):
+        assert other.light.ambient != drawn()[6].light.ambient
+        assert other.light.sun != drawn()[6].light.sun
+        assert not set(other.cameras) & set(drawn()[6].cameras)
+        assert not set(other.things) & set(drawn()[6].things)
+
+
+def test_every_stream_of_random_numbers_is_of_a_seed_a_split_and_a_scene_or_group(monkeypatch):
+    keys = []
+    monkeypatch.setattr(full_scenes, "stream", lambda *key: keys.append(key) or scenes.stream(*key))
+    for index in (9, 13):  # of a figures' and an objects' group
+        full_scenes.draw_full_scene(5, "train", index, 1)
+        assert {key[1:3] for key in keys} == {(5, "train")}
+        assert {key[-1] for key in keys} == {index, index // GROUP}
+        keys.clear()
 
 
 def test_a_group_shares_one_identity_and_no_two_groups_do():
@@ -52,10 +68,19 @@ def test_a_group_shares_one_identity_and_no_two_groups_do():
         who = full_scenes.shared_thing(5, "train", first)
         assert common == {identity(who)}
     assert len(set(shared)) == NUMBER // GROUP
-    other = {
-        identity(full_scenes.shared_thing(5, "validation", i)) for i in range(0, NUMBER, GROUP)
-    }
-    assert not other & set(shared)
+    for seed, split in ((5, "validation"), (6, "train")):
+        other = {
+            identity(full_scenes.shared_thing(seed, split, i)) for i in range(0, NUMBER, GROUP)
+        }
+        assert not other & set(shared)
+
+
+def test_no_two_poses_are_the_same():
+    poses = [
+        full_scenes.shared_thing(5, "train", i).pose for i in range(400) if i // GROUP % 2 == 0
+    ]
+    assert len({pose.thighs for pose in poses}) == len(poses) == 200
+    assert {pose.name for pose in poses} == set(figure.POSES)
 
 
 def test_groups_alternate_between_figures_and_objects():
@@ -83,6 +108,64 @@ def test_all_shapes_materials_and_counts_occur():
     for scene in drawn():
         colours = [thing.colour for thing in scene.things]
         assert len(set(colours)) == len(colours)
+
+
+def test_things_are_seen_well_by_the_first_camera_and_a_little_by_every_other():
+    for scene in drawn():
+        for camera in scene.cameras:
+            view = full_scenes.view(scene, camera, 40)
+            for i, outline in enumerate(view.outlines):
+                mine = (view.owner == i).sum()
+                assert mine > 0.004 * 40**2
+                if camera is scene.cameras[0]:
+                    assert 0.02 * 40**2 < mine > 0.5 * outline.sum()
+        inside = (full_scenes.seen_keypoints(scene)[..., 2] > 0).sum(axis=1)
+        assert (inside >= 15).all()
+
+
+def test_a_figure_that_the_picture_cuts_off_is_refused():
+    alone = [s for s in drawn() if s.kind == "figures" and len(s.things) == 1]
+    accepted = refused = 0
+    for scene in alone:
+        camera = scene.cameras[0]
+        for angle in np.linspace(12, camera.field_of_view, 12):
+            closer = dataclasses.replace(camera, field_of_view=float(angle))
+            closer = dataclasses.replace(scene, cameras=(closer,))
+            inside = np.count_nonzero(full_scenes.seen_keypoints(closer)[0, :, 2])
+            judged = full_scenes.judged(closer)
+            seen = (
+                full_scenes.view(closer, closer.cameras[0], full_scenes.PROBE).owner == 0
+            ).mean()
+            if 0.03 < seen < 0.49 and inside < 15:
+                assert judged is None
+                refused += 1
+            accepted += judged is not None
+    assert refused > 3 and accepted > 3
+
+
+def test_the_sun_is_behind_the_first_camera_or_beside_it():
+    sides = []
+    for scene in drawn():
+        (right, _, forward), sun = scene.cameras[0].axes(), np.array(scene.light.sun)
+        assert np.linalg.norm(sun) == pytest.approx(1) and 0.49 < sun[2] < 0.87
+        level = np.linalg.norm(sun[:2]) * np.linalg.norm(forward[:2])
+        assert sun[:2] @ forward[:2] / level < 0.15  # at most 1.7 radians from straight behind
+        sides.append(sun @ right > 0)
+    assert 0.25 < np.mean(sides) < 0.75
+
+
+def test_most_figures_face_the_first_camera_and_half_of_the_scenes_are_orbits():
+    faces, orbits = [], []
+    for scene in drawn():
+        center = np.mean([thing.center for thing in scene.things], axis=0)
+        away = [np.linalg.norm(center - camera.eye) for camera in scene.cameras[1:]]
+        orbits.append(np.ptp(away) < 1e-6)
+        for thing in scene.things:
+            if isinstance(thing, Person):
+                toward = np.subtract(scene.cameras[0].eye[:2], thing.spot)
+                faces.append(np.cos(np.arctan2(*toward[::-1]) - thing.yaw) > 0)
+    assert 0.7 < np.mean(faces) < 1
+    assert 0.3 < np.mean(orbits) < 0.7
 
 
 def test_every_camera_sees_everything_and_no_two_are_alike():

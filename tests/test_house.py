@@ -40,7 +40,6 @@ TESTED_BY = {
     "shading": "test_full_render",
     "scenes_builder": "test_scenes",
     "solids": "test_full_render",
-    "things": "test_full_scenes",
     "torch_names": "test_torch_weights",
     "dims": "test_nextdit",  # names of shapes, checked wherever they are used
 }

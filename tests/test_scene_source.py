@@ -1,5 +1,6 @@
 """The built-in scenes as a source: every field, made when it is asked for."""
 
+import concurrent.futures
 import pickle
 
 import numpy as np
@@ -160,6 +161,30 @@ def test_chunks_make_no_difference():
     _, again = full_builder.records(2, "train", SIZE, VIEWS, range(5, 7))
     assert record["image"].getvalue() == again["image"].getvalue()
     assert record["long_caption"] == again["long_caption"]
+
+
+def test_other_processes_make_the_same_scenes_in_the_same_order(
+    settings, every, tmp_path, monkeypatch
+):
+    pools = []
+
+    class Pool(concurrent.futures.ProcessPoolExecutor):
+        def __init__(self, *arguments):
+            pools.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(full_builder, "ALONE", 4)
+    monkeypatch.setattr(full_builder, "CHUNK", 4)
+    few = {**settings, "path": str(tmp_path), "train": 8, "validation": 4}
+    built = FullRecords(Scenes(**few), "train")
+    assert len(pools) == 1 and len(built) == 8  # one chunk of validation is made here
+    for index in range(8):
+        again, record = built[index], every[index]
+        for name in built.fields - {"cameras"}:
+            assert_array_equal(again[name], record[name])
+        for camera, other in zip(again["cameras"], record["cameras"], strict=True):
+            assert all(map(np.array_equal, camera, other))
 
 
 @pytest.mark.parametrize(

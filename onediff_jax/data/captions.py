@@ -10,7 +10,7 @@ import numpy as np
 
 from onediff_jax.data.full_scenes import PROBE, FullScene, View, view
 from onediff_jax.data.scenes import WORDS, stream
-from onediff_jax.data.things import Person, Solid, noun
+from onediff_jax.data.things import Person, Solid, noun, with_article
 
 NEARER = 0.9  # least difference of two distances from the camera that is spoken of, in world units
 OVERLAP = 0.15  # share of a thing's columns that another covers where one is in front of the other
@@ -21,13 +21,9 @@ def _joined(phrases: list[str]) -> str:
     return f"{', '.join(some)} and {last}" if some else last
 
 
-def _article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
 def _called(thing: Solid | Person) -> str:
     """A thing with its size."""
-    return _article(f"{thing.size} {noun(thing)}".strip())
+    return with_article(f"{thing.size} {noun(thing)}".strip())
 
 
 def caption(scene: FullScene, seed: int) -> str:
@@ -41,9 +37,9 @@ def clothes(person: Person) -> str:
     """What a figure wears."""
     who = person.who
     shirt = f"{who.shirt} and {who.stripes} striped shirt" if who.stripes else f"{who.shirt} shirt"
-    worn = [_article(shirt), f"{who.trousers} {'shorts' if who.shorts else 'trousers'}"]
+    worn = [with_article(shirt), f"{who.trousers} {'shorts' if who.shorts else 'trousers'}"]
     if who.hat != "none":
-        worn.append(_article(f"{who.hat_colour} {who.hat}"))
+        worn.append(with_article(f"{who.hat_colour} {who.hat}"))
     return _joined(worn)
 
 
@@ -110,7 +106,7 @@ def long_caption(scene: FullScene, seed: int) -> str:
     light, (_, down, forward) = scene.light, scene.cameras[0].axes()
     # The sky is spoken of where the middle of the picture's upper edge is above the horizon.
     sky = (
-        f", under {_article(light.sky)}"
+        f", under {with_article(light.sky)}"
         if forward[2] - 0.45 / scene.cameras[0].focal * down[2] > 0
         else ""
     )

@@ -14,7 +14,7 @@ import numpy as np
 from onediff_jax.data import figure
 from onediff_jax.data.full_scenes import PROBE, FullScene, judged, projected, view
 from onediff_jax.data.scenes import PALETTE, WORDS, placed_spots, stream
-from onediff_jax.data.things import COLOURS, SHAPES, Person, Solid, draw_solid, noun
+from onediff_jax.data.things import COLOURS, SHAPES, Person, Solid, draw_solid, noun, with_article
 
 CHANGED = 0.012  # least share of the first camera's picture that shows another thing or colour
 DISTINCT = 0.45  # least distance of an old and a new colour, in sRGB
@@ -92,7 +92,7 @@ def _hat(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
     colour = _new_colour(rng, scene, thing.who.shirt)
     who = dataclasses.replace(thing.who, hat=hat, hat_colour=colour)
     changed = _with(scene, place, dataclasses.replace(thing, who=who))
-    return changed, f"give the person a {colour} {hat}"
+    return changed, f"give the person {with_article(colour)} {hat}"
 
 
 def _remove(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
@@ -117,7 +117,7 @@ def _add(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
         found = judged(after, ordered=False) if _apart(after) else None
         if found is not None:
             where = WORDS[found.things[-1].place][0]
-            return found, f"add a {noun(new)} {where}"
+            return found, f"add {with_article(noun(new))} {where}"
     return None
 
 

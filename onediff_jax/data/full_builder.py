@@ -57,7 +57,7 @@ class FullScenes(Builder):
     """Groups of scenes that share a figure or an object, with all that tasks can ask of them."""
 
     # The first number goes up when equal settings give other pictures or captions than before.
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.0.1")
 
     def _info(self) -> tfds.core.DatasetInfo:
         size, views, features = self.builder_config.size, self.builder_config.views, tfds.features

@@ -128,7 +128,7 @@ def draw_solid(rng: np.random.Generator, colour: str, others: list[str], materia
         "capsule": ((0.45, 0.6), (0.95, 1.2)),
     }[shape]
     x, y, z = (radius * rng.uniform(*range_) for range_ in (wide, wide, tall))
-    half = (x, y if shape == "box" else x, x if shape == "sphere" else z)
+    half = (x, y if shape == "box" else x, z)
     second = others[rng.integers(len(others))] if material in ("striped", "checkered") else ""
     yaw = rng.uniform(0, math.pi)
     return Solid(shape, colour, second, material, size, "", (0.0, 0.0, half[2]), half, yaw)
@@ -143,3 +143,8 @@ def noun(thing: Solid | Person) -> str:
         return "person"
     words = (ADJECTIVES[thing.material], thing.colour, thing.shape)
     return " ".join(word for word in words if word)
+
+
+def with_article(words: str) -> str:
+    """The words after "a" or "an"."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
