@@ -157,7 +157,7 @@ def test_schedules_are_those_of_the_module(tokens):
 
 def test_the_file_holds_what_the_module_makes():
     expected, found = np.load(FILE), kept()
-    assert worst(found, dict(expected)) < FORWARD
+    assert worst(found, dict(expected)) < GRADIENT
 
 
 @pytest.mark.slow

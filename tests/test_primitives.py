@@ -39,6 +39,10 @@ def box(origin, direction, xp=np):
     return primitives.box_distance(origin, direction, xp)
 
 
+def sphere(origin, direction, xp=np):
+    return primitives.PRIMITIVES["sphere"].distance(origin, direction, xp)
+
+
 def inside_tapered(top):
     def inside(p):
         radius = 1 + (top - 1) * (p.z + 1) / 2
@@ -64,6 +68,7 @@ SOLIDS = {
     "capsule": (capsule, inside_capsule(START, END)),
     "ball": (ball, inside_capsule(END, END)),
     "box": (box, lambda p: p.map(np.abs).fold(np.maximum) <= 1),
+    "sphere": (sphere, lambda p: p.dot(p) <= 1),
 }
 
 
@@ -88,6 +93,22 @@ def test_rays_enter_where_walking_along_them_does(name):
     both = np.isfinite(entry) & np.isfinite(first)
     assert 60 < both.sum() < 1450
     assert (np.abs(entry - first)[both] < 2e-3).mean() > 0.995
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SOLIDS)
+def test_rays_that_lead_away_or_begin_inside_enter_nothing(name):
+    distance, inside = SOLIDS[name]
+    origin, direction = random_rays(500, seed=5)
+    assert np.isinf(distance(origin, direction * -1)).all()
+    middle = vectors(np.tile((0.4, -0.2, 0.5) if name == "ball" else (0.03, -0.04, -0.1), (500, 1)))
+    assert inside(middle).all()
+    assert np.isinf(distance(middle, direction)).all()
+
+
+def test_a_quarter_turn_takes_x_to_y():
+    turned = Vector(2.0, 3.0, 4.0).turn(0.0, 1.0)
+    assert (turned.x, turned.y, turned.z) == (-3, 2, 4)
 
 
 def test_a_cylinder_and_a_cone_have_the_depths_of_their_formulas():
@@ -143,6 +164,7 @@ def test_normals_are_square_to_the_surface(name):
         "capsule": lambda p: primitives.capsule_normal(START, END, p, np),
         "ball": lambda p: primitives.capsule_normal(END, END, p, np),
         "box": lambda p: primitives.box_normal(p, np),
+        "sphere": lambda p: primitives.PRIMITIVES["sphere"].normal(p, np),
     }.get(name)
     if normal is None:
         top = {"cylinder": 1.0, "cone": 0.0, "trunk": 0.4}[name]
