@@ -13,6 +13,7 @@ CORE = [
     "array_record>=0.8",
     "tensorflow-datasets>=4.9.10",
     "ml-collections>=1.1",
+    "ml_dtypes>=0.5",
     "msgpack>=1.1",
     "absl-py",
     "clu>=0.0.12",

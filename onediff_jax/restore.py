@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from onediff_jax.config import run_config
+from onediff_jax.errors import InputError
 from onediff_jax.generate import Trained
 from onediff_jax.train import checkpoint, run
 
@@ -27,6 +28,11 @@ def restored(path: pathlib.Path) -> Restored:
     """
 
     found, assets, step = checkpoint.described(path)
+    if assets.partial:
+        raise InputError(
+            f"{path} holds a denoiser alone, without codec and text encoder; start a run from it "
+            "(tune.start), or import a folder that has vae, text_encoder and tokenizer too."
+        )
     config = run_config(found)
     networks, tokenizer = run.assembled(config, assets)
     shapes = nn.meta.unbox(jax.eval_shape(networks.init, jax.random.key(0)))

@@ -17,6 +17,7 @@ FLOORS = [
     {"errors"},
     {"ops", "sharding"},
     {"models", "data"},
+    {"release"},
     {"generate"},
     {"evaluate"},
     {"train"},

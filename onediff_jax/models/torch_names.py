@@ -4,6 +4,7 @@ Next-DiT's names are those of OneDiffusion's release, the autoencoder's those of
 AutoencoderKL, the text encoder's those of transformers' T5EncoderModel.
 """
 
+from onediff_jax.models.layers import ADAPTED, LORA
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.torch_weights import Names
 
@@ -45,6 +46,14 @@ NEXTDIT_RULES = {
     "final_layer.linear.bias": ("final_linear/bias", ""),
     "final_layer.adaLN_modulation.1.weight": ("final_adaln/kernel", "T"),
     "final_layer.adaLN_modulation.1.bias": ("final_adaln/bias", ""),
+}
+
+# Adapters by PEFT's names.  A rotary matrix turns the channels that its adapter puts out.
+ADAPTER_RULES = {
+    name.replace("weight", f"{part}.weight"): (path.replace("kernel", ours), kept)
+    for name, (path, transforms) in NEXTDIT_RULES.items()
+    if path.split("/")[-2:][0] in ADAPTED
+    for part, ours, kept in zip(("lora_A", "lora_B"), LORA, ("T", transforms), strict=True)
 }
 
 RESNET_RULES = {
@@ -123,3 +132,8 @@ T5_NAMES = Names("a T5 encoder", T5_RULES, {"encoder.embed_tokens.weight": "shar
 def nextdit_names(config: NextDiTConfig) -> Names:
     """The table of a Next-DiT."""
     return Names("a Next-DiT", NEXTDIT_RULES, head=config.width // config.heads)
+
+
+def adapter_names(config: NextDiTConfig) -> Names:
+    """The table of a Next-DiT's adapters alone."""
+    return Names("a Next-DiT's adapters", ADAPTER_RULES, head=config.width // config.heads)

@@ -69,25 +69,35 @@ def released_shapes(shapes: Mapping, names: Names) -> dict[str, tuple[int, ...]]
 def from_released(tensors: Mapping[str, Any], names: Names, shapes: Mapping) -> dict:
     """Our parameters, from tensors under released names: the inverse of `released`.
 
-    `shapes` are our parameters' shapes and types (`eval_shape` of their init).  Ones at the end of
-    a tensor's shape are ignored, since matrices of old checkpoints are convolutions of one pixel.
-    Raises InputError that lists every missing, unknown, misshapen or contradictory tensor.
+    `shapes` are our parameters' shapes and types (`eval_shape` of their init).  A tensor is read
+    (`np.asarray`) when its turn comes, and not kept.  Raises InputError as `sources_of` does.
     """
-    expected, sources = released_shapes(shapes, names), {}
-    for name in tensors:
-        sources.setdefault(current_name(name, names.aliases), []).append(name)
-    refuse_leftovers(tensors, sources, expected, names.network)
+    expected, sources = released_shapes(shapes, names), sources_of(tensors, names, shapes)
     flat = {
         path: np.empty(leaf.shape, leaf.dtype)
         for path, leaf in flatten_dict(shapes, sep="/").items()
     }
     for name, (path, layer, transforms) in places_of(shapes, names).items():
-        array = np.asarray(tensors[sources[name][0]]).reshape(expected[name])
+        array = np.asarray(tensors[sources[name]]).reshape(expected[name])
         array = turned(array, transforms, FROM_RELEASED)
         if "R" in transforms:
             array = permuted(array, halves_from_pairs(names.head))
         flat[path][... if layer is None else layer] = array
     return unflatten_dict(flat, sep="/")
+
+
+def sources_of(tensors: Mapping[str, Any], names: Names, shapes: Mapping) -> dict[str, str]:
+    """What is called, among the tensors, by each released name of a network of these shapes.
+
+    Ones at the end of a tensor's shape are ignored, since matrices of old checkpoints are
+    convolutions of one pixel.  Raises InputError that lists every missing, unknown, misshapen or
+    contradictory tensor.  Tensors are not read, unless there are copies of one.
+    """
+    sources: dict[str, list[str]] = {}
+    for name in tensors:
+        sources.setdefault(current_name(name, names.aliases), []).append(name)
+    refuse_leftovers(tensors, sources, released_shapes(shapes, names), names.network)
+    return {name: copies[0] for name, copies in sources.items()}
 
 
 def places_of(params: Mapping, names: Names) -> dict[str, Place]:

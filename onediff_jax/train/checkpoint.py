@@ -9,9 +9,10 @@ Parameters that a run neither drew nor trains are not among them: they stay wher
 
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -20,8 +21,10 @@ from onediff_jax.data.latents import LinearCodec
 from onediff_jax.errors import InputError
 from onediff_jax.train.run import Assets, CheckpointConfig
 from onediff_jax.train.state import State
+from onediff_jax.train.tune import WEIGHTS
 
 FOLDER = "checkpoints"
+CHUNK = 1 << 26  # bytes of an array that are packed and written at once
 # Settings that say what saved numbers mean, and those among them that do not.
 BINDING = ("model.", "text.", "codec.", "tune.start", "tune.train", "tune.weights")
 FREE = (".attention", ".unroll", ".dtype")
@@ -116,14 +119,17 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def arrays_of(assets: Assets) -> dict[str, np.ndarray]:
-    """Assets as arrays."""
-    return {**assets.codec._asdict(), "vocabulary": np.frombuffer(assets.vocabulary, np.uint8)}
+    """Assets as arrays; what is empty is none."""
+    texts = {"vocabulary": assets.vocabulary, "origin": assets.origin}
+    codec = assets.codec._asdict() if assets.codec else {}
+    return codec | {name: np.frombuffer(text, np.uint8) for name, text in texts.items() if text}
 
 
 def assets_of(arrays: dict[str, np.ndarray]) -> Assets:
     """The inverse of `arrays_of`."""
-    codec = LinearCodec(*(np.asarray(arrays[name]) for name in LinearCodec._fields))
-    return Assets(codec, np.asarray(arrays["vocabulary"]).tobytes())
+    codec = [np.asarray(arrays[name]) for name in LinearCodec._fields if name in arrays]
+    texts = (np.asarray(arrays.get(name, [])).tobytes() for name in ("vocabulary", "origin"))
+    return Assets(LinearCodec(*codec) if codec else None, *texts)
 
 
 def newest_step(workdir: pathlib.Path) -> int | None:
@@ -173,51 +179,126 @@ def described(path: pathlib.Path) -> tuple[dict[str, Any], Assets, int]:
         ) from error
 
 
-def weights(path: pathlib.Path, shapes: Any, kind: str = "ema") -> Any:
-    """The parameters of a checkpoint (`kind`: ema or params), of the names of `shapes`.
+class Place(NamedTuple):
+    """Where a parameter of a checkpoint is saved, and as what."""
 
-    In the types, and where they have them the shardings, of `shapes`.  What the checkpoint's run
-    did not train is read from the checkpoint that it started from.  Raises InputError listing the
-    parameters that are nowhere, and those of another shape.
+    name: str
+    folder: pathlib.Path  # of a step
+    part: str  # of its state
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def places(path: pathlib.Path, names: Iterable[str], kind: str = "ema") -> dict[str, Place]:
+    """Where a checkpoint's parameters (`kind`: ema or params) of these names are.
+
+    What the checkpoint's run did not train is in the checkpoint that it started from.  Raises
+    InputError listing the parameters that are nowhere.
     """
-    wanted, found, seen = flatten_dict(shapes, sep="/"), {}, []
-    while missing := {name: shape for name, shape in wanted.items() if name not in found}:
+    names, found, seen = list(names), {}, []
+    while missing := [name for name in names if name not in found]:
         folder = step_folder(path)
         config, _, _ = described(folder)
         seen.append(str(folder))
-        for held in (kind, "frozen"):
-            found |= _read(folder, held, missing)
+        state = _state(folder)
+        for part in (kind, "frozen"):
+            there = flatten_dict(state.get(part) or {}, sep="/")
+            found |= {
+                name: Place(name, folder, part, tuple(there[name].shape), there[name].dtype)
+                for name in missing
+                if name in there
+            }
         start = config.get("tune", {}).get("start")
         if not start:
             break
         path, kind = pathlib.Path(start), config["tune"]["weights"]
-    if missing := sorted(set(wanted) - set(found)):
+    if missing := sorted(set(names) - set(found)):
         raise InputError(
             f"{' and '.join(seen)} lack {len(missing)} parameters of this model: "
             f"{', '.join(missing[:8])}{' ...' if missing[8:] else ''}."
         )
-    return unflatten_dict(found, sep="/")
+    return found
 
 
-def _read(folder: pathlib.Path, held: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Those of the wanted parameters that a part of the saved state holds, by name."""
-    handler, state = ocp.PyTreeCheckpointHandler(), (folder / "state").resolve()
-    there = flatten_dict(handler.metadata(state).tree.get(held) or {}, sep="/")
-    mine = {name: shape for name, shape in wanted.items() if name in there}
-    if other := [name for name, shape in mine.items() if there[name].shape != shape.shape]:
+def kinds_in(path: pathlib.Path) -> tuple[str, ...]:
+    """The kinds of weights that a checkpoint holds: of ema and params."""
+    state = _state(step_folder(path))
+    return tuple(kind for kind in WEIGHTS if state.get(kind))
+
+
+def weights(path: pathlib.Path, shapes: Any, kind: str = "ema") -> Any:
+    """The parameters of a checkpoint (`kind`: ema or params), of the names of `shapes`.
+
+    In the types, and where they have them the shardings, of `shapes`; from wherever `places` says.
+    Raises InputError listing the parameters that are nowhere, and those of another shape.
+    """
+    wanted = flatten_dict(shapes, sep="/")
+    there = places(path, wanted, kind)
+    if other := [name for name, place in there.items() if place.shape != wanted[name].shape]:
         raise InputError(
-            f"{folder}: {other[0]} has the shape {there[other[0]].shape}, and this model's "
-            f"{mine[other[0]].shape}" + (f"; so do {len(other) - 1} more." if other[1:] else ".")
+            f"{there[other[0]].folder}: {other[0]} has the shape {there[other[0]].shape}, and this "
+            f"model's {wanted[other[0]].shape}"
+            + (f"; so do {len(other) - 1} more." if other[1:] else ".")
         )
-    if not mine:
-        return {}
-    target = {held: unflatten_dict(mine, sep="/")}
+    by_part: dict[tuple[pathlib.Path, str], dict[str, Any]] = {}
+    for name, place in there.items():
+        by_part.setdefault((place.folder, place.part), {})[name] = wanted[name]
+    parts = [_read(folder, part, mine) for (folder, part), mine in by_part.items()]
+    return unflatten_dict({name: x for part in parts for name, x in part.items()}, sep="/")
+
+
+def stored(place: Place) -> np.ndarray:
+    """A parameter, as it is saved."""
+    shape = jax.ShapeDtypeStruct(place.shape, place.dtype)
+    return np.asarray(_read(place.folder, place.part, {place.name: shape})[place.name])
+
+
+def save_weights(
+    folder: pathlib.Path, params: Mapping, assets: Assets, config: dict[str, Any]
+) -> None:
+    """Writes a checkpoint of weights alone, to start from: `folder` is that of its step.
+
+    Unlike in `Checkpoints.save`, NumPy arrays are not copied: memory hardly grows.
+    """
+    kinds = ocp.type_handlers
+    registry = kinds.create_type_handler_registry(
+        (np.ndarray, kinds.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, kinds.ArrayHandler()),
+    )
+    # What goes to one file for all arrays (OCDBT) is gathered in memory, and so is a whole array.
+    state = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), params)
+    handlers = ocp.CompositeCheckpointHandler(
+        state=state,
+        assets=ocp.StandardCheckpointHandler(),
+        config=ocp.JsonCheckpointHandler(),
+    )
+    ocp.Checkpointer(handlers).save(
+        folder.resolve(),
+        args=ocp.args.Composite(
+            state=ocp.args.PyTreeSave({"ema": params}, save_args={"ema": chunks}),
+            assets=ocp.args.StandardSave(arrays_of(assets)),
+            config=ocp.args.JsonSave(config),
+        ),
+    )
+
+
+def _state(folder: pathlib.Path) -> dict[str, Any]:
+    """What Orbax knows of the arrays of a saved state."""
+    return ocp.PyTreeCheckpointHandler().metadata((folder / "state").resolve()).tree
+
+
+def _read(folder: pathlib.Path, part: str, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Parameters in a part of the saved state, by name."""
+    target = {part: unflatten_dict(shapes, sep="/")}
     restore = ocp.args.PyTreeRestore(
         target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
-    return flatten_dict(ocp.Checkpointer(handler).restore(state, args=restore)[held], sep="/")
+    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    found = checkpointer.restore((folder / "state").resolve(), args=restore)
+    return flatten_dict(found[part], sep="/")
 
 
 def _saved(state: State, config: dict[str, Any]) -> dict[str, Any]:

@@ -108,10 +108,19 @@ class RunConfig:
 
 
 class Assets(NamedTuple):
-    """What is fitted to the data before training and kept in every checkpoint."""
+    """What is known before training and kept in every checkpoint.
 
-    codec: LinearCodec
+    Codec and vocabulary are fitted to the data; a checkpoint of a denoiser alone has neither.
+    """
+
+    codec: LinearCodec | None
     vocabulary: bytes
+    origin: bytes = b""  # JSON: what came with released weights that training began with
+
+    @property
+    def partial(self) -> bool:
+        """Whether they are of a denoiser alone, without codec and text encoder."""
+        return self.codec is None
 
 
 def opened(config: DataConfig, split: str) -> dict[str, Source]:

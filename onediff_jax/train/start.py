@@ -24,17 +24,21 @@ def first_assets(
 ) -> Assets:
     """Codec and vocabulary: those of the checkpoint that a run starts from, or fitted to its data.
 
-    Raises InputError where that checkpoint's model, text or codec settings are others.
+    Raises InputError where that checkpoint's model, text or codec settings are others; a denoiser
+    alone has no text or codec.
     """
     if not config.tune.start:
         return fitted_assets(config, sources)
     before, assets, _ = described(pathlib.Path(config.tune.start))
+    free = ("model.lora.", "tune.", *(("text.", "codec.") if assets.partial else ()))
     for name, (was, now) in binding_changes(before, as_json).items():
-        if not name.startswith(("model.lora.", "tune.")):
+        if not name.startswith(free):
             raise InputError(
                 f"config.{name} is {now!r}, and {was!r} in {config.tune.start}, which tune.start "
                 "names; set it to that."
             )
+    if assets.partial:
+        return fitted_assets(config, sources)._replace(origin=assets.origin)
     return assets
 
 
@@ -46,7 +50,8 @@ def first_state(
 ) -> State:
     """The state before the first step, born sharded.
 
-    Of the weights of `tune.start` only adapters may be missing: they are drawn.
+    Of the weights of `tune.start` only adapters may be missing, and all but the denoiser where it
+    holds a denoiser alone: they are drawn.
     """
     key, tune = jax.random.key(config.seed), config.tune
     if not tune.start:
@@ -54,14 +59,19 @@ def first_state(
     where = merged(shardings.params, shardings.frozen)
     params = nn.meta.unbox(jax.eval_shape(networks.init, key))
     flat = flatten_dict(jax.tree.map(with_sharding, params, where), sep="/")
-    adapters = {name for name in flat if name.rsplit("/", 1)[-1] in LORA}
-    given = unflatten_dict({n: s for n, s in flat.items() if n not in adapters}, sep="/")
+    _, assets, _ = described(pathlib.Path(tune.start))
+    fresh = {
+        name
+        for name in flat
+        if name.rsplit("/", 1)[-1] in LORA or (assets.partial and not name.startswith("denoiser/"))
+    }
+    given = unflatten_dict({n: s for n, s in flat.items() if n not in fresh}, sep="/")
     given = weights(pathlib.Path(tune.start), given, tune.weights)
 
     def start(given: Any) -> State:
         drawn = flatten_dict(nn.meta.unbox(networks.init(key)), sep="/")
-        fresh = unflatten_dict({name: drawn[name] for name in adapters}, sep="/")
-        return state_of(merged(given, fresh), optimizer, tune)
+        others = unflatten_dict({name: drawn[name] for name in fresh}, sep="/")
+        return state_of(merged(given, others), optimizer, tune)
 
     return jax.jit(start, out_shardings=shardings, donate_argnums=0)(given)
 

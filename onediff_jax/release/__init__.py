@@ -1,0 +1,1 @@
+"""Folders in the layouts of diffusers and transformers: tensors and configurations, both ways."""
