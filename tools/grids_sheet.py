@@ -1,6 +1,7 @@
-"""The newest sample grids of a workdir, all tasks and directions on one sheet.
+"""The newest sample grids of workdirs, all tasks and directions on one sheet.
 
 python tools/grids_sheet.py --workdir runs/scenes_all --out docs/scenes_all.png
+python tools/grids_sheet.py --workdir runs/a runs/b --grids text2image_to_image --out both.png
 """
 
 import argparse
@@ -36,16 +37,21 @@ def sheet_of(pictures: dict[str, Image.Image], width: int) -> Image.Image:
 def main() -> None:
     """Writes the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--workdir", type=pathlib.Path, nargs="+", required=True)
+    parser.add_argument("--grids", nargs="+", help="which, such as text2image_to_image; else all")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--part", type=float, default=0.5, help="of every grid, from the top")
     parser.add_argument("--width", type=int, default=1780, help="of the sheet in pixels")
     arguments = parser.parse_args()
-    files = newest_grids(arguments.workdir)
-    if not files:
-        sys.exit(
-            f"grids_sheet: {arguments.workdir}/pictures has no grids; train with evaluate.every"
-        )
+    several, files = len(arguments.workdir) > 1, {}
+    for workdir in arguments.workdir:
+        found = newest_grids(workdir)
+        if missing := set(arguments.grids or ()) - set(found):
+            sys.exit(f"grids_sheet: {workdir}/pictures has {sorted(found)}, not {sorted(missing)}")
+        if not found:
+            sys.exit(f"grids_sheet: {workdir}/pictures has no grids; train with evaluate.every")
+        for name in arguments.grids or found:
+            files[f"{workdir.name}: {name}" if several else name] = found[name]
     pictures = {name: Image.open(file).convert("RGB") for name, file in files.items()}
     for name, picture in pictures.items():
         pictures[name] = picture.crop((0, 0, picture.width, round(arguments.part * picture.height)))

@@ -4,6 +4,7 @@ A picture is cut at its centre to the grid's aspect and resized with antialiasin
 picked, places are moved, intrinsics follow.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ LONGEST = 4  # sides of a grid are at most 1 : LONGEST
 FULL = 0.9  # least share of a slot that a grid fills, where there is such a grid
 
 
-def grids(tokens: int) -> list[tuple[int, int]]:
+@functools.cache
+def grids(tokens: int) -> tuple[tuple[int, int], ...]:
     """The grids (rows, columns) of at most `tokens` tokens that a picture is brought to.
 
     For every number of rows or of columns the longest that fits, if it fills the slot to FULL;
@@ -32,7 +34,7 @@ def grids(tokens: int) -> list[tuple[int, int]]:
     }
     fullest = max(rows * columns for rows, columns in longest)
     least = min(FULL * tokens, fullest)
-    return sorted(grid for grid in longest if grid[0] * grid[1] >= least)
+    return tuple(sorted(grid for grid in longest if grid[0] * grid[1] >= least))
 
 
 def grid_for(height: int, width: int, tokens: int) -> tuple[int, int]:

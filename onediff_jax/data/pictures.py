@@ -26,13 +26,13 @@ def decoded(data: bytes, name: str) -> Picture:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if "A" in image.getbands() or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             if image.mode.startswith("I"):
                 image = Image.fromarray(eight_bits(np.asarray(image)))
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Fault(f"{name} cannot be read as a picture: {error}") from error
 
