@@ -30,7 +30,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from onediff_jax.config import run_config
 from onediff_jax.errors import InputError
@@ -249,7 +249,8 @@ def write_adapters(denoiser: Denoiser, folder: Path, dtype: np.dtype) -> None:
         ),
     ):
         values = {prefix + n: np.ascontiguousarray(t, dtype) for n, t in values.items()}
-        save_file(values, folder / f"{file}.safetensors", {"format": "pt"} | metadata)
+        data = save(values, {"format": "pt"} | metadata)
+        (folder / f"{file}.safetensors").write_bytes(data)
 
 
 def card_of(denoiser: Denoiser, dtype: np.dtype) -> str:
