@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from onediff_jax.errors import InputError
+from onediff_jax.errors import InputError, Stopped
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 
 USAGE = """onediff_jax: OneDiffusion in JAX, every image task as a sequence of views
 
@@ -35,14 +37,20 @@ def train_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_string(
         "workdir", None, "where checkpoints, metrics and pictures go", flag_values=values
     )
+    flags.DEFINE_boolean(
+        "distributed", False, "this is one of several processes (launch/)", flag_values=values
+    )
     flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
 
 
 def train(options: flags.FlagValues) -> None:
     """Trains a configuration, from the newest checkpoint of the workdir where there is one."""
+    from onediff_jax import processes
     from onediff_jax.config import as_dict, run_config
     from onediff_jax.train.loop import train as train_run
 
+    if options.distributed:
+        processes.join()
     config = run_config(options.config.to_dict())  # a file that failed raises its error here
     train_run(config, pathlib.Path(options.workdir), as_dict(config))
 
@@ -136,7 +144,11 @@ COMMANDS: dict[str, tuple[Callable, Callable]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command; returns its status: 0, 1 where it failed, 2 where it was not understood."""
+    """Runs a command; returns its status.
+
+    0 where it is done, 1 where it failed, 2 where it was not understood, 75 where it was asked to
+    end and has saved, 130 where it was interrupted at once.
+    """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -169,11 +181,24 @@ def main(arguments: Sequence[str]) -> int:
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
     try:
         run(options)
+    except Stopped:
+        return STOPPED
     except (InputError, FloatingPointError, OSError) as error:
-        return refused(one_line(error), 1)
+        return refused(here() + one_line(error), 1)
     except KeyboardInterrupt:
         return refused("interrupted; the same command goes on from the last checkpoint.", 130)
+    except Exception as error:
+        if where := here():  # a traceback alone does not say whose it is
+            refused(f"{where}{type(error).__name__}: {one_line(error)}", 1)
+        raise
     return 0
+
+
+def here() -> str:
+    """What begins a message of one of several processes: "process 3 of 32 on HOST: "."""
+    from onediff_jax import processes
+
+    return f"{processes.here()}: " if processes.joined() else ""
 
 
 def refused(message: str, status: int) -> int:

@@ -10,3 +10,7 @@ class Fault(InputError):  # noqa: N818 - of a record, as `faults` counts them
 
     In training another record takes its place.
     """
+
+
+class Stopped(Exception):  # noqa: N818 - no error: what was asked for
+    """A run was asked to end and has saved; says after which step."""

@@ -21,7 +21,7 @@ from absl import flags
 from PIL import Image
 
 from onediff_jax.config import as_dict, run_config
-from onediff_jax.errors import InputError
+from onediff_jax.errors import InputError, Stopped
 from onediff_jax.evaluate import scenes as scene_test
 from onediff_jax.evaluate.grids import grid
 from onediff_jax.restore import restored
@@ -104,5 +104,5 @@ if __name__ == "__main__":
         main()
     except InputError as error:
         sys.exit(f"demo: {error}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         sys.exit("demo: interrupted; the same command goes on from the last checkpoint.")

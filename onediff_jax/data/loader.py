@@ -8,6 +8,7 @@ processes, workers or threads, and no iterator has a state worth saving.
 
 import dataclasses
 import functools
+import signal
 from collections.abc import Mapping, Sequence
 
 import grain
@@ -307,5 +308,15 @@ def batches(rows: Rows, batch: int, local: Sequence[int], first_step: int, last_
         workers = grain.multiprocessing.MultiprocessingOptions(
             num_workers=config.workers, per_worker_buffer_size=config.prefetch
         )
-        found = found.mp_prefetch(workers)
+        found = found.mp_prefetch(workers, ignore_requests_to_end)
     return iter(found)
+
+
+def ignore_requests_to_end(worker: int, workers: int) -> None:
+    """Leaves signals to the process that reads the batches, which needs some more to end in order.
+
+    A terminal, systemd and Slurm send them to its workers too.
+    """
+    del worker, workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -84,11 +84,15 @@ class Checkpoints:
             )
         return State(**found, frozen=frozen)
 
+    def finish(self) -> None:
+        """Returns once everything is written."""
+        self._manager.wait_until_finished()
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._manager.wait_until_finished()
+        self.finish()
         self._manager.close()
 
 

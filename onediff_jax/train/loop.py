@@ -1,7 +1,6 @@
 """The loop: next batch, step, and every so often log, sample, save."""
 
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,16 +11,19 @@ from clu import parameter_overview
 
 from onediff_jax.data import loader
 from onediff_jax.data.tasks import TASKS
-from onediff_jax.errors import InputError
+from onediff_jax.errors import InputError, Stopped
 from onediff_jax.evaluate.grids import grid
 from onediff_jax.evaluate.held_out import complete
 from onediff_jax.generate import Trained
 from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, replicated
 from onediff_jax.train import metrics, run
 from onediff_jax.train.checkpoint import Checkpoints
+from onediff_jax.train.clock import Clock
+from onediff_jax.train.profile import Profile
 from onediff_jax.train.start import first_assets, first_state, state_shapes
 from onediff_jax.train.state import optimizer_of, parameters, state_shardings
 from onediff_jax.train.step import named_scalars, train_step_of
+from onediff_jax.train.stopping import Stopping
 from onediff_jax.train.tune import merged
 from onediff_jax.train.writer import Writer
 
@@ -29,8 +31,10 @@ from onediff_jax.train.writer import Writer
 def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any]) -> pathlib.Path:
     """Trains to `config.steps`, from the workdir's newest complete checkpoint where there is one.
 
-    `as_json` is the configuration as checkpoints keep it.
+    `as_json` is the configuration as checkpoints keep it.  Raises Stopped where the run was asked
+    to end, once it has saved.
     """
+    clock = Clock()
     mesh = mesh_of(config.mesh)
     check_rows(config.rows, config.optimizer.accumulate, mesh)
     sources = run.opened(config.data, "train")
@@ -51,36 +55,56 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
         step_of = train_step_of(
             networks, optimizer, rows.layout, config.flow, config.optimizer, len(sources)
         )
-        train_step = jax.jit(step_of, donate_argnums=0, out_shardings=(shardings, None))
-        key = jax.device_put(jax.random.key(config.seed + 1), replicated(mesh))
+        whole = replicated(mesh)
+        train_step = jax.jit(step_of, donate_argnums=0, out_shardings=(shardings, whole))
+        key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=whole)()
         local = local_rows(mesh, config.rows)
         batches = loader.batches(rows, config.rows, local, done, config.steps)
 
-        with Writer(workdir, done + 1, config.steps, quiet=jax.process_index() != 0) as writer:
+        quiet = jax.process_index() != 0
+        with (
+            Stopping() as stopping,
+            Writer(workdir, done + 1, config.steps, quiet=quiet) as writer,
+            Profile(config.log.profile, workdir) as profile,
+        ):
             introduce(writer, state, rows, sources, assets, done, changes)
             flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length)
-            clock = Clock(done, views=config.rows * rows.layout.views, flops=flops)
+            clock.begin(done, views=config.rows * rows.layout.views, flops=flops)
             faults = Faults(config.data.faults, list(sources))
-            measured = None
+            measured = fresh = None
+            last, sampling = config.steps, config.evaluate.every
             for step in range(done + 1, config.steps + 1):
-                batch = global_batch(next(batches), mesh, config.rows)
-                with jax.transfer_guard("disallow"):
+                with clock.waiting(fresh):
+                    batch = global_batch(next(batches), mesh, config.rows)
+                with clock.dispatching(), profile.at(step, fresh), jax.transfer_guard("disallow"):
                     state, fresh = train_step(state, batch, key)
                     measured = fresh if measured is None else merge(measured, fresh)
                 writer.advance(step)
-                logs, saves = (due(step, every, config.steps) for every in intervals(config))
-                if logs or saves:  # the only wait for the device
+                last = step if stopping.due(step) else config.steps
+                logs, saves = (due(step, every, last) for every in intervals(config))
+                samples = last == config.steps and sampling and due(step, sampling, last)
+                if logs or saves or samples:  # the only wait for the device
                     refuse_nonfinite(named_scalars(fresh, list(sources)), step)
                 if logs:
                     scalars = named_scalars(measured, list(sources))
-                    writer.scalars(step, scalars | clock.speeds(step))
+                    writer.scalars(step, scalars | clock.report(step))
                     faults.add(measured["faults"])
                     measured = None
                 if saves:
-                    checkpoints.save(step, state, assets, as_json)
-                if config.evaluate.every and due(step, config.evaluate.every, config.steps):
-                    trained = Trained(networks, state.weights, assets.codec, tokenizer)
-                    sample_grids(writer, step, trained, config, held_out)
+                    with clock.counting("save"):
+                        checkpoints.save(step, state, assets, as_json)
+                if samples:
+                    with clock.counting("sample"):
+                        trained = Trained(networks, state.weights, assets.codec, tokenizer)
+                        sample_grids(writer, step, trained, config, held_out)
+                if step == last:
+                    break
+            with clock.counting("save"):
+                checkpoints.finish()
+            writer.line(clock.summary())
+            if last < config.steps:
+                writer.line(f"stopped and saved after step {last:,}; the same command goes on")
+                raise Stopped(last)
     return workdir
 
 
@@ -98,23 +122,6 @@ def due(step: int, every: int, last: int) -> bool:
 def merge(metrics: Any, fresh: Any) -> Any:
     """Averages over the steps of both."""
     return jax.tree.map(lambda a, b: a + b, metrics, fresh)
-
-
-class Clock:
-    """Speeds since the last report, for steps of so many views and FLOPs."""
-
-    def __init__(self, step: int, views: int, flops: int):
-        self._views, self._flops = views, flops
-        self._step, self._time = step, time.perf_counter()
-
-    def speeds(self, step: int) -> dict[str, float]:
-        """Views and FLOPs per second, and the share of the devices' peak where that is known."""
-        now = time.perf_counter()
-        rate = (step - self._step) / (now - self._time)
-        self._step, self._time = step, now
-        speeds = {"views_per_second": self._views * rate, "flops_per_second": self._flops * rate}
-        peak = metrics.peak_flops()
-        return speeds | ({"mfu": self._flops * rate / peak} if peak else {})
 
 
 class Faults:

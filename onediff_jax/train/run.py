@@ -63,6 +63,14 @@ class LogConfig:
     """When the loop waits for the device and reports."""
 
     every: int = 50  # steps
+    profile: tuple[int, ...] = ()  # first step and number of steps that are profiled
+
+    def __post_init__(self):
+        if self.profile and (len(self.profile) != 2 or min(self.profile) < 1):
+            raise InputError(
+                f"log.profile is {self.profile}; set it to the first step and the number of steps, "
+                "such as (100, 3), or to ()."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

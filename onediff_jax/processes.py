@@ -1,0 +1,41 @@
+"""The processes of a run: how they find each other, and what each is called in messages."""
+
+import os
+import platform
+
+import jax
+
+from onediff_jax.errors import InputError
+
+VARIABLES = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+
+
+def join() -> None:
+    """Makes this process one of several, before it touches a device.
+
+    A TPU pod, Slurm, Open MPI and Kubernetes say by themselves who the others are.  Elsewhere three
+    variables do: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID.  Raises InputError where nothing says it.
+    """
+    given = {name: os.environ[known] for name, known in VARIABLES.items() if known in os.environ}
+    try:
+        jax.distributed.initialize(**{name: int(number) for name, number in given.items()})
+    except ValueError as error:
+        raise InputError(
+            f"--distributed finds no other processes ({error}); start them by a script of launch/, "
+            f"or set JAX_COORDINATOR_ADDRESS, {' and '.join(VARIABLES.values())} for each."
+        ) from error
+
+
+def joined() -> bool:
+    """Whether this process has been made one of several."""
+    return jax.distributed.is_initialized()
+
+
+def here() -> str:
+    """What this process is called: "process 3 of 32 on HOST"."""
+    host = platform.node()
+    try:
+        return f"process {jax.process_index()} of {jax.process_count()} on {host}"
+    except RuntimeError:  # there are no devices to count
+        return f"a process on {host}"

@@ -1,0 +1,96 @@
+"""Where the time of a run goes, and how fast its steps are; read from the host's clock alone.
+
+Steps are dispatched: the host hands them to the device and goes on, so nothing here waits for the
+device.  All time is the steps' that is not counted as something else:
+
+    start    before the first step: sources, codec, vocabulary, first or restored state
+    compile  the first step's call, which returns once its program is there
+    data     waits for a batch at whose end the device had nothing left to do.  A wait that the
+             device worked through costs nothing; of one that it did not, the idle part is unknown
+             and all of it counts: an upper bound
+    save     until the state may be overwritten, and at the end until the last one is written
+    sample   grids, their compilation included
+
+The loop waits for the device before it saves or samples, so that steps under way are not counted
+as either.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from onediff_jax.train import metrics
+from onediff_jax.train.writer import duration
+
+OTHERS = ("start", "compile", "data", "save", "sample")
+
+
+class Clock:
+    """Seconds of a run by what they went to, from when it is made."""
+
+    def __init__(self):
+        self._began = time.perf_counter()
+        self._spent = dict.fromkeys(OTHERS, 0.0)
+        self._told = dict(self._spent)
+        self._compiled = False
+
+    def begin(self, done: int, views: int, flops: int) -> None:
+        """Ends the start: from here on steps are taken, each of so many views and FLOPs."""
+        self._reported = time.perf_counter()
+        self._spent["start"] = self._reported - self._began
+        self._step, self._views, self._flops = done, views, flops
+
+    @contextlib.contextmanager
+    def counting(self, other: str) -> Iterator[None]:
+        """Counts the time inside as something else than steps."""
+        start = time.perf_counter()
+        yield
+        self._spent[other] += time.perf_counter() - start
+
+    def dispatching(self) -> contextlib.AbstractContextManager:
+        """Counts the time inside as compiling the first time, and then as steps."""
+        first, self._compiled = not self._compiled, True
+        return self.counting("compile") if first else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def waiting(self, dispatched: Any) -> Iterator[None]:
+        """Counts the time inside as waiting for data, unless the device worked all through it.
+
+        `dispatched` is what the step that was dispatched last returns.
+        """
+        start = time.perf_counter()
+        yield
+        if all(array.is_ready() for array in jax.tree.leaves(dispatched)):
+            self._spent["data"] += time.perf_counter() - start
+
+    def report(self, step: int) -> dict[str, float]:
+        """Speeds and shares of time since the last report.
+
+        Views and FLOPs per second, the share of the devices' peak where that is known, and
+        time/steps, time/data, ...: shares that add up to one.
+        """
+        now = time.perf_counter()
+        seconds, rate = now - self._reported, (step - self._step) / (now - self._reported)
+        spent = {other: self._spent[other] - self._told[other] for other in OTHERS[1:]}
+        self._step, self._reported, self._told = step, now, dict(self._spent)
+        speeds = {"views_per_second": self._views * rate, "flops_per_second": self._flops * rate}
+        if peak := metrics.peak_flops():
+            speeds["mfu"] = self._flops * rate / peak
+        shares = shares_of(seconds, spent)
+        return speeds | {f"time/{name}": share for name, share in shares.items()}
+
+    def summary(self) -> str:
+        """One line: where all the time went."""
+        seconds = time.perf_counter() - self._began
+        shares = shares_of(seconds, self._spent).items()
+        parts = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares)
+        return f"where {duration(seconds)} went: {parts}"
+
+
+def shares_of(seconds: float, spent: Mapping[str, float]) -> dict[str, float]:
+    """The shares of so many seconds that went to steps, and to what else seconds were spent on."""
+    steps = seconds - sum(spent.values())
+    return {name: part / seconds for name, part in {"steps": steps, **spent}.items()}

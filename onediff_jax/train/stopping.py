@@ -1,0 +1,87 @@
+"""When a run ends before its last step: asked by a signal, or by a machine that will go away.
+
+A process alone notes it.  Of several processes any one may be asked: JAX's coordination service,
+whose signal is SIGTERM, tells the others and makes all agree on a step that none of them has taken
+yet, so that they save the same state.
+"""
+
+import os
+import signal
+import threading
+import urllib.request
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+from onediff_jax.processes import joined
+
+EVERY = 5.0  # seconds between two looks for a notice, which comes 30 or more before the end
+# What a machine of Compute Engine says of itself when it will go away.
+NOTICES = {"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE", "preempted": "TRUE"}
+METADATA = "GCE_METADATA_IP"  # where such a machine is asked, as JAX asks it
+
+
+class Stopping:
+    """Whether the run must save and end; for a `with` statement around its steps.
+
+    The first SIGTERM or SIGINT asks for that, the second one ends the process at once.  One of
+    several processes ends at once at the second SIGINT only: a pod that goes away sends SIGTERM to
+    all of them, to some while they save already.
+    """
+
+    def __init__(self):
+        self._asked, self._over = False, threading.Event()
+        self._before = {}
+
+    def due(self, step: int) -> bool:
+        """Whether the run ends after this step; all processes must ask at every step."""
+        return multihost_utils.reached_preemption_sync_point(step) if joined() else self._asked
+
+    def ask(self) -> None:
+        """Asks for it."""
+        self._asked = True
+        if joined():
+            os.kill(os.getpid(), signal.SIGTERM)  # which JAX handles
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT,) if joined() else (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._answer)
+        if jax.default_backend() == "tpu" or METADATA in os.environ:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._restore()
+
+    def _answer(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        self.ask()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _watch(self) -> None:
+        while not self._over.wait(EVERY):
+            if noticed():
+                self.ask()
+                break
+
+
+def noticed() -> bool:
+    """Whether this machine says that it will go away; False where it cannot be asked."""
+    host = os.environ.get(METADATA, "metadata.google.internal")
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for name, leaving in NOTICES.items():
+        url = f"http://{host}/computeMetadata/v1/instance/{name}"
+        asked = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        try:
+            with direct.open(asked, timeout=EVERY) as answer:
+                if answer.read().decode().strip() == leaving:
+                    return True
+        except OSError:
+            continue
+    return False
