@@ -22,7 +22,7 @@ FLOORS = [
     {"evaluate"},
     {"train"},
     {"config"},
-    {"restore"},
+    {"restore", "plan"},
     {"sampling"},
     {"cli"},
     {"__main__"},

@@ -8,34 +8,29 @@ Every variant is the stage 2 step at the released size (forward, backward, AdamW
 a core) under explicit FSDP: parameters are gathered by the block stack's hook, inside the
 rematerialised scan, and gradients leave it scattered.  What differs is which axis of a matrix is
 sharded, how it is stored, and where the two parts of a rotary pair lie.  Printed for each: bytes a
-core, the sum of the compiler's `estimated_cycles` over all instructions and trip counts (an
-estimate of compute; collectives carry no cycles), and collectives by kind.  Nothing runs on a TPU.
+core, the compiler's estimate of compute, and exchanges by kind.  Nothing runs on a TPU.
 """
 
 import argparse
-import functools
-import os
 import pathlib
-import re
 import time
-
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from onediff_jax.models.nextdit import NextDiT, NextDiTConfig
 from onediff_jax.ops import rope
 from onediff_jax.ops.layout import Layout, Slot
+from onediff_jax.plan.estimate import estimate_of
+from onediff_jax.plan.program import program_of
+from onediff_jax.plan.report import traffic_lines
+from onediff_jax.plan.topologies import devices_of, topology_of
 
-HERTZ = 940e6  # of a v3 core
 ROW = Layout((Slot(1, 1024), Slot(2, 256), Slot(2, 256), Slot(4, 256)))
 TEXT, TEXT_WIDTH = 300, 2048
 
@@ -189,44 +184,6 @@ def build(variant, fsdp: int, devices):
     return jax.jit(step, donate_argnums=(0, 1, 2)), arguments
 
 
-def estimated_cycles(hlo: str) -> int:
-    """Sum of the compiler's estimates from the entry on, loops times their trip counts."""
-    bodies: dict[str, list[str]] = {}
-    name = entry = None
-    for line in hlo.splitlines():
-        start = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
-        if start and not line.startswith(" "):
-            name = start[2]
-            entry = name if start[1] else entry
-            bodies[name] = []
-        elif name:
-            bodies[name].append(line)
-
-    def trips(condition: str) -> int:
-        limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies[condition]))
-        return max(map(int, limits), default=1)
-
-    @functools.cache
-    def cost(computation: str) -> int:
-        total = 0
-        for line in bodies.get(computation, ()):
-            if found := re.search(r'"estimated_cycles":"(\d+)"', line):
-                total += int(found[1])
-            if loop := re.search(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
-                total += cost(loop[2]) * trips(loop[1])
-            elif " call(" in line and (called := re.search(r"to_apply=%?([\w.\-]+)", line)):
-                total += cost(called[1])
-        return total
-
-    return cost(entry)
-
-
-def collectives(hlo: str) -> dict[str, int]:
-    """Collective instructions in the text, by kind (inside loops counted once)."""
-    kinds = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
-    return {kind: len(re.findall(rf" {kind}(?:-start)?\(", hlo)) for kind in kinds}
-
-
 def main():
     """Compiles the chosen variants and prints a line for each."""
     parser = argparse.ArgumentParser(
@@ -236,11 +193,12 @@ def main():
     parser.add_argument(
         "--fsdp", type=int, default=64, help="shards of a matrix (data takes the rest)"
     )
-    parser.add_argument("--topology", default="v3:8x16")
+    parser.add_argument("--topology", default="v3-256", help="as the cloud names it")
     parser.add_argument("--dump", help="write the compiled program here")
     options = parser.parse_args()
-    devices = topologies.get_topology_desc(options.topology, "tpu").devices
-    print(f"{'variant':14}{'fsdp':>5}{'GiB':>7}{'seconds':>9}  collectives in the text")
+    topology = topology_of(options.topology)
+    devices = devices_of(topology)
+    print(f"{'variant':14}{'fsdp':>5}{'GiB':>7}{'seconds':>9}  (estimates; exchanges apart)")
     for name in VARIANTS if options.variant == "all" else [options.variant]:
         rope.rotate = rotate_pairs if VARIANTS[name].get("pairs") else ROTATE
         began = time.time()
@@ -250,9 +208,12 @@ def main():
         if options.dump:
             pathlib.Path(options.dump).write_text(hlo)
         held = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+        estimate = estimate_of(program_of(hlo), topology.generation)
         print(
-            f"{name:14}{options.fsdp:5}{held / 2**30:7.2f}{estimated_cycles(hlo) / HERTZ:9.3f}"
-            f"  {collectives(hlo)}  (compiled in {time.time() - began:.0f} s)",
+            f"{name:14}{options.fsdp:5}{held / 2**30:7.2f}{estimate.compute:9.3f}"
+            f"  (compiled in {time.time() - began:.0f} s)",
+            *traffic_lines(estimate),
+            sep="\n",
             flush=True,
         )
 

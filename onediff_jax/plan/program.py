@@ -1,0 +1,148 @@
+"""A compiled program's text (HLO, scheduled, one device's share) as the instructions that run.
+
+An accelerator runs a computation's instructions one after the other, in the order of the text;
+`while`, `call` and `conditional` run further computations.  A fusion runs as one instruction: what
+is inside it tells what kind of work it is, and never how often or how long.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+
+WIDTHS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # bits; else the name's
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of the text."""
+
+    name: str
+    kind: str  # the opcode, such as fusion or all-gather-start
+    result: str  # the type of what comes back
+    arguments: str  # between the parentheses
+    rest: str  # attributes, metadata and the compiler's notes
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Names of the instructions whose results it takes."""
+        return tuple(re.findall(r"%([\w.\-]+)", self.arguments))
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate; 0 where it gives none."""
+        found = re.search(r'"estimated_cycles":"?(\d+)', self.rest)
+        return int(found[1]) if found else 0
+
+    @property
+    def source(self) -> str:
+        """Where in the traced program it comes from; empty where the compiler made it."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found[1] if found else ""
+
+    def named(self, attribute: str) -> str:
+        """The computation that an attribute names, such as `body` or `calls`; empty without one."""
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        return found[1] if found else ""
+
+    @property
+    def branches(self) -> list[str]:
+        """The computations that a conditional chooses from."""
+        if found := re.search(r"branch_computations=\{([^}]*)\}", self.rest):
+            return re.findall(r"[\w.\-]+", found[1])
+        return [self.named("true_computation"), self.named("false_computation")]
+
+
+def bytes_of(result: str) -> int:
+    """Bytes of a type's arrays together, padding to tiles left out."""
+    total = 0
+    for kind, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", result):
+        bits = WIDTHS.get(kind) or int(re.search(r"\d+", kind)[0])
+        for size in filter(None, sizes.split(",")):
+            bits *= int(size)
+        total += -(-bits // 8)
+    return total
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """All computations by name, and the name of the one that runs first."""
+
+    computations: Mapping[str, tuple[Instruction, ...]]
+    entry: str
+
+    def running(self, computation: str = "", times: int = 1) -> Iterator[tuple[Instruction, int]]:
+        """Every instruction that runs and how often, from the entry or another computation on.
+
+        What a loop or a call runs is listed in its place; of a conditional, the longest branch.
+        """
+        for instruction in self.computations[computation or self.entry]:
+            if inner := self.inner(instruction):
+                yield from self.running(inner, times * (self.trips(instruction) or 1))
+            else:
+                yield instruction, times
+
+    def inner(self, instruction: Instruction) -> str:
+        """The computation that a loop, call or conditional runs; empty for the others."""
+        if instruction.kind == "conditional":
+            return max(instruction.branches, key=self.cycles)
+        return instruction.named({"while": "body", "call": "to_apply"}.get(instruction.kind, "-"))
+
+    def trips(self, instruction: Instruction) -> int | None:
+        """How often it runs its inner computation; None where a loop does not say.
+
+        A loop says so in the compiler's notes, or compares its counter, which starts at 0, to a
+        constant.
+        """
+        if instruction.kind != "while":
+            return 1
+        if found := re.search(r'"known_trip_count":\{"n":"?(\d+)', instruction.rest):
+            return int(found[1])
+        condition = self.computations[instruction.named("condition")]
+        limits = [i.arguments for i in condition if i.kind == "constant" and "s32" in i.result]
+        return max(map(int, limits), default=None)
+
+    def cycles(self, computation: str = "") -> int:
+        """The compiler's estimates, summed over what runs from there on."""
+        return sum(i.cycles * times for i, times in self.running(computation))
+
+    def inside(self, computation: str) -> tuple[Instruction, ...]:
+        """The instructions of a fused or wrapped computation and of those it is made of."""
+        own = self.computations.get(computation, ())
+        below = (self.inside(i.named("calls")) for i in own if i.named("calls"))
+        return (*own, *itertools.chain.from_iterable(below))
+
+
+def program_of(text: str) -> Program:
+    """The program that a compiled executable's `as_text()` shows."""
+    computations: dict[str, list[Instruction]] = {}
+    name = entry = ""
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            start = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
+            if start and not line.startswith("HloModule"):
+                name = start[2]
+                entry = name if start[1] else entry
+                computations[name] = []
+        elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line):
+            computations[name].append(instruction_of(found[1], line[found.end() :]))
+    return Program({name: tuple(body) for name, body in computations.items()}, entry)
+
+
+def instruction_of(name: str, text: str) -> Instruction:
+    """An instruction from what follows its name: type, opcode, arguments, attributes."""
+    end = closing(text, 0) + 1 if text[0] == "(" else text.index(" ")
+    opens = text.index("(", end)
+    closes = closing(text, opens)
+    kind = text[end:opens].strip()
+    return Instruction(name, kind, text[:end], text[opens + 1 : closes], text[closes + 1 :])
+
+
+def closing(text: str, opening: int) -> int:
+    """Where the parenthesis that opens at `opening` is closed."""
+    depth = 0
+    for found in re.compile(r"[()]").finditer(text, opening):
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return found.start()
+    raise ValueError(f"unbalanced parentheses in {text[:80]!r}")

@@ -1,0 +1,108 @@
+"""TPU slices by their cloud names, and what one device of each generation has.
+
+v2, v3, v4 and v5p are counted in cores, two on a chip; v5e and v6e in chips.  To JAX a core is a
+device on v2 and v3, and a chip is one on the others.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+from typing import Any, NamedTuple
+
+from onediff_jax.errors import InputError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One generation of TPU; rates are of one JAX device.
+
+    `clock` and `memory` are the compiler's: cycles a second, and what it lets a program use.  Peak
+    and memory rate are documented.  `link` is a ring's over one axis of the slice.
+    """
+
+    kind: str  # as JAX names the device
+    counted: int  # cores of a chip, where the cloud counts cores; else 1
+    devices: int  # of a chip
+    peak: float  # bfloat16 FLOP/s
+    clock: float  # Hz
+    memory: float  # GiB
+    memory_rate: float  # bytes/s
+    link: float  # bytes/s
+    chips: tuple[str, ...]  # slices, as chips along each axis
+
+
+FLAT = ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16", "16x32", "32x32")
+SMALL_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+CUBES += ("8x16x16",)
+
+GENERATIONS = {
+    "v2": Generation("TPU v2", 2, 2, 22.5e12, 700e6, 7.48, 350e9, 62e9, FLAT[:6]),
+    "v3": Generation("TPU v3", 2, 2, 61.5e12, 940e6, 15.48, 450e9, 82e9, FLAT),
+    "v4": Generation("TPU v4", 2, 1, 275e12, 1050e6, 31.25, 1228e9, 90e9, CUBES),
+    "v5e": Generation("TPU v5 lite", 1, 1, 197e12, 1500e6, 15.75, 819e9, 90e9, SMALL_FLAT),
+    "v5p": Generation("TPU v5", 2, 1, 459e12, 1750e6, 95.74, 2765e9, 180e9, CUBES),
+    "v6e": Generation("TPU v6 lite", 1, 1, 918e12, 1750e6, 31.25, 1640e9, 180e9, SMALL_FLAT),
+}
+PREFIXES = {"v5litepod": "v5e"}
+
+
+class Topology(NamedTuple):
+    """A slice."""
+
+    name: str  # the cloud's
+    generation: Generation
+    cores: int  # as the cloud counts
+    devices: int  # as JAX counts
+    shape: str  # libtpu's name, such as v3:8x16
+
+
+def topologies() -> dict[str, Topology]:
+    """All known slices, by the cloud's name."""
+    found = {}
+    for prefix, generation in GENERATIONS.items():
+        for shape in generation.chips:
+            chips = math.prod(map(int, shape.split("x")))
+            cores = chips * generation.counted
+            devices = chips * generation.devices
+            name = f"{prefix}-{cores}"
+            found[name] = Topology(name, generation, cores, devices, f"{prefix}:{shape}")
+    return found
+
+
+def topology_of(name: str) -> Topology:
+    """A slice by the cloud's name, such as v3-256 or v5litepod-16.
+
+    Raises InputError naming those of the generation, or the generations.
+    """
+    known = topologies()
+    prefix, _, count = name.partition("-")
+    prefix = PREFIXES.get(prefix, prefix)
+    if f"{prefix}-{count}" in known:
+        return known[f"{prefix}-{count}"]
+    of_generation = [n for n in known if n.startswith(f"{prefix}-")]
+    near = of_generation or difflib.get_close_matches(name, known, n=3) or GENERATIONS
+    raise InputError(f"topology is {name!r}; it can be {', '.join(near)}.")
+
+
+def devices_of(topology: Topology) -> list[Any]:
+    """JAX devices of the slice: programs compile for them, and none runs.
+
+    Raises InputError where libtpu is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            f"topology is {topology.name!r}, and the TPU compiler is not installed; "
+            "pip install -e '.[tpu]' brings it."
+        )
+    # Without these, libtpu asks the cloud's metadata server for a TPU, and locks the one it finds.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies as absent
+
+    options = {"chip_config_name": "megacore"} if topology.generation.kind == "TPU v4" else {}
+    return list(absent.get_topology_desc(topology.shape, "tpu", **options).devices)
