@@ -115,18 +115,26 @@ class Program:
 
 def program_of(text: str) -> Program:
     """The program that a compiled executable's `as_text()` shows."""
-    computations: dict[str, list[Instruction]] = {}
+    computations: dict[str, list[tuple[str, str]]] = {}
     name = entry = ""
     for line in text.splitlines():
-        if line and not line[0].isspace():
+        if not name:
             start = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
             if start and not line.startswith("HloModule"):
                 name = start[2]
                 entry = name if start[1] else entry
                 computations[name] = []
+        elif line == "}":
+            name = ""
         elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line):
-            computations[name].append(instruction_of(found[1], line[found.end() :]))
-    return Program({name: tuple(body) for name, body in computations.items()}, entry)
+            computations[name].append((found[1], line[found.end() :]))
+        else:  # a kernel's metadata may go on over several lines
+            before = computations[name].pop()
+            computations[name].append((before[0], f"{before[1]} {line}"))
+    return Program(
+        {name: tuple(instruction_of(*one) for one in body) for name, body in computations.items()},
+        entry,
+    )
 
 
 def instruction_of(name: str, text: str) -> Instruction:
