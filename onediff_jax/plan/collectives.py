@@ -18,22 +18,22 @@ class Collective(NamedTuple):
     """One exchange, or where one ends."""
 
     kind: str
-    bytes: int  # on a device, of the larger side: what all-gather returns, reduce-scatter takes
-    group: int  # devices that exchange
-    begins: str  # the name by which its end is known; empty: it is whole
-    ends: str  # the name of the exchange that ends here; empty otherwise
+    bytes: int = 0  # on a device, of the larger side: all-gather's result, reduce-scatter's operand
+    group: int = 1  # devices that exchange
+    begins: str = ""  # the name by which its end is known; empty: it is whole
+    ends: str = ""  # the name of the exchange that ends here
 
     @property
     def sent(self) -> float:
         """Bytes that a ring of the group moves over every link."""
         if self.kind == "collective-permute":
-            return self.bytes
+            return float(self.bytes)
         return self.bytes * (self.group - 1) / self.group * (1 + (self.kind == "all-reduce"))
 
 
 def collective_of(program: Program, computation: str, held: Instruction) -> Collective | None:
     """The exchange that an instruction of a computation is, begins or ends; None for the others."""
-    begins = ends = ""
+    begins = ""
     if wrapped := held.named("calls"):
         inside = program.inside(wrapped)
         found = next((i for i in inside if base(i.kind)), None)
@@ -41,17 +41,19 @@ def collective_of(program: Program, computation: str, held: Instruction) -> Coll
             return None
         chain = re.search(r'chain_id="(\d+)"', found.rest)
         targets = {t for i in inside for t in re.findall(r'call_target="(\w+)"', i.rest)}
+        if held.kind == "async-done":
+            return Collective(base(found.kind), ends=held.operands[0])
         if held.kind == "async-start":
             begins = held.name
         elif "AsyncCollectiveStart" in targets:
             begins = f"chain {chain and chain[1]}"
         elif "AsyncCollectiveDone" in targets:
-            ends = f"chain {chain and chain[1]}"
-        elif chain or held.kind.startswith("async-"):
+            return Collective(base(found.kind), ends=f"chain {chain and chain[1]}")
+        elif chain:
             return None
         results = {i.name: i.result for i in inside}
-    elif held.kind in ("async-done", *(f"{kind}-done" for kind in KINDS)):
-        return Collective(base(held.kind), 0, 1, "", held.operands[0])
+    elif held.kind.endswith("-done") and base(held.kind):
+        return Collective(base(held.kind), ends=held.operands[0])
     elif base(held.kind):
         found, inside = held, ()
         begins = held.name if held.kind.endswith("-start") else ""
@@ -65,7 +67,7 @@ def collective_of(program: Program, computation: str, held: Instruction) -> Coll
         returned -= taken  # a start returns its operands as well
     if kind == "all-reduce" and "dynamic-slice" in {i.kind for i in inside}:
         kind = "reduce-scatter"
-    return Collective(kind, max(taken, returned), group_of(found), begins, ends)
+    return Collective(kind, max(taken, returned), group_of(found), begins)
 
 
 def base(kind: str) -> str:

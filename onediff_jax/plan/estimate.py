@@ -7,6 +7,7 @@ rate, one after the other, while instructions run on until they need its result.
 """
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from onediff_jax.plan.program import Instruction, Program, bytes_of
 from onediff_jax.plan.topologies import Generation
 
 KERNEL_SHARE = 0.5  # of peak, that a Pallas kernel is taken to reach
+
+# Products of a query and a key in splash attention's kernels, which note nothing themselves.
+SPLASH = (("fwd", 2), ("dkv", 4), ("dq", 3))
 
 # Opcodes that move numbers and compute none.
 MOVES = {
@@ -47,7 +51,7 @@ class Estimate:
     @property
     def compute(self) -> float:
         """Seconds of all instructions, without exchanges."""
-        return sum(self.work.values())
+        return sum(self.work.values(), 0.0)
 
     @property
     def seconds(self) -> float:
@@ -104,12 +108,37 @@ def add(total: Estimate, each: Estimate, times: int) -> None:
 
 def seconds_of(instruction: Instruction, machine: Generation, kernel_share: float) -> float:
     """What an instruction takes; 0 where nothing is known of it."""
-    if "tpu_custom_call" in instruction.rest:
-        noted = dict(re.findall(r'"?(flops|bytes_accessed)"?: ?"?(\d+)', instruction.rest))
-        moved = int(noted.get("bytes_accessed", 0)) or bytes_of(instruction.result)
-        computed = int(noted.get("flops", 0)) / (kernel_share * machine.peak)
-        return max(computed, moved / machine.memory_rate)
-    return instruction.cycles / machine.clock
+    if 'target="tpu_custom_call"' not in instruction.rest:
+        return instruction.cycles / machine.clock
+    noted = re.search(r'"bytes_accessed":"?(\d+)', instruction.rest)
+    moved = int(noted[1]) if noted else bytes_of(instruction.result + taken_by(instruction))
+    return max(
+        kernel_flops(instruction) / (kernel_share * machine.peak), moved / machine.memory_rate
+    )
+
+
+def kernel_flops(instruction: Instruction) -> int:
+    """FLOPs of a kernel as it notes them; of a splash attention kernel by its shapes; else 0."""
+    if noted := re.search(r'"flops":"?(\d+)', instruction.rest):
+        return int(noted[1])
+    for part, products in SPLASH:
+        if re.search(rf"splash_m[hq]a_{part}", instruction.source):
+            arrays = re.compile(r"\b(?:bf16|f32)\[([\d,]+)\]")
+            queries, keys = (
+                [int(size) for size in sizes.split(",")]
+                for sizes in arrays.findall(taken_by(instruction))[:2]
+            )
+            # Of the backward pass's two kernels the first may do the work of both, with one more
+            # result: that of the second takes one product more, not three.
+            fused = part == "dkv" and len(arrays.findall(instruction.result)) == 5
+            return 2 * (products + fused) * math.prod(queries) * keys[-2]
+    return 0
+
+
+def taken_by(instruction: Instruction) -> str:
+    """The types of what a kernel takes."""
+    found = re.search(r"operand_layout_constraints=\{(.*?\})\}", instruction.rest)
+    return found[1] if found else ""
 
 
 def work_of(program: Program, instruction: Instruction) -> str:

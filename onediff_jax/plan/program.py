@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 
-WIDTHS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # bits; else the name's
+WIDTHS = {"pred": 8, "token": 0}  # bits; of other types the name says it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def bytes_of(result: str) -> int:
     """Bytes of a type's arrays together, padding to tiles left out."""
     total = 0
     for kind, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", result):
-        bits = WIDTHS.get(kind) or int(re.search(r"\d+", kind)[0])
+        bits = WIDTHS[kind] if kind in WIDTHS else int(re.search(r"\d+", kind)[0])
         for size in filter(None, sizes.split(",")):
             bits *= int(size)
         total += -(-bits // 8)
