@@ -115,6 +115,33 @@ class DataConfig:
                 )
 
 
+def packed_slots(
+    config: DataConfig, seed: int
+) -> list[tuple[int, int, SlotConfig, Packing | None]]:
+    """Every slot of a row: its number in the configuration, its copy, and how it is filled."""
+
+    def packing(slot: SlotConfig, copy: int) -> Packing:
+        fits = slot.tasks_of(config.tasks, config.counts)
+        wanted = {count: sum(tasks.values()) for count, tasks in fits.items()}
+        return Packing(slot.views, wanted, seed + copy)
+
+    return [
+        (number, copy, slot, packing(slot, copy) if slot.packed else None)
+        for number, slot in enumerate(config.row)
+        for copy in range(slot.count)
+    ]
+
+
+def layout_of(config: DataConfig) -> Layout:
+    """The slots of the rows of a run, whatever it reads."""
+    return Layout(
+        tuple(
+            Slot(slot.views, slot.tokens, packing.examples if packing else 1)
+            for _, _, slot, packing in packed_slots(config, seed=0)
+        )
+    )
+
+
 class Rows(Sequence):
     """The rows of a run, by number."""
 
@@ -131,34 +158,30 @@ class Rows(Sequence):
         self._codec, self._patch = codec, patch
         self._seed = seed
         self._places: list[tuple[SlotConfig, Packing | None, tuple, int]] = []
-        slots, streams, taken = [], {}, {}
-        for number, slot in enumerate(config.row):
+        streams, taken = {}, {}
+        for number, copy, slot, packing in packed_slots(config, seed):
             fits = slot.tasks_of(config.tasks, config.counts)
-            wanted = {count: sum(tasks.values()) for count, tasks in fits.items()}
-            for copy in range(slot.count):
-                packing = Packing(slot.views, wanted, seed + copy) if slot.packed else None
-                slots.append(Slot(slot.views, slot.tokens, packing.examples if packing else 1))
-                # Plain slots of a kind share a stream and take its examples in turn; a packed slot
-                # has its own.
-                key = (number, copy) if packing else (slot.views, slot.tokens, slot.tasks)
-                if key not in streams:
-                    edge = patch * codec.factor
-                    streams[key] = {
-                        count: stream(
-                            config,
-                            sources,
-                            tasks,
-                            count,
-                            slot.tokens,
-                            edge,
-                            [seed, len(streams), count],
-                        )
-                        for count, tasks in fits.items()
-                    }
-                turn = taken[key] = taken.get(key, -1) + 1
-                self._places.append((slot, packing, key, turn))
+            # Plain slots of a kind share a stream and take its examples in turn; a packed slot
+            # has its own.
+            key = (number, copy) if packing else (slot.views, slot.tokens, slot.tasks)
+            if key not in streams:
+                edge = patch * codec.factor
+                streams[key] = {
+                    count: stream(
+                        config,
+                        sources,
+                        tasks,
+                        count,
+                        slot.tokens,
+                        edge,
+                        [seed, len(streams), count],
+                    )
+                    for count, tasks in fits.items()
+                }
+            turn = taken[key] = taken.get(key, -1) + 1
+            self._places.append((slot, packing, key, turn))
         self._streams, self._taken = streams, taken
-        self.layout = Layout(tuple(slots))
+        self.layout = layout_of(config)
 
     def __len__(self) -> int:
         return np.iinfo(np.int32).max

@@ -19,10 +19,11 @@ from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, 
 from onediff_jax.train import metrics, run
 from onediff_jax.train.checkpoint import Checkpoints
 from onediff_jax.train.clock import Clock
+from onediff_jax.train.placed import placed
 from onediff_jax.train.profile import Profile
 from onediff_jax.train.start import first_assets, first_state, state_shapes
-from onediff_jax.train.state import optimizer_of, parameters, state_shardings
-from onediff_jax.train.step import named_scalars, train_step_of
+from onediff_jax.train.state import parameters
+from onediff_jax.train.step import named_scalars
 from onediff_jax.train.stopping import Stopping
 from onediff_jax.train.tune import merged
 from onediff_jax.train.writer import Writer
@@ -45,18 +46,15 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
         assets = checkpoints.assets(done) if done else first_assets(config, sources, as_json)
         networks, tokenizer = run.assembled(config, assets)
         rows = run.rows_of(config, sources, assets, tokenizer)
-        optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
-        shardings = state_shardings(networks, optimizer, mesh, config.tune)
+        _, optimizer, shardings, train_step = placed(
+            config, networks, rows.layout, mesh, len(sources)
+        )
         if done:
             shapes = state_shapes(networks, optimizer, shardings, config.tune)
             state = checkpoints.restore(done, shapes, as_json)
         else:
             state = first_state(networks, optimizer, shardings, config)
-        step_of = train_step_of(
-            networks, optimizer, rows.layout, config.flow, config.optimizer, len(sources)
-        )
         whole = replicated(mesh)
-        train_step = jax.jit(step_of, donate_argnums=0, out_shardings=(shardings, whole))
         key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=whole)()
         local = local_rows(mesh, config.rows)
         batches = loader.batches(rows, config.rows, local, done, config.steps)

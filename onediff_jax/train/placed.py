@@ -1,0 +1,85 @@
+"""A run's step on a mesh: what the loop runs, and what a plan compiles where there is no device."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from onediff_jax.data.latents import LinearCodec
+from onediff_jax.data.rows import Batch, Writer
+from onediff_jax.data.text import Tokenizer
+from onediff_jax.models.networks import Networks, networks_of
+from onediff_jax.ops.layout import Layout
+from onediff_jax.sharding import ROWS, replicated
+from onediff_jax.train.run import RunConfig
+from onediff_jax.train.start import state_shapes, with_sharding
+from onediff_jax.train.state import State, optimizer_of, state_shardings
+from onediff_jax.train.step import train_step_of
+
+
+class Placed(NamedTuple):
+    """What a run needs that does not depend on its data."""
+
+    networks: Networks
+    optimizer: optax.GradientTransformation
+    shardings: State
+    step: Callable[..., Any]  # compiled when first called: (state, batch, key) -> (state, metrics)
+
+
+def placed(
+    config: RunConfig, networks: Networks, layout: Layout, mesh: Mesh, sources: int
+) -> Placed:
+    """The run's optimizer, and its step over so many sources, on a mesh."""
+    optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
+    shardings = state_shardings(networks, optimizer, mesh, config.tune)
+    step = train_step_of(networks, optimizer, layout, config.flow, config.optimizer, sources)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return Placed(networks, optimizer, shardings, compiled)
+
+
+class Shapes(NamedTuple):
+    """What a step takes, as shapes that say where their arrays live."""
+
+    state: State
+    batch: Batch
+    key: jax.ShapeDtypeStruct
+
+
+def planned(config: RunConfig, layout: Layout, mesh: Mesh) -> tuple[Placed, Shapes]:
+    """The step of a run whose data is not read, and what it takes.
+
+    A trained vocabulary has as many pieces as the configuration allows.
+    """
+    networks = networks_of(config.model, config.text.encoder, config.text.vocabulary, config.remat)
+    run = placed(config, networks, layout, mesh, len(config.data.sources))
+    state = state_shapes(networks, run.optimizer, run.shardings, config.tune)
+    rows = NamedSharding(mesh, ROWS)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((config.rows, *x.shape), x.dtype, sharding=rows),
+        empty_row(config, layout),
+    )
+    key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
+    return run, Shapes(state, batch, key)
+
+
+class Silent(Tokenizer):
+    """A tokenizer without a vocabulary: every prompt is as long as it may be."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __call__(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask, of the right shape and type."""
+        del prompt
+        return np.zeros(self.length, np.int32), np.ones(self.length, bool)
+
+
+def empty_row(config: RunConfig, layout: Layout) -> Batch:
+    """A row of the run's shapes with nothing in it."""
+    pixels, channels = 3 * config.codec.factor**2, config.model.channels
+    sizes = ((pixels,), (pixels, channels), (channels, pixels))
+    codec = LinearCodec(*(np.zeros(size, np.float32) for size in sizes))
+    return Writer(layout, codec, config.model.patch, Silent(config.text.length)).row
