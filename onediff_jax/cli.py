@@ -109,6 +109,9 @@ def sample_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         None,
         "HEIGHTxWIDTH in pixels; else that of the given views or of training",
     )
+    for part, folder in (("text", "text_encoder/ and tokenizer/"), ("codec", "vae/")):
+        name, text = f"{part}_path", f"a folder with {folder}, where the run's own has moved"
+        define(flags.DEFINE_string, name, None, text)
     flags.mark_flags_as_required(["checkpoint", "task", "out"], flag_values=values)
 
 
@@ -133,6 +136,9 @@ def sample(options: flags.FlagValues) -> None:
         size=options.size,
         settings={
             name: options[name].value for name in ("steps", "guidance", "method", "given_time")
+        },
+        moved={
+            part: folder for part in ("text", "codec") if (folder := options[f"{part}_path"].value)
         },
     )
 

@@ -7,22 +7,24 @@ zero (the paper's).
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from onediff_jax.data.example import Picture, View
 from onediff_jax.data.forms import is_ray
-from onediff_jax.data.latents import LinearCodec, picture_of
+from onediff_jax.data.latents import Codec, picture_of
 from onediff_jax.data.rows import grid_positions, latents_of
 from onediff_jax.data.tasks import task_named
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks
+from onediff_jax.models.vae import AutoencoderKL
 from onediff_jax.ops import solve
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
@@ -37,13 +39,52 @@ class Trained(NamedTuple):
 
     networks: Networks
     params: Any
-    codec: LinearCodec
+    codec: Codec
     tokenizer: Tokenizer
 
     @property
     def edge(self) -> int:
         """Pixels along each side of a token."""
         return self.networks.denoiser.config.patch * self.codec.factor
+
+
+class PictureCodec:
+    """A released autoencoder and its parameters, as a codec."""
+
+    def __init__(self, autoencoder: AutoencoderKL, params: Any, sampled: bool):
+        self._autoencoder, self._params, self._sampled = autoencoder, params, sampled
+        self.factor, self.channels = autoencoder.factor, autoencoder.channels
+
+    def moments(
+        self, pictures: UInt8[np.ndarray, "b h w 3"]
+    ) -> tuple[Float[np.ndarray, "b H W c"], Float[np.ndarray, "b H W c"]]:
+        """Means and deviations of the pictures' normalised latents."""
+        mean, deviation = _moments(self._autoencoder, self._params, pictures)
+        return np.asarray(mean), np.asarray(deviation)
+
+    def encode(self, picture: Picture) -> Float[np.ndarray, "H W c"]:
+        """Normalised latents: the mean, or a draw that depends on the picture alone."""
+        mean, deviation = (moment[0] for moment in self.moments(picture[None]))
+        if not self._sampled:
+            return mean
+        rng = np.random.default_rng(zlib.crc32(picture.tobytes()))
+        return mean + deviation * rng.standard_normal(mean.shape, np.float32)
+
+    def decode(
+        self, latents: Float[np.ndarray, "*batch H W c"]
+    ) -> Float[np.ndarray, "*batch h w 3"]:
+        """Pixels near [-1, 1]."""
+        return np.asarray(_decoded(self._autoencoder, self._params, latents))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(autoencoder: AutoencoderKL, params: Any, pictures: UInt8[Array, "b h w 3"]) -> Any:
+    return autoencoder.normalised_moments(autoencoder.encode(params, pictures / 127.5 - 1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decoded(autoencoder: AutoencoderKL, params: Any, latents: Any) -> Float[Array, "*batch h w 3"]:
+    return autoencoder.decode(params, autoencoder.unnormalised(latents))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """A trained model from a checkpoint: a workdir's newest complete one, or one step's folder."""
 
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,7 +12,9 @@ import numpy as np
 from onediff_jax.config import run_config
 from onediff_jax.errors import InputError
 from onediff_jax.generate import Trained
-from onediff_jax.train import checkpoint, run
+from onediff_jax.train import checkpoint, encoders, run
+
+NOWHERE_ELSE: Mapping[str, str] = MappingProxyType({})
 
 
 class Restored(NamedTuple):
@@ -21,20 +25,25 @@ class Restored(NamedTuple):
     step: int
 
 
-def restored(path: pathlib.Path) -> Restored:
+def restored(path: pathlib.Path, moved: Mapping[str, str] = NOWHERE_ELSE) -> Restored:
     """The model of a checkpoint.
 
+    `moved` names the folders of released networks, text or codec, that are elsewhere now.
     Raises InputError, naming `path`, where there is none or not one of ours.
     """
-
     found, assets, step = checkpoint.described(path)
     if assets.partial:
         raise InputError(
             f"{path} holds a denoiser alone, without codec and text encoder; start a run from it "
             "(tune.start), or import a folder that has vae, text_encoder and tokenizer too."
         )
+    for part, folder in moved.items():
+        found[part]["path"] = folder
     config = run_config(found)
+    encoders.refuse_others(config.text, config.codec, assets.fingerprints, f"{path}")
     networks, tokenizer = run.assembled(config, assets)
     shapes = nn.meta.unbox(jax.eval_shape(networks.init, jax.random.key(0)))
     params = jax.tree.map(np.asarray, checkpoint.weights(path, shapes))
-    return Restored(config, Trained(networks, params, assets.codec, tokenizer), step)
+    params |= encoders.frozen_params(networks, config.text, config.codec, None)
+    codec = run.codec_of(networks, params, assets)
+    return Restored(config, Trained(networks, params, codec, tokenizer), step)

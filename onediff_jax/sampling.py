@@ -20,7 +20,7 @@ from onediff_jax.errors import InputError
 from onediff_jax.generate import Made, Request, SampleConfig, generate, names_of
 from onediff_jax.ops.cameras import Camera, orbit_cameras, relative_cameras, scaled_cameras
 from onediff_jax.ops.poses import uncalibrated_camera_from_rays
-from onediff_jax.restore import restored
+from onediff_jax.restore import NOWHERE_ELSE, restored
 from onediff_jax.train import run
 
 DISTANCE = 1.5  # of an orbit's cameras where none is said, as in the released demonstration
@@ -144,8 +144,12 @@ def sample_to_folder(
     num: int,
     size: str | None,
     settings: Mapping[str, Any],
+    moved: Mapping[str, str] = NOWHERE_ELSE,
 ) -> list[pathlib.Path]:
-    """The files of `num` samples of what is not given: PNG pictures, and cameras as JSON."""
+    """The files of `num` samples of what is not given: PNG pictures, and cameras as JSON.
+
+    `moved` as `restored` takes it.
+    """
     config = SampleConfig(**settings)
     if num < 1:
         raise InputError(f"--num is {num}; it must be at least 1.")
@@ -157,7 +161,7 @@ def sample_to_folder(
                 f"--given names {name!r}; the pictures of task {asked.task!r} are {pictures}."
             )
     pictures = {name: picture_in(file) for name, file in asked.given.items()}
-    model, trained, step = restored(checkpoint)
+    model, trained, step = restored(checkpoint, moved)
     trainable = run.views_of_tasks(model.data)
     if asked.task not in trainable:
         raise InputError(
@@ -168,7 +172,8 @@ def sample_to_folder(
         height, width = size_of(size)
     else:
         shape = next(iter(pictures.values())).shape[:2] if pictures else (1, 1)
-        grid = grid_for(*shape, run.tokens_of(model.data, asked.task))
+        tokens = run.tokens_of(model.data, asked.task)
+        grid = grid_for(*shape, tokens, model.data.aspects == "square")
         height, width = (trained.edge * side for side in grid)
     given: dict[str, View] = {name: resized(p, height, width) for name, p in pictures.items()}
     if asked.cameras:

@@ -82,6 +82,15 @@ def shardings_of(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, nn.meta.unbox(boxed), nn.get_partition_spec(boxed))
 
 
+def placed(arrays: Any, shardings: Any) -> Any:
+    """Arrays of the host, the same in every process, where their shardings say."""
+
+    def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, arrays, shardings)
+
+
 def local_rows(mesh: Mesh, rows: int) -> list[int]:
     """The rows of a batch that this process's devices hold, in order."""
     held = NamedSharding(mesh, ROWS).addressable_devices_indices_map((rows,)).values()

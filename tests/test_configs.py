@@ -9,7 +9,7 @@ import pytest
 from onediff_jax.config import as_dict, base_config, run_config, settings_help
 from onediff_jax.data.packing import Packing
 from onediff_jax.errors import InputError
-from onediff_jax.models.networks import networks_of
+from onediff_jax.train.encoders import networks_of
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -17,7 +17,9 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_a_shipped_configuration_builds(file):
     config = run_config(runpy.run_path(str(file))["get_config"]())
-    networks = networks_of(config.model, config.text.encoder, config.text.vocabulary, config.remat)
+    networks = networks_of(
+        config.model, config.text, config.codec, config.text.vocabulary, config.remat
+    )
     shapes = jax.eval_shape(networks.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) > 0
     assert run_config(as_dict(config)) == config

@@ -40,6 +40,9 @@ def test_a_step_counts_examples_and_faults_by_source():
         text=np.zeros((2, 3, 1), np.int32),
         text_mask=np.ones((2, 3, 1), bool),
         task=np.zeros((2, 3), np.int32),
+        deviations=np.zeros((2, 6, 0), np.float32),
+        pixels=np.zeros((2, 6, 0), np.uint8),
+        encoded=np.ones((2, 3), bool),
         source=np.array([[0, 1, -1], [1, 1, -1]]),
         faults=np.array([[0, 2, 0], [1, 0, 0]]),
     )

@@ -36,6 +36,7 @@ TESTED_BY = {
     "layers": "test_nextdit",
     "networks": "test_nextdit",
     "example": "test_tasks",
+    "making": "test_loader",
     "full_builder": "test_scene_source",
     "parts": "test_full_render",
     "shading": "test_full_render",

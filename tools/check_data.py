@@ -27,14 +27,15 @@ from onediff_jax.cli import one_line
 from onediff_jax.config import run_config
 from onediff_jax.data.example import Example
 from onediff_jax.data.fitting import grid_for
-from onediff_jax.data.latents import LinearCodec
+from onediff_jax.data.latents import LaterCodec
 from onediff_jax.data.loader import Rows, served
 from onediff_jax.data.records import Source
 from onediff_jax.data.tasks import TASKS, example_of
-from onediff_jax.data.text import Tokenizer, vocabulary_of
+from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
 from onediff_jax.errors import Fault, InputError
 from onediff_jax.evaluate.grids import picture_of_view
-from onediff_jax.train.run import RunConfig
+from onediff_jax.train.encoders import tokenizer_folder, tokenizer_of
+from onediff_jax.train.run import RunConfig, edge_of
 
 ROWS = 32  # of the run, of which the padding is measured
 PROMPTS = 20_000  # that a vocabulary is built on, at most
@@ -88,7 +89,7 @@ def read(
 ) -> None:
     """Makes an example of every record for every task; writes the report."""
     plan = list(checks(config, sources))
-    edge = config.model.patch * config.codec.factor
+    edge = edge_of(config)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         for name, source, task, views, tokens in plan:
@@ -101,7 +102,7 @@ def read(
 
                 def size(shape: tuple[int, int], tokens: int = tokens) -> tuple[int, int]:
                     report.sizes[f"{round_64(shape[0])} x {round_64(shape[1])}"] += 1
-                    rows, columns = grid_for(*shape, tokens)
+                    rows, columns = grid_for(*shape, tokens, config.data.aspects == "square")
                     return rows * edge, columns * edge
 
                 try:
@@ -132,30 +133,26 @@ def round_64(side: int) -> int:
 
 def measure_text(config: RunConfig, report: Report) -> Tokenizer:
     """The tokenizer that the run would have; adds the lengths of prompts to the report."""
-    step = len(report.prompts) // PROMPTS + 1
-    model = vocabulary_of(
-        report.prompts[::step] + [task.token for task in TASKS.values()], config.text.vocabulary
-    )
-    long = Tokenizer(model, 4096)
+    step, tokens = len(report.prompts) // PROMPTS + 1, [task.token for task in TASKS.values()]
+    if config.text.kind == "t5":
+        model = t5_vocabulary(tokenizer_folder(config.text))
+    else:
+        model = vocabulary_of(report.prompts[::step] + tokens, config.text.vocabulary)
+    long = tokenizer_of(dataclasses.replace(config.text, length=4096), model)
     lengths = np.array([long(prompt)[1].sum() for prompt in report.prompts])
     report.captions = {
         "median": float(np.median(lengths)),
         "longest": int(lengths.max()),
         "cut": float((lengths > config.text.length).mean()),
     }
-    return Tokenizer(model, config.text.length)
+    return tokenizer_of(config.text, model)
 
 
 def measure_padding(
     config: RunConfig, sources: Mapping[str, Source], tokenizer: Tokenizer, report: Report
 ) -> None:
     """Adds every slot's share of padded tokens, in rows of the run, to the report."""
-    pixels, channels = 3 * config.codec.factor**2, config.model.channels
-    blank = LinearCodec(
-        np.zeros(pixels, np.float32),
-        np.zeros((pixels, channels), np.float32),
-        np.zeros((channels, pixels), np.float32),
-    )
+    blank = LaterCodec(edge_of(config) // config.model.patch, config.model.channels)
     rows = Rows(config.data, sources, blank, config.model.patch, tokenizer, config.seed)
     masks = np.stack([rows[i].token_mask for i in range(ROWS)])
     for run in rows.layout.runs:

@@ -16,7 +16,8 @@ from PIL import Image
 
 from onediff_jax.config import run_config
 from onediff_jax.data.forms import is_ray
-from onediff_jax.data.loader import MakeExample, served
+from onediff_jax.data.loader import served
+from onediff_jax.data.making import MakeExample
 from onediff_jax.data.tasks import ALIASES, TASKS, Task
 from onediff_jax.errors import InputError
 from onediff_jax.evaluate.grids import Row, sheet
@@ -52,11 +53,14 @@ def main() -> None:
         parts.append(section(name, task))
         if name not in served_views:
             continue
-        edge = config.model.patch * config.codec.factor
+        edge = run.edge_of(config)
         tokens = run.tokens_of(config.data, name)
         views = min(max(task.form.counts[0], 3), task.form.counts[-1])
         number, source = next(iter(served(name, views, sources).items()))
-        make = MakeExample(name, source, number, views, tokens, edge, config.data.conditions)
+        square = config.data.aspects == "square"
+        make = MakeExample(
+            name, source, number, views, tokens, edge, config.data.conditions, square
+        )
         spread = np.linspace(0, len(source) - 1, EXAMPLES).astype(int)
         examples = [make.random_map(i, np.random.default_rng(int(i))).example for i in spread]
         names = task.form.names(views)

@@ -14,7 +14,24 @@ from jaxtyping import Float, Integer, UInt8
 from onediff_jax.ops.cameras import Camera
 
 Picture = UInt8[np.ndarray, "_ _ 3"]  # height and width, not bound: pictures may differ
-View = Picture | Camera  # a camera becomes rays at the resolution of latents
+
+
+class EncodedPicture(NamedTuple):
+    """A picture as a codec's normal distribution of every latent, normalised."""
+
+    mean: Float[np.ndarray, "H W c"]
+    deviation: Float[np.ndarray, "H W c"] | None  # None: the codec is certain
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt, and the ids of its tokens up to the end token, or an encoder's states of these."""
+
+    text: str
+    tokens: Integer[np.ndarray, " l"] | Float[np.ndarray, "l c"]
+
+
+# A camera becomes rays at the resolution of latents.
+View = Picture | Camera | EncodedPicture
 
 
 class Record(TypedDict, total=False):
@@ -49,11 +66,11 @@ class Example(NamedTuple):
 
     task: str
     views: tuple[View, ...]
-    prompt: str
+    prompt: str | EncodedPrompt
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of every view; the first is always a picture."""
+        """Height and width of every view; the first is a picture, and here not an encoded one."""
         return self.views[0].shape[:2]
 
 

@@ -5,6 +5,7 @@ picked, places are moved, intrinsics follow.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -37,8 +38,10 @@ def grids(tokens: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(grid for grid in longest if grid[0] * grid[1] >= least))
 
 
-def grid_for(height: int, width: int, tokens: int) -> tuple[int, int]:
-    """The grid whose aspect is nearest to a picture's."""
+def grid_for(height: int, width: int, tokens: int, square: bool = False) -> tuple[int, int]:
+    """The grid whose aspect is nearest to a picture's, or the largest square."""
+    if square:
+        return math.isqrt(tokens), math.isqrt(tokens)
     return min(grids(tokens), key=lambda grid: abs(np.log(grid[0] / grid[1] * width / height)))
 
 

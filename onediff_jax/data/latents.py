@@ -1,11 +1,11 @@
-"""The linear codec: principal components of square blocks of pixels.
+"""Codecs between pictures and latents, and the linear one: principal components of square blocks.
 
 It needs no download and has the real latent's shape: a picture of H x W becomes H/f x W/f latents
 of c channels. The components are fitted in closed form to the views that a run trains on.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from einops import rearrange
@@ -13,6 +13,34 @@ from jaxtyping import Float
 
 from onediff_jax.data.example import Picture
 from onediff_jax.errors import InputError
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """What sampling and evaluation need of any codec; latents are normalised."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels along each side of a latent."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+
+    def encode(self, picture: Picture) -> Float[np.ndarray, "H W c"]:
+        """Latents of a picture whose sides the factor divides."""
+
+    def decode(
+        self, latents: Float[np.ndarray, "*batch H W c"]
+    ) -> Float[np.ndarray, "*batch h w 3"]:
+        """Pixels near [-1, 1]."""
+
+
+class LaterCodec(NamedTuple):
+    """Stands for a codec that runs on the accelerator: rows carry pictures as pixels for it."""
+
+    factor: int  # pixels along each side of a latent
+    channels: int  # of a latent
 
 
 class LinearCodec(NamedTuple):

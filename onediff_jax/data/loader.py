@@ -7,26 +7,24 @@ processes, workers or threads, and no iterator has a state worth saving.
 """
 
 import dataclasses
-import functools
 import signal
 from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
 
+from onediff_jax.data.cache import CachedSource, Part
 from onediff_jax.data.conditions import ConditionConfig
-from onediff_jax.data.example import Example, Placed
-from onediff_jax.data.fitting import grid_for
-from onediff_jax.data.latents import LinearCodec
+from onediff_jax.data.example import Placed
+from onediff_jax.data.latents import Codec, LaterCodec
+from onediff_jax.data.making import MakeExample, ReadExample
 from onediff_jax.data.packing import Packing
-from onediff_jax.data.records import Source, retried
-from onediff_jax.data.rows import Batch, Writer, stack
-from onediff_jax.data.tasks import TASKS, canonical, example_of
+from onediff_jax.data.records import Source
+from onediff_jax.data.rows import Batch, Carried, Writer, stack
+from onediff_jax.data.tasks import TASKS, canonical
 from onediff_jax.data.text import Tokenizer
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import InputError
 from onediff_jax.ops.layout import Layout, Slot
-
-TRIES = 100  # records in a row that may be at fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +89,7 @@ class DataConfig:
         default_factory=dict
     )  # name of a task -> shares of its numbers of views, where they are not equal
     row: tuple[SlotConfig, ...] = ()
+    aspects: str = "any"  # of pictures: the slot's grid nearest to each, or "square"
     conditions: ConditionConfig = ConditionConfig()
     prompt_dropout: float = 0.1  # share of examples that lose their prompt, for guidance
     workers: int = 0  # processes that make rows; 0: threads of this one
@@ -108,6 +107,8 @@ class DataConfig:
                     f"data.counts.{name} is {shares}; it must give a share to each of {possible} "
                     "views."
                 )
+        if self.aspects not in ("any", "square"):
+            raise InputError(f"data.aspects is {self.aspects!r}; it can be any or square.")
         for name in ("prompt_dropout", "faults"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
@@ -143,19 +144,24 @@ def layout_of(config: DataConfig) -> Layout:
 
 
 class Rows(Sequence):
-    """The rows of a run, by number."""
+    """The rows of a run, by number.
+
+    `sampled`: the step draws latents from the codec's distribution, where a cache holds it.
+    """
 
     def __init__(
         self,
         config: DataConfig,
         sources: Mapping[str, Source],
-        codec: LinearCodec,
+        codec: Codec | LaterCodec,
         patch: int,
         tokenizer: Tokenizer,
         seed: int,
+        sampled: bool = True,
     ):
         self.config, self.tokenizer = config, tokenizer
         self._codec, self._patch = codec, patch
+        self.carried = carried_by(sources, codec, sampled)
         self._seed = seed
         self._places: list[tuple[SlotConfig, Packing | None, tuple, int]] = []
         streams, taken = {}, {}
@@ -203,12 +209,28 @@ class Rows(Sequence):
         return found
 
     def __getitem__(self, row: int) -> Batch:
-        writer = Writer(self.layout, self._codec, self._patch, self.tokenizer)
+        writer = Writer(self.layout, self._codec, self._patch, self.tokenizer, self.carried)
         rng = np.random.default_rng([self._seed, row])
         dropped = rng.random(self.layout.examples) < self.config.prompt_dropout
         for place, view, example in self.examples(row):
             writer.place(example, place, view, bool(dropped[place]))
         return writer.row
+
+
+def carried_by(sources: Mapping[str, Source], codec: Codec | LaterCodec, sampled: bool) -> Carried:
+    """What the rows of these sources carry; raises InputError where prompts come in two ways."""
+    caches = [source for source in sources.values() if isinstance(source, CachedSource)]
+    states = {isinstance(s, CachedSource) and s.holds_states for s in sources.values()}
+    if len(states) > 1:
+        raise InputError(
+            f"Of the sources {', '.join(sources)} some are caches with states of prompts, and "
+            "others are not; encode all of data.sources with --states, or none."
+        )
+    return Carried(
+        pixels=isinstance(codec, LaterCodec) and len(caches) < len(sources),
+        deviations=sampled and any(cache.holds_deviations for cache in caches),
+        empty=caches[0].empty if True in states else None,
+    )
 
 
 def stream(
@@ -229,8 +251,14 @@ def stream(
         serving = served(name, views, sources)
         for number, source in serving.items():
             drawn = int(np.random.default_rng([*seed, len(parts)]).integers(2**31))
-            numbers = grain.MapDataset.range(len(source)).seed(drawn).shuffle().repeat()
-            make = MakeExample(name, source, number, views, tokens, edge, config.conditions)
+            if isinstance(source, CachedSource):
+                make = ReadExample(source.examples(Part(name, views, tokens)), number)
+            else:
+                square = config.aspects == "square"
+                make = MakeExample(
+                    name, source, number, views, tokens, edge, config.conditions, square
+                )
+            numbers = grain.MapDataset.range(len(make)).seed(drawn).shuffle().repeat()
             parts.append(numbers.random_map(make))
             weights.append(weight * len(source) / sum(map(len, serving.values())))
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
@@ -260,49 +288,6 @@ def served(task: str, views: int, sources: Mapping[str, Source]) -> dict[int, So
             f"sources promise {found}; set data.counts.{task}, or leave out records with fewer."
         )
     return enough
-
-
-@dataclasses.dataclass(frozen=True)
-class MakeExample(grain.transforms.RandomMap):
-    """A record's number, as an example of a task at the size that fits a slot."""
-
-    task: str
-    source: Source
-    source_number: int
-    views: int
-    tokens: int
-    edge: int
-    conditions: ConditionConfig
-
-    def random_map(self, element: int, rng: np.random.Generator) -> Placed:
-        """The example; `rng` is a function of the record's place in the stream.
-
-        Where a record's content is at fault, the next one of the source takes its place.
-        """
-        seed = int(rng.integers(2**63))
-        for faults in range(TRIES):
-            number = (int(element) + faults) % len(self.source)
-            try:
-                example = retried(functools.partial(self.example, number, (seed, faults)))
-                return Placed(example, self.source_number, faults)
-            except Fault as fault:
-                last = fault
-        raise InputError(
-            f"{TRIES} records of a source in a row are at fault; the last, number {number}, "
-            f"for task {self.task!r}: {last} tools/check_data.py lists all faults."
-        )
-
-    def example(self, number: int, seed: Sequence[int]) -> Example:
-        """The example of one record; raises Fault where its content cannot be used."""
-        fields = TASKS[self.task].takes(self.source.fields)
-        record = self.source.taken(number, fields)
-
-        def size(shape: tuple[int, int]) -> tuple[int, int]:
-            rows, columns = grid_for(*shape, self.tokens)
-            return rows * self.edge, columns * self.edge
-
-        rng = np.random.default_rng(seed)
-        return example_of(self.task, record, self.views, size, rng, self.conditions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
@@ -36,6 +37,7 @@ FORMAT = 1  # goes up when older readers would misread
 SHARD = 512 * 2**20  # bytes of records after which a file is closed
 WRITING = "group_size:1,zstd:3"  # a group is what must be read for one record
 READING = "readahead_buffer_size:0,max_parallelism:0"
+HALF = np.dtype(ml_dtypes.bfloat16)
 
 PICTURE = ("image", "edited")
 PICTURES = ("references", "item_references", "frames")
@@ -106,6 +108,8 @@ def encoded(picture: np.ndarray | StoredPicture) -> bytes:
 
 def packed_array(array: np.ndarray) -> list[Any]:
     """An array's type, shape and bytes, little endian."""
+    if array.dtype == HALF:  # NumPy has no name of its own for it
+        return ["bfloat16", list(array.shape), array.tobytes()]
     array = np.ascontiguousarray(array, np.dtype(array.dtype).newbyteorder("<"))
     return [array.dtype.str, list(array.shape), array.tobytes()]
 
@@ -113,7 +117,7 @@ def packed_array(array: np.ndarray) -> list[Any]:
 def unpacked_array(parts: Sequence[Any]) -> np.ndarray:
     """The inverse of `packed_array`."""
     kind, shape, data = parts
-    return np.frombuffer(data, kind).reshape(shape)
+    return np.frombuffer(data, HALF if kind == "bfloat16" else kind).reshape(shape)
 
 
 # --- a folder of them -----------------------------------------------------------------------------
@@ -273,7 +277,9 @@ def manifest_of(folder: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-def refuse_changed(folder: pathlib.Path, shards: Sequence[Mapping[str, Any]]) -> None:
+def refuse_changed(
+    folder: pathlib.Path, shards: Sequence[Mapping[str, Any]], manifest: str = MANIFEST
+) -> None:
     """Raises where a file is missing or has another size than when it was written."""
     for shard in shards:
         file = folder / shard["file"]
@@ -281,6 +287,6 @@ def refuse_changed(folder: pathlib.Path, shards: Sequence[Mapping[str, Any]]) ->
         if size != shard["bytes"]:
             found = "missing" if size is None else f"{size} bytes long"
             raise InputError(
-                f"{file} is {found}; {MANIFEST} says {shard['bytes']} bytes.  Copy it again, or "
+                f"{file} is {found}; {manifest} says {shard['bytes']} bytes.  Copy it again, or "
                 "make the shards again."
             )

@@ -5,6 +5,7 @@
 
 import typing
 
+from onediff_jax.data.cache import Cache
 from onediff_jax.data.coco import Coco
 from onediff_jax.data.folder import Folder
 from onediff_jax.data.identities import Identities
@@ -13,5 +14,5 @@ from onediff_jax.data.scene_source import Scenes
 from onediff_jax.data.shards import Shards
 from onediff_jax.data.tfds_source import Tfds
 
-SourceSettings = Scenes | Folder | Shards | Tfds | Posed | Coco | Identities
+SourceSettings = Scenes | Folder | Shards | Tfds | Posed | Coco | Identities | Cache
 SOURCES: dict[str, type] = {kind.__name__.lower(): kind for kind in typing.get_args(SourceSettings)}

@@ -38,17 +38,18 @@ def complete(
     conditions: ConditionConfig,
     config: SampleConfig,
     seed: int,
+    square: bool = False,
 ) -> list[Completed]:
     """The `wanted` views of a source's records, made from all other views and the prompt.
 
-    All pictures have the size of the first one's grid of `tokens` tokens.
+    All pictures have the size of the first one's grid of `tokens` tokens, or of the largest square.
     """
     fields = TASKS[task].takes(source.fields)
     grid: list[tuple[int, int]] = []
 
     def size(shape: tuple[int, int]) -> tuple[int, int]:
         if not grid:
-            grid.append(grid_for(*shape, tokens))
+            grid.append(grid_for(*shape, tokens, square))
         return grid[0][0] * trained.edge, grid[0][1] * trained.edge
 
     examples = [

@@ -1,21 +1,32 @@
-"""What is trained together: the denoiser and the text encoder whose states it reads."""
+"""The networks of a run: the denoiser, the text encoder whose states it reads, and the codec."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from onediff_jax.models.nextdit import NextDiT, NextDiTConfig
-from onediff_jax.models.t5 import T5Config, T5Encoder
+from onediff_jax.models.nextdit import NextDiT
+from onediff_jax.models.t5 import T5Encoder
+from onediff_jax.models.vae import AutoencoderKL
 from onediff_jax.ops.layout import Layout, Slot
+from onediff_jax.ops.patches import patchify, unpatchify
 
 
 class Networks(NamedTuple):
-    """The modules that are trained together; `params` is {"denoiser": ..., "text": ...}."""
+    """The modules of a run; `params` is {"denoiser": ..., "text": ...}, and "codec" where it is.
+
+    Some are trained together; the others, named in `frozen`, are released ones, whose parameters
+    never change and belong to no state.
+    """
 
     denoiser: NextDiT
     text: T5Encoder
+    codec: AutoencoderKL | None = None  # None: pictures are encoded before they come here
+    frozen: tuple[str, ...] = ()
+    sampled: bool = True  # latents are drawn from the codec's distribution; else its means
 
     def states(
         self, params: Any, ids: Int[Array, "b e l"], mask: Bool[Array, "b e l"]
@@ -27,8 +38,44 @@ class Networks(NamedTuple):
         """The denoiser's velocity; `inputs` as `NextDiT` takes them."""
         return self.denoiser.apply({"params": params["denoiser"]}, *inputs)
 
+    def encoded(
+        self, params: Any, pixels: UInt8[Array, "b n q"], layout: Layout
+    ) -> tuple[Float[Array, "b n p"], Float[Array, "b n p"]]:
+        """Means and deviations of every view's latents, as patches; every view is a square.
+
+        A view of T tokens has the largest square number of them at its beginning, as
+        `fitting.grid_for` cuts pictures where `square` is asked for.
+        """
+        patch, (b, _, _) = self.denoiser.config.patch, pixels.shape
+        means, deviations, token = [], [], 0
+        for tokens, slots in layout.equal_views:
+            views, side = slots.stop - slots.start, math.isqrt(tokens)
+            held = pixels[:, token : token + views * tokens]
+            held = rearrange(held, "b (v t) q -> b v t q", v=views)[:, :, : side**2]
+            pictures = unpatchify(held, side, patch * self.codec.factor)
+
+            def encoded(pictures):
+                posterior = self.codec.encode(params["codec"], pictures / 127.5 - 1)
+                return self.codec.normalised_moments(posterior)
+
+            # One view after the other, since activations of pictures are large.
+            moments = jax.lax.map(encoded, rearrange(pictures, "b v ... -> v b ..."))
+            for found, values in zip((means, deviations), moments, strict=True):
+                patches = rearrange(patchify(values, patch), "v b t p -> b v t p")
+                padding = [(0, 0), (0, 0), (0, tokens - side**2), (0, 0)]
+                found.append(jnp.pad(patches, padding).reshape(b, views * tokens, -1))
+            token += views * tokens
+        return jnp.concatenate(means, 1), jnp.concatenate(deviations, 1)
+
     def init(self, key: Array) -> Any:
-        """Fresh parameters, boxed with their axis names; shapes do not depend on the layout."""
+        """Fresh parameters of what is trained, boxed; shapes do not depend on the layout."""
+        return {name: each for name, each in self._init(key).items() if name not in self.frozen}
+
+    def init_frozen(self, key: Array) -> Any:
+        """Parameters of what is not, boxed with their axis names; for their shapes."""
+        return {name: each for name, each in self._init(key).items() if name in self.frozen}
+
+    def _init(self, key: Array) -> Any:
         for_denoiser, for_text = jax.random.split(key)
         layout, config = Layout((Slot(1, 1),)), self.denoiser.config
         flags, integers = jnp.ones((1, 1), bool), jnp.zeros((1, 1), int)
@@ -44,9 +91,7 @@ class Networks(NamedTuple):
             layout,
         )
         text = self.text.init(for_text, integers, flags)
-        return {"denoiser": denoiser["params"], "text": text["params"]}
-
-
-def networks_of(model: NextDiTConfig, text: T5Config, vocabulary: int, remat: str) -> Networks:
-    """The modules of a run, for a vocabulary of so many pieces."""
-    return Networks(NextDiT(model, remat), T5Encoder(text, vocabulary))
+        params = {"denoiser": denoiser["params"], "text": text["params"]}
+        if self.codec:
+            params["codec"] = self.codec.init(key)
+        return params

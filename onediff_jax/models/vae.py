@@ -244,6 +244,13 @@ class AutoencoderKL:
         """Latents as the decoder sees them: the inverse of `normalised`."""
         return latents / self.config.scaling_factor + self._shift
 
+    def normalised_moments(
+        self, posterior: Posterior
+    ) -> tuple[Float[Array, "*batch H W c"], Float[Array, "*batch H W c"]]:
+        """Mean and deviation of normalised latents, of those before."""
+        deviation = jnp.exp(0.5 * posterior.log_variance)
+        return self.normalised(posterior.mean), self.config.scaling_factor * deviation
+
     @property
     def _shift(self) -> float:
         return self.config.shift_factor if self.config.use_shift_factor else 0.0

@@ -73,6 +73,18 @@ def draw(
     return jax.vmap(draw_row)(rows)
 
 
+def posterior_noise(
+    key: Key[Array, ""], rows: Int[Array, " b"], layout: Layout, patch: int
+) -> Patches:
+    """Standard normal noise by which a codec's latents are drawn, independent of that of `draw`."""
+
+    def draw_row(row):
+        own = jax.random.fold_in(jax.random.fold_in(key, row), 2)  # `draw` has used 0 and 1
+        return jax.random.normal(own, (layout.tokens, patch))
+
+    return jax.vmap(draw_row)(rows)
+
+
 def token_weights(
     token_mask: TokenMask, example_of_view: ExampleOfView, layout: Layout, balance: str
 ) -> Float[Array, "b n"]:

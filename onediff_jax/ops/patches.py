@@ -1,14 +1,14 @@
-"""Patches of latents in the released order: row, column; inside a patch row, column, channel."""
+"""Patches of latents or pixels in the released order: row, column; inside, row, column, channel."""
 
 from typing import Any
 
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from onediff_jax.errors import InputError
 
 
-def patchify(latents: Float[Any, "*batch H W C"], size: int = 2) -> Float[Any, "*batch n p"]:
+def patchify(latents: Shaped[Any, "*batch H W C"], size: int = 2) -> Shaped[Any, "*batch n p"]:
     """Patches of `size` x `size` latents, flattened with the channel fastest.
 
     Raises InputError where `size` does not divide height and width.
@@ -22,7 +22,7 @@ def patchify(latents: Float[Any, "*batch H W C"], size: int = 2) -> Float[Any, "
 
 
 def unpatchify(
-    patches: Float[Any, "*batch n p"], rows: int, size: int = 2
-) -> Float[Any, "*batch H W C"]:
+    patches: Shaped[Any, "*batch n p"], rows: int, size: int = 2
+) -> Shaped[Any, "*batch H W C"]:
     """Latents whose patches these are, `rows` patches high: the inverse of `patchify`."""
     return rearrange(patches, "... (h w) (i j c) -> ... (h i) (w j) c", h=rows, i=size, j=size)

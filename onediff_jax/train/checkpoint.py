@@ -1,12 +1,14 @@
 """Checkpoints: the newest complete one wins, and each holds all that sampling and resuming need.
 
 WORKDIR/checkpoints/STEP/state    step, params, ema, moments, frozen (Orbax, asynchronous, sharded)
-                         assets   codec and vocabulary, as arrays
+                         assets   codec, vocabulary and fingerprints, as arrays
                          config   the run's configuration, as JSON
 
-Parameters that a run neither drew nor trains are not among them: they stay where `tune.start` says.
+Parameters that a run neither drew nor trains are not among them: they stay where `tune.start` says,
+and those of released networks in the folders that the configuration names.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -17,9 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from onediff_jax.data.latents import LinearCodec
+from onediff_jax.data.cache import flat
+from onediff_jax.data.latents import LaterCodec, LinearCodec
 from onediff_jax.errors import InputError
-from onediff_jax.train.run import Assets, CheckpointConfig
+from onediff_jax.train.run import Assets, CheckpointConfig, RunConfig
 from onediff_jax.train.state import State
 from onediff_jax.train.tune import WEIGHTS
 
@@ -27,7 +30,7 @@ FOLDER = "checkpoints"
 CHUNK = 1 << 26  # bytes of an array that are packed and written at once
 # Settings that say what saved numbers mean, and those among them that do not.
 BINDING = ("model.", "text.", "codec.", "tune.start", "tune.train", "tune.weights")
-FREE = (".attention", ".unroll", ".dtype")
+FREE = (".attention", ".unroll", ".dtype", ".path", ".tokenizer", ".posterior", ".pictures")
 
 
 class Checkpoints:
@@ -97,8 +100,13 @@ class Checkpoints:
 
 
 def all_changes(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ: what they were, what they are."""
+    """Settings that differ: what they were, what they are.
+
+    A setting that `before` does not know, since it is younger, was as its default is.
+    """
+    defaults = flat(json.loads(json.dumps(dataclasses.asdict(RunConfig()))))
     before, now = flat(before), flat(json.loads(json.dumps(now)))
+    before = {name: value for name, value in defaults.items() if name in now} | before
     names = [name for name in before | now if before.get(name) != now.get(name)]
     return {name: (before.get(name), now.get(name)) for name in names}
 
@@ -112,28 +120,29 @@ def binding_changes(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str,
     }
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name."""
-    found = {}
-    for name, value in config.items():
-        found |= (
-            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-    return found
-
-
 def arrays_of(assets: Assets) -> dict[str, np.ndarray]:
     """Assets as arrays; what is empty is none."""
     texts = {"vocabulary": assets.vocabulary, "origin": assets.origin}
+    if assets.fingerprints:
+        texts["fingerprints"] = json.dumps(dict(assets.fingerprints)).encode()
     codec = assets.codec._asdict() if assets.codec else {}
-    return codec | {name: np.frombuffer(text, np.uint8) for name, text in texts.items() if text}
+    arrays = {name: np.asarray(value) for name, value in codec.items()}
+    return arrays | {name: np.frombuffer(text, np.uint8) for name, text in texts.items() if text}
 
 
 def assets_of(arrays: dict[str, np.ndarray]) -> Assets:
     """The inverse of `arrays_of`."""
-    codec = [np.asarray(arrays[name]) for name in LinearCodec._fields if name in arrays]
-    texts = (np.asarray(arrays.get(name, [])).tobytes() for name in ("vocabulary", "origin"))
-    return Assets(LinearCodec(*codec) if codec else None, *texts)
+
+    def text(name: str) -> bytes:
+        return np.asarray(arrays.get(name, [])).tobytes()
+
+    codec = None
+    if "factor" in arrays:
+        codec = LaterCodec(*(int(arrays[name]) for name in LaterCodec._fields))
+    elif "encoder" in arrays:
+        codec = LinearCodec(*(np.asarray(arrays[name]) for name in LinearCodec._fields))
+    fingerprints = json.loads(text("fingerprints") or b"{}")
+    return Assets(codec, text("vocabulary"), text("origin"), fingerprints)
 
 
 def newest_step(workdir: pathlib.Path) -> int | None:

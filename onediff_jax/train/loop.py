@@ -16,7 +16,7 @@ from onediff_jax.evaluate.grids import grid
 from onediff_jax.evaluate.held_out import complete
 from onediff_jax.generate import Trained
 from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, replicated
-from onediff_jax.train import metrics, run
+from onediff_jax.train import encoders, metrics, run
 from onediff_jax.train.checkpoint import Checkpoints
 from onediff_jax.train.clock import Clock
 from onediff_jax.train.placed import placed
@@ -44,6 +44,7 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
         done = checkpoints.newest or 0
         changes = checkpoints.changes(done, as_json) if done else {}
         assets = checkpoints.assets(done) if done else first_assets(config, sources, as_json)
+        encoders.refuse_others(config.text, config.codec, assets.fingerprints, f"{workdir}")
         networks, tokenizer = run.assembled(config, assets)
         rows = run.rows_of(config, sources, assets, tokenizer)
         _, optimizer, shardings, train_step = placed(
@@ -54,6 +55,11 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
             state = checkpoints.restore(done, shapes, as_json)
         else:
             state = first_state(networks, optimizer, shardings, config)
+        drawn = bool(config.evaluate.every) and any(map(len, held_out.values()))
+        parts = ("text",) * (drawn or rows.carried.empty is None)
+        parts += ("codec",) * (drawn or rows.carried.pixels)
+        frozen = encoders.frozen_params(networks, config.text, config.codec, mesh, parts)
+        codec = run.codec_of(networks, frozen, assets)
         whole = replicated(mesh)
         key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=whole)()
         local = local_rows(mesh, config.rows)
@@ -65,7 +71,7 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
             Writer(workdir, done + 1, config.steps, quiet=quiet) as writer,
             Profile(config.log.profile, workdir) as profile,
         ):
-            introduce(writer, state, rows, sources, assets, done, changes)
+            introduce(writer, state, rows, sources, codec, done, changes)
             flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length)
             clock.begin(done, views=config.rows * rows.layout.views, flops=flops)
             faults = Faults(config.data.faults, list(sources))
@@ -75,7 +81,7 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
                 with clock.waiting(fresh):
                     batch = global_batch(next(batches), mesh, config.rows)
                 with clock.dispatching(), profile.at(step, fresh), jax.transfer_guard("disallow"):
-                    state, fresh = train_step(state, batch, key)
+                    state, fresh = train_step(state, batch, key, frozen)
                     measured = fresh if measured is None else merge(measured, fresh)
                 writer.advance(step)
                 last = step if stopping.due(step) else config.steps
@@ -93,7 +99,7 @@ def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any])
                         checkpoints.save(step, state, assets, as_json)
                 if samples:
                     with clock.counting("sample"):
-                        trained = Trained(networks, state.weights, assets.codec, tokenizer)
+                        trained = Trained(networks, state.weights | frozen, codec, tokenizer)
                         sample_grids(writer, step, trained, config, held_out)
                 if step == last:
                     break
@@ -154,7 +160,7 @@ def refuse_nonfinite(values: dict[str, float], step: int) -> None:
 
 
 def introduce(
-    writer: Writer, state, rows, sources, assets, done: int, changes: dict[str, tuple]
+    writer: Writer, state, rows, sources, codec, done: int, changes: dict[str, tuple]
 ) -> None:
     """Says once what the run is made of."""
     table = parameter_overview.get_parameter_overview(
@@ -172,10 +178,10 @@ def introduce(
         writer.line(
             f"source {name}: {len(source):,} records with {', '.join(sorted(source.fields))}"
         )
+    quality = f"{run.reconstruction_psnr(codec, pictures):.1f} dB" if pictures else "cached"
     writer.line(
-        f"row: {rows.layout.views} views, {rows.layout.tokens} tokens; codec: "
-        f"{run.reconstruction_psnr(assets.codec, pictures):.1f} dB; vocabulary: "
-        f"{rows.tokenizer.size} pieces"
+        f"row: {rows.layout.views} views, {rows.layout.tokens} tokens; codec: {quality}; "
+        f"vocabulary: {rows.tokenizer.size} pieces"
     )
     if done:
         writer.line(f"resumed after step {done:,}")
@@ -186,9 +192,14 @@ def introduce(
 def sample_grids(
     writer: Writer, step: int, trained: Trained, config: run.RunConfig, held_out
 ) -> None:
-    """Writes a grid for every task and direction: the same examples and noise at every step."""
+    """Writes a grid for every task and direction: the same examples and noise at every step.
+
+    Of tasks that no source with pictures serves there is none.
+    """
     for task, views in run.views_of_tasks(config.data).items():
-        source = next(iter(loader.served(task, views, held_out).values()))
+        source = next(filter(len, loader.served(task, views, held_out).values()), None)
+        if source is None:
+            continue
         count = min(config.evaluate.examples, len(source))
         indices = np.linspace(0, len(source) - 1, count).astype(int).tolist()  # of all kinds
         for name, wanted in TASKS[task].form.directions(views):
@@ -203,5 +214,6 @@ def sample_grids(
                 config.data.conditions,
                 config.evaluate.sample,
                 config.seed,
+                config.data.aspects == "square",
             )
             writer.pictures(step, f"{task}_to_{name}", grid(done))

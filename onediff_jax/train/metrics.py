@@ -62,13 +62,13 @@ def text_flops(networks: Networks, tokens: int, length: int) -> int:
 def step_flops(networks: Networks, layout: Layout, rows: int, text_length: int) -> int:
     """FLOPs of a training step: the forward pass and twice as many backward.
 
-    Rematerialisation counts nothing.
+    Rematerialisation and a released codec count nothing, a released text encoder its forward pass.
     """
     forward = denoiser_flops(
         networks.denoiser.config, layout, text_length, networks.text.config.width
     )
-    forward += text_flops(networks, layout.examples * text_length, text_length)
-    return 3 * rows * forward
+    text = text_flops(networks, layout.examples * text_length, text_length)
+    return rows * (3 * forward + (1 if "text" in networks.frozen else 3) * text)
 
 
 def peak_flops() -> float | None:

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from onediff_jax.data.latents import LinearCodec
+from onediff_jax.data.latents import LaterCodec
 from onediff_jax.data.rows import Batch, Writer
 from onediff_jax.data.text import Tokenizer
-from onediff_jax.models.networks import Networks, networks_of
+from onediff_jax.models.networks import Networks
 from onediff_jax.ops.layout import Layout
 from onediff_jax.sharding import ROWS, replicated
+from onediff_jax.train.encoders import networks_of
 from onediff_jax.train.run import RunConfig
 from onediff_jax.train.start import state_shapes, with_sharding
 from onediff_jax.train.state import State, optimizer_of, state_shardings
@@ -26,7 +27,7 @@ class Placed(NamedTuple):
     networks: Networks
     optimizer: optax.GradientTransformation
     shardings: State
-    step: Callable[..., Any]  # compiled when first called: (state, batch, key) -> (state, metrics)
+    step: Callable[..., Any]  # (state, batch, key, frozen) -> (state, metrics)
 
 
 def placed(
@@ -53,7 +54,9 @@ def planned(config: RunConfig, layout: Layout, mesh: Mesh) -> tuple[Placed, Shap
 
     A trained vocabulary has as many pieces as the configuration allows.
     """
-    networks = networks_of(config.model, config.text.encoder, config.text.vocabulary, config.remat)
+    networks = networks_of(
+        config.model, config.text, config.codec, config.text.vocabulary, config.remat
+    )
     run = placed(config, networks, layout, mesh, len(config.data.sources))
     state = state_shapes(networks, run.optimizer, run.shardings, config.tune)
     rows = NamedSharding(mesh, ROWS)
@@ -79,7 +82,5 @@ class Silent(Tokenizer):
 
 def empty_row(config: RunConfig, layout: Layout) -> Batch:
     """A row of the run's shapes with nothing in it."""
-    pixels, channels = 3 * config.codec.factor**2, config.model.channels
-    sizes = ((pixels,), (pixels, channels), (channels, pixels))
-    codec = LinearCodec(*(np.zeros(size, np.float32) for size in sizes))
+    codec = LaterCodec(config.codec.factor, config.model.channels)
     return Writer(layout, codec, config.model.patch, Silent(config.text.length)).row

@@ -1,53 +1,42 @@
 """A run and its parts: what a configuration says, assembled."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from onediff_jax.data.cache import CachedSource
 from onediff_jax.data.example import Example, Picture
-from onediff_jax.data.latents import LinearCodec, fit, picture_of, psnr
-from onediff_jax.data.loader import DataConfig, MakeExample, Rows, served
+from onediff_jax.data.fitting import FULL
+from onediff_jax.data.latents import Codec, LaterCodec, LinearCodec, fit, picture_of, psnr
+from onediff_jax.data.loader import DataConfig, Rows, served
+from onediff_jax.data.making import MakeExample
 from onediff_jax.data.records import Source
 from onediff_jax.data.tasks import TASKS
-from onediff_jax.data.text import Tokenizer, vocabulary_of
+from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
 from onediff_jax.errors import InputError
-from onediff_jax.generate import SampleConfig
-from onediff_jax.models.networks import Networks, networks_of
+from onediff_jax.generate import PictureCodec, SampleConfig
+from onediff_jax.models.networks import Networks
 from onediff_jax.models.nextdit import REMAT, NextDiTConfig
-from onediff_jax.models.t5 import T5Config
 from onediff_jax.ops.flow import FlowConfig
 from onediff_jax.sharding import MeshConfig
+from onediff_jax.train.encoders import (
+    CodecConfig,
+    TextConfig,
+    autoencoder_of,
+    fingerprints_of,
+    networks_of,
+    tokenizer_folder,
+    tokenizer_of,
+)
 from onediff_jax.train.state import OptimizerConfig
 from onediff_jax.train.tune import TuneConfig
 
 CAPTIONS = 20_000  # of a source, at most, that the vocabulary is built on
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Prompts: the vocabulary built on the data set, and the encoder trained jointly."""
-
-    vocabulary: int = 1024  # pieces, at most
-    length: int = 64  # tokens of a prompt, end token included; longer ones are cut
-    encoder: T5Config = T5Config(
-        width=128, depth=2, heads=4, head_width=32, hidden=256, dtype="float32"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class CodecConfig:
-    """The codec between pictures and latents."""
-
-    kind: str = "linear"  # principal components, fitted on the data set
-    factor: int = 4  # pixels along each side of a latent
-    whitening: float = 0.0  # 0: channels keep their proportions; 1: all have variance 1
-    pictures: int = 2000  # views that the components are fitted to
-
-    def __post_init__(self):
-        if self.kind != "linear":
-            raise InputError(f"codec.kind is {self.kind!r}; it can be 'linear'.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +107,14 @@ class RunConfig:
 class Assets(NamedTuple):
     """What is known before training and kept in every checkpoint.
 
-    Codec and vocabulary are fitted to the data; a checkpoint of a denoiser alone has neither.
+    Codec and vocabulary are fitted to the data or released; a checkpoint of a denoiser alone has
+    neither.
     """
 
-    codec: LinearCodec | None
+    codec: LinearCodec | LaterCodec | None
     vocabulary: bytes
     origin: bytes = b""  # JSON: what came with released weights that training began with
+    fingerprints: Mapping[str, str] = MappingProxyType({})  # of released encoders: text, codec
 
     @property
     def partial(self) -> bool:
@@ -142,22 +133,45 @@ def opened(config: DataConfig, split: str) -> dict[str, Source]:
 
 def fitted_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
     """Codec and vocabulary of a run, as functions of the configuration and the training records."""
-    examples = examples_to_fit(config, sources)
-    pictures = [v for e in examples for v in e.views if isinstance(v, np.ndarray)]
-    prompts = [example.prompt for example in examples] + [task.token for task in TASKS.values()]
+    codec, prompts = later_codec(config), []
+    if config.codec.kind == "linear" or config.text.kind == "trained":
+        examples = examples_to_fit(config, sources)
+        pictures = [v for e in examples for v in e.views if isinstance(v, np.ndarray)]
+        prompts = [example.prompt for example in examples] + [task.token for task in TASKS.values()]
+    if codec is None:
+        codec = fit(pictures, config.codec.factor, config.model.channels, config.codec.whitening)
+    fingerprints = fingerprints_of(config.text, config.codec)
+    if config.text.kind == "t5":
+        vocabulary = t5_vocabulary(tokenizer_folder(config.text))
+        return Assets(codec, vocabulary, fingerprints=fingerprints)
     for source in sources.values():
         step = max(len(source) // CAPTIONS, 1)
         prompts += [source.caption(i) for i in range(0, len(source), step)]
-    codec = fit(pictures, config.codec.factor, config.model.channels, config.codec.whitening)
-    return Assets(codec, vocabulary_of(prompts, config.text.vocabulary))
+    vocabulary = vocabulary_of(prompts, config.text.vocabulary)
+    return Assets(codec, vocabulary, fingerprints=fingerprints)
+
+
+def later_codec(config: RunConfig) -> LaterCodec | None:
+    """What stands for a released autoencoder in the data; None where the codec is fitted."""
+    if config.codec.kind == "linear":
+        return None
+    autoencoder = autoencoder_of(config.codec)
+    return LaterCodec(autoencoder.factor, autoencoder.channels)
+
+
+def edge_of(config: RunConfig) -> int:
+    """Pixels along each side of a token."""
+    later = later_codec(config)
+    return config.model.patch * (later.factor if later else config.codec.factor)
 
 
 def examples_to_fit(config: RunConfig, sources: Mapping[str, Source]) -> list[Example]:
     """Examples of all tasks in equal numbers, of records spread over the sources."""
-    edge = config.model.patch * config.codec.factor
+    edge = edge_of(config)
     tokens = max(slot.tokens for slot in config.data.row)
+    square = config.data.aspects == "square"
     makers = [
-        MakeExample(task, source, number, views, tokens, edge, config.data.conditions)
+        MakeExample(task, source, number, views, tokens, edge, config.data.conditions, square)
         for task, views in views_of_tasks(config.data).items()
         for number, source in served(task, views, sources).items()
     ]
@@ -187,19 +201,89 @@ def tokens_of(config: DataConfig, task: str) -> int:
     )
 
 
-def reconstruction_psnr(codec: LinearCodec, pictures: list[Picture]) -> float:
+def reconstruction_psnr(codec: Codec, pictures: list[Picture]) -> float:
     """Mean PSNR in dB of pictures that went through the codec and back."""
     return float(np.mean([psnr(p, picture_of(codec.decode(codec.encode(p)))) for p in pictures]))
 
 
 def assembled(config: RunConfig, assets: Assets) -> tuple[Networks, Tokenizer]:
     """The run's networks and tokenizer."""
-    tokenizer = Tokenizer(assets.vocabulary, config.text.length)
-    return networks_of(config.model, config.text.encoder, tokenizer.size, config.remat), tokenizer
+    tokenizer = tokenizer_of(config.text, assets.vocabulary)
+    networks = networks_of(config.model, config.text, config.codec, tokenizer.size, config.remat)
+    return networks, tokenizer
+
+
+def codec_of(networks: Networks, params: Mapping[str, Any], assets: Assets) -> Codec | None:
+    """The codec of pictures, by the run's assets or the released parameters, if they are there."""
+    if isinstance(assets.codec, LinearCodec):
+        return assets.codec
+    if "codec" not in params:
+        return None
+    return PictureCodec(networks.codec, params["codec"], networks.sampled)
 
 
 def rows_of(
     config: RunConfig, sources: Mapping[str, Source], assets: Assets, tokenizer: Tokenizer
 ) -> Rows:
-    """The rows that the run reads."""
-    return Rows(config.data, sources, assets.codec, config.model.patch, tokenizer, config.seed)
+    """The rows that the run reads.
+
+    Raises InputError where a cache was encoded otherwise than the run would, and where pictures are
+    to be encoded inside the step and need not be squares.
+    """
+    caches = [source for source in sources.values() if isinstance(source, CachedSource)]
+    for cache in caches:
+        cache.refuse_other(plan_of(config, assets, cache.holds_states))
+    later = isinstance(assets.codec, LaterCodec) and len(caches) < len(sources)
+    if later and config.data.aspects != "square":
+        raise InputError(
+            f"codec.kind is {config.codec.kind!r} and data.aspects is {config.data.aspects!r}; "
+            "inside the step all pictures of a slot have one shape, so set data.aspects to "
+            "'square', or encode the data set ahead: tools/encode_dataset.py."
+        )
+    return Rows(
+        config.data,
+        sources,
+        assets.codec,
+        config.model.patch,
+        tokenizer,
+        config.seed,
+        config.codec.posterior == "sample",
+    )
+
+
+def plan_of(config: RunConfig, assets: Assets, states: bool) -> dict[str, Any]:
+    """Everything that an encoded example depends on beside its record, for a cache's manifest.
+
+    `states`: of a frozen text encoder, instead of token ids.
+    """
+    vae = autoencoder_of(config.codec).config if config.codec.kind == "sd3_vae" else None
+    linear = assets.codec if isinstance(assets.codec, LinearCodec) else ()
+    fitted = hashed(*(part.tobytes() for part in linear))
+    edge = edge_of(config)
+    codec = {
+        "kind": config.codec.kind,
+        "fingerprint": assets.fingerprints.get("codec", fitted),
+        "factor": edge // config.model.patch,
+        "channels": config.model.channels,
+        "whitening": None if vae else config.codec.whitening,
+        "scale": vae.scaling_factor if vae else 1.0,
+        "shift": vae.shift_factor * vae.use_shift_factor if vae else 0.0,
+        "tile": config.codec.tile,
+        "deviations": vae is not None,
+    }
+    text = {
+        "kind": config.text.kind,
+        "content": "states" if states else "ids",
+        "length": config.text.length,
+        "tokenizer": hashed(assets.vocabulary),
+        "encoder": assets.fingerprints.get("text") if states else None,
+    }
+    pictures = {"token_edge": edge, "aspects": config.data.aspects, "least_full": FULL}
+    conditions = dataclasses.asdict(config.data.conditions)
+    plan = {"codec": codec, "text": text, "pictures": pictures, "conditions": conditions}
+    return json.loads(json.dumps(plan))
+
+
+def hashed(*parts: bytes) -> str:
+    """A short hash."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]

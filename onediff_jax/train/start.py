@@ -9,11 +9,13 @@ import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from onediff_jax.data.cache import CachedSource
 from onediff_jax.data.records import Source
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import LORA
 from onediff_jax.models.networks import Networks
-from onediff_jax.train.checkpoint import binding_changes, described, weights
+from onediff_jax.train.checkpoint import assets_of, binding_changes, described, weights
+from onediff_jax.train.encoders import fingerprints_of
 from onediff_jax.train.run import Assets, RunConfig, fitted_assets
 from onediff_jax.train.state import State, new_state, state_of
 from onediff_jax.train.tune import TuneConfig, merged
@@ -22,13 +24,13 @@ from onediff_jax.train.tune import TuneConfig, merged
 def first_assets(
     config: RunConfig, sources: Mapping[str, Source], as_json: Mapping[str, Any]
 ) -> Assets:
-    """Codec and vocabulary: those of the checkpoint that a run starts from, or fitted to its data.
+    """Codec and vocabulary: of the checkpoint that a run starts from, of its cache, or fitted.
 
     Raises InputError where that checkpoint's model, text or codec settings are others; a denoiser
     alone has no text or codec.
     """
     if not config.tune.start:
-        return fitted_assets(config, sources)
+        return own_assets(config, sources)
     before, assets, _ = described(pathlib.Path(config.tune.start))
     free = ("model.lora.", "tune.", *(("text.", "codec.") if assets.partial else ()))
     for name, (was, now) in binding_changes(before, as_json).items():
@@ -38,8 +40,17 @@ def first_assets(
                 "names; set it to that."
             )
     if assets.partial:
-        return fitted_assets(config, sources)._replace(origin=assets.origin)
+        return own_assets(config, sources)._replace(origin=assets.origin)
     return assets
+
+
+def own_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
+    """Codec and vocabulary of a run's cache, or fitted where its sources have none."""
+    caches = [source for source in sources.values() if isinstance(source, CachedSource)]
+    if not caches:
+        return fitted_assets(config, sources)
+    fingerprints = fingerprints_of(config.text, config.codec)
+    return assets_of(caches[0].assets())._replace(fingerprints=fingerprints)
 
 
 def first_state(

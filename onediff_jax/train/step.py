@@ -17,6 +17,7 @@ from onediff_jax.train.state import OptimizerConfig, State, moved_average
 from onediff_jax.train.tune import merged
 
 SIGMA_BINS = 10
+EMPTY: dict[str, Any] = {}
 
 
 def losses(
@@ -29,9 +30,12 @@ def losses(
     config: flow.FlowConfig,
 ) -> tuple[Float[Array, "b n"], Float[Array, "b v"]]:
     """Every token's squared error in velocity, padding included, and every view's noise level."""
-    sigmas, noise = flow.draw(key, rows, layout, batch.latents.shape[-1], config)
-    noisy, velocity = flow.interpolate(batch.latents, noise, sigmas[:, layout.view_of_token, None])
-    text = networks.states(params, batch.text, batch.text_mask)
+    clean = clean_latents(networks, params, batch, rows, key, layout)
+    sigmas, noise = flow.draw(key, rows, layout, clean.shape[-1], config)
+    noisy, velocity = flow.interpolate(clean, noise, sigmas[:, layout.view_of_token, None])
+    text = batch.text
+    if jnp.issubdtype(text.dtype, jnp.integer):
+        text = networks.states(params, text, batch.text_mask)
     predicted = networks.velocity(
         params,
         noisy,
@@ -46,6 +50,28 @@ def losses(
     return flow.squared_errors(predicted, velocity), sigmas
 
 
+def clean_latents(
+    networks: Networks,
+    params: Any,
+    batch: Batch,
+    rows: Int[Array, " b"],
+    key: Key[Array, ""],
+    layout: Layout,
+) -> Float[Array, "b n p"]:
+    """Latents of all views, as patches: read, encoded here, or drawn from what either says."""
+    means, deviations = batch.latents, batch.deviations
+    if batch.pixels.shape[-1]:
+        found = networks.encoded(params, batch.pixels, layout)
+        here = ~batch.encoded[:, layout.view_of_token, None]
+        means = jnp.where(here, found[0], means)
+        if networks.sampled:
+            read = deviations if deviations.shape[-1] else 0.0
+            deviations = jnp.where(here, found[1], read)
+    if not deviations.shape[-1]:
+        return means
+    return means + deviations * flow.posterior_noise(key, rows, layout, means.shape[-1])
+
+
 def train_step_of(
     networks: Networks,
     optimizer: optax.GradientTransformation,
@@ -53,15 +79,16 @@ def train_step_of(
     flow_config: flow.FlowConfig,
     config: OptimizerConfig,
     sources: int = 1,
-) -> Callable[[State, Batch, Array], tuple[State, dict[str, clu_metrics.Average]]]:
-    """The step of a run that reads so many sources: (state, batch, key) -> (state, metrics).
+) -> Callable[..., tuple[State, dict[str, clu_metrics.Average]]]:
+    """The step of a run of so many sources: (state, batch, key, frozen) -> (state, metrics).
 
-    The loss is normalised over the global batch before it is cut into parts, so that `accumulate`
-    changes memory and nothing else.
+    `frozen` has the parameters of the released networks that work inside the step; no gradient
+    passes through them.  The loss is normalised over the global batch before it is cut into parts,
+    so that `accumulate` changes memory and nothing else.
     """
     parts = config.accumulate
 
-    def train_step(state: State, batch: Batch, key: Array):
+    def train_step(state: State, batch: Batch, key: Array, frozen: Any = EMPTY):
         rows = state.step * batch.latents.shape[0] + jnp.arange(batch.latents.shape[0])
         weights = flow.token_weights(
             batch.token_mask, batch.example_of_view, layout, flow_config.balance
@@ -69,7 +96,7 @@ def train_step_of(
         weights = weights / jnp.maximum(weights.sum(), 1)
 
         def weighted_loss(params, batch, rows, weights):
-            every = merged(params, state.frozen)
+            every = {**merged(params, state.frozen), **frozen}
             errors, sigmas = losses(networks, every, batch, rows, key, layout, flow_config)
             return (errors * weights).sum(), measures(errors, sigmas, batch, layout, sources)
 
@@ -81,7 +108,8 @@ def train_step_of(
 
         # Strided parts: every device keeps the rows that it holds.
         cut = jax.tree.map(
-            lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, rows, weights)
+            lambda x: x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1),
+            (batch, rows, weights),
         )
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         if parts == 1:

@@ -1,0 +1,233 @@
+"""Caches: the examples of a source, made and encoded once, in files that are read at random access.
+
+    DIR/SOURCE/plan.json        what is in it: encoders, sizes of pictures, ways of conditions, seed
+               assets.npz       what a run needs of the data before it begins: codec and vocabulary
+               PART-NNNNN.array_record
+               manifest.json    the plan, files with counts and checksums; written last
+
+A *part* holds the examples of one task with so many views of so many tokens.  An example is one
+msgpack map: its pictures as means and log-variances of normalised latents, bfloat16; its cameras;
+its prompt as text, and as token ids or as states, bfloat16, of the tokens that count.
+"""
+
+import dataclasses
+import json
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_module
+
+from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed, Record
+from onediff_jax.data.records import Source, folder_at
+from onediff_jax.data.shards import HALF, READING, packed_array, refuse_changed, unpacked_array
+from onediff_jax.errors import InputError
+from onediff_jax.ops.cameras import Camera
+
+MANIFEST, PLAN, ASSETS = "manifest.json", "plan.json", "assets.npz"
+FORMAT = 1  # goes up when older readers would misread
+
+
+class Part(NamedTuple):
+    """The examples of a task with so many views of so many tokens."""
+
+    task: str
+    views: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.task}-{self.views}x{self.tokens}"
+
+
+# --- one example ----------------------------------------------------------------------------------
+
+
+def packed_example(placed: Placed, record: int) -> bytes:
+    """An encoded example as bytes; `record` is the number of the record that it was made of."""
+    example = placed.example
+    values = {
+        "task": example.task,
+        "record": record,
+        "faults": placed.faults,
+        "text": example.prompt.text,
+        "tokens": packed_array(example.prompt.tokens),
+        "views": [
+            {"camera": [packed_array(part) for part in view]}
+            if isinstance(view, Camera)
+            else {
+                "mean": packed_array(view.mean.astype(HALF)),
+                "log_variance": view.deviation is not None
+                and packed_array(log_variance_of(view.deviation).astype(HALF)),
+            }
+            for view in example.views
+        ],
+    }
+    return msgpack.packb(values)
+
+
+def unpacked_example(data: bytes, source: int) -> Placed:
+    """The inverse of `packed_example`, for the source of that number."""
+    values = msgpack.unpackb(data)
+    views = tuple(
+        Camera(*map(unpacked_array, view["camera"]))
+        if "camera" in view
+        else EncodedPicture(
+            unpacked_array(view["mean"]).astype(np.float32),
+            deviation_of(unpacked_array(view["log_variance"])) if view["log_variance"] else None,
+        )
+        for view in values["views"]
+    )
+    prompt = EncodedPrompt(values["text"], unpacked_array(values["tokens"]))
+    return Placed(Example(values["task"], views, prompt), source, values["faults"])
+
+
+def log_variance_of(deviation: np.ndarray) -> np.ndarray:
+    """The logarithm of a variance, no less than diffusers' least."""
+    return 2 * np.log(np.maximum(deviation, np.exp(-15, dtype=np.float32)))
+
+
+def deviation_of(log_variance: np.ndarray) -> np.ndarray:
+    """The inverse of `log_variance_of`, float32."""
+    return np.exp(0.5 * log_variance.astype(np.float32))
+
+
+# --- a folder -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Encoded examples that `tools/encode_dataset.py` wrote of one source."""
+
+    path: str = ""  # of the source's folder, with manifest.json
+
+    def open(self, split: str) -> Source:
+        """The examples, which are all for training; validation has none."""
+        return CachedSource(folder_at(self.path, "cache"), split)
+
+
+class CachedSource(Source):
+    """Encoded examples instead of records; `examples` has those of a part."""
+
+    def __init__(self, folder: pathlib.Path, split: str):
+        self.folder, self.manifest = folder, manifest_in(folder)
+        self.fields, self.least = frozenset(self.manifest["fields"]), self.manifest["least"]
+        self._length = self.manifest["records"] if split == "train" else 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        raise InputError(f"{self.folder} is a cache, which holds examples and no records.")
+
+    @property
+    def empty(self) -> EncodedPrompt:
+        """The empty prompt."""
+        kind, shape, data = self.manifest["empty"]
+        return EncodedPrompt("", unpacked_array([kind, shape, bytes.fromhex(data)]))
+
+    @property
+    def holds_states(self) -> bool:
+        """Whether prompts are states of the text encoder, and not ids."""
+        return self.manifest["plan"]["text"]["content"] == "states"
+
+    @property
+    def holds_deviations(self) -> bool:
+        """Whether pictures are distributions, and not just means."""
+        return bool(self.manifest["plan"]["codec"]["deviations"])
+
+    def assets(self) -> dict[str, np.ndarray]:
+        """What the run needs of the data before it begins, as arrays."""
+        with np.load(self.folder / ASSETS) as held:
+            return dict(held)
+
+    def examples(self, part: Part) -> "CachedExamples":
+        """The examples of a part; raises InputError, saying which parts there are, without it."""
+        parts = self.manifest["parts"]
+        if str(part) not in parts:
+            raise InputError(
+                f"{self.folder} holds no examples of task {part.task!r} with {part.views} views of "
+                f"{part.tokens} tokens; it holds {', '.join(parts)}.  Encode the data set with "
+                "this config's slots and tasks: tools/encode_dataset.py."
+            )
+        return CachedExamples(self.folder, parts[str(part)])
+
+    def refuse_other(self, plan: Mapping[str, Any]) -> None:
+        """Raises, naming the first entry that differs, where a run would encode otherwise."""
+        before, now = flat(self.manifest["plan"]), flat(plan)
+        for name in sorted(before | now):
+            if before.get(name) != now.get(name):
+                raise InputError(
+                    f"{self.folder / MANIFEST}: {name} is {before.get(name)!r}, and "
+                    f"{now.get(name)!r} in this run; set it to that, or encode the data set again: "
+                    "tools/encode_dataset.py."
+                )
+
+
+class CachedExamples(Sequence):
+    """The encoded examples of a part, by number, as bytes."""
+
+    def __init__(self, folder: pathlib.Path, shards: Sequence[Mapping[str, Any]]):
+        refuse_changed(folder, shards, MANIFEST)
+        self._files = [folder / shard["file"] for shard in shards]
+        self._ends = np.cumsum([shard["records"] for shard in shards], dtype=np.int64)
+        self._readers: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {n: v for n, v in vars(self).items() if n != "_lock"} | {"_readers": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> bytes:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        number = index - (int(self._ends[shard - 1]) if shard else 0)
+        with self._lock:
+            if shard not in self._readers:
+                file = self._files[shard]
+                file.stat()  # else the reader takes a missing file for a broken one
+                self._readers[shard] = array_record_module.ArrayRecordReader(str(file), READING)
+            reader = self._readers[shard]
+        try:
+            return reader.read([number])[0]
+        except (RuntimeError, IndexError) as error:
+            raise InputError(
+                f"{self._files[shard]}, example {number} is damaged "
+                f"({' '.join(str(error).split())[:200]}); encode the data set again."
+            ) from None
+
+
+def manifest_in(folder: pathlib.Path) -> dict[str, Any]:
+    """What manifest.json says; raises InputError where the folder is not a whole cache."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise InputError(
+            f"{file} is missing, so the cache is not complete; tools/encode_dataset.py goes on "
+            "where it stopped."
+        )
+    try:
+        manifest = json.loads(file.read_bytes())
+        found = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no manifest ({error!r}); encode the data set again.") from None
+    if found != FORMAT:
+        raise InputError(
+            f"{file} is of format {found!r} and this program reads {FORMAT}; encode the data set "
+            "again."
+        )
+    return manifest
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Entries by dotted name."""
+    found = {}
+    for name, value in values.items():
+        inner = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found

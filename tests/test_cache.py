@@ -1,0 +1,278 @@
+"""Examples encoded ahead: what a cache holds, how it is written, and runs that read it."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import pickle
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from tiny import BlobSettings, tiny_config
+
+from onediff_jax.config import as_dict
+from onediff_jax.data import cache, loader
+from onediff_jax.data.cache import Cache, Part, packed_example, unpacked_example
+from onediff_jax.data.conditions import ConditionConfig
+from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed
+from onediff_jax.data.latents import picture_of
+from onediff_jax.data.loader import DataConfig, SlotConfig
+from onediff_jax.data.rows import Batch
+from onediff_jax.data.text import END
+from onediff_jax.errors import InputError
+from onediff_jax.ops.cameras import Camera
+from onediff_jax.train import run
+from onediff_jax.train.loop import train
+from onediff_jax.train.start import first_assets
+from onediff_jax.train.state import new_state, optimizer_of
+from onediff_jax.train.step import train_step_of
+
+TOOL = pathlib.Path(__file__).parent.parent / "tools" / "encode_dataset.py"
+SPEC = importlib.util.spec_from_file_location("encode_dataset", TOOL)
+encode_dataset = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(encode_dataset)
+
+# Tasks whose examples are functions of their record alone, so that every epoch holds the same.
+DATA = DataConfig(
+    sources={"blobs": BlobSettings(12)},
+    tasks={"text2image": 1.0, "depth2image": 1.0},
+    row=(SlotConfig(1, 4, count=2), SlotConfig(2, 10)),
+    prompt_dropout=0.3,
+)
+CONFIG = tiny_config(
+    steps=2,
+    data=DATA,
+    log=run.LogConfig(every=1),
+    evaluate=run.EvaluateConfig(every=0),
+)
+DRAWN = dataclasses.replace(
+    DATA,
+    tasks={"image_inpainting": 1.0, "multiview": 1.0},
+    row=(SlotConfig(2, 4), SlotConfig(4, 10)),
+)
+
+
+def encoded(folder: pathlib.Path, config=CONFIG, passes=1, shard=5) -> pathlib.Path:
+    encode_dataset.encode(config, folder, passes, False, shard)
+    return folder / "blobs"
+
+
+def cached(folder: pathlib.Path, config=CONFIG, **changes):
+    """The configuration with its source replaced by the cache."""
+    sources = {"blobs": Cache(str(folder))}
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, sources=sources, **changes)
+    )
+
+
+def rows_of(config):
+    sources = run.opened(config.data, "train")
+    assets = first_assets(config, sources, as_dict(config))
+    _, tokenizer = run.assembled(config, assets)
+    return run.rows_of(config, sources, assets, tokenizer), assets
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return encoded(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    config = dataclasses.replace(CONFIG, data=DRAWN)
+    return encoded(tmp_path_factory.mktemp("drawn"), config, passes=2)
+
+
+def test_rows_of_a_cache_are_those_of_its_pictures(folder):
+    (pictures, expected), (ahead, assets) = rows_of(CONFIG), rows_of(cached(folder))
+    assert assets.vocabulary == expected.vocabulary
+    for number in range(20):  # more than an epoch
+        for name, one, other in zip(Batch._fields, ahead[number], pictures[number], strict=True):
+            assert one.dtype == other.dtype, name
+            if name == "latents":  # within half a unit of bfloat16's last place
+                np.testing.assert_allclose(one, other, rtol=2**-8, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_rows_of_a_cache_travel_to_workers(folder):
+    rows, _ = rows_of(cached(folder))
+    before = rows[3]
+    copied = pickle.loads(pickle.dumps(rows))
+    assert all(map(np.array_equal, copied[3], before))
+
+
+def test_a_run_trains_from_a_cache_as_from_pictures(folder):
+    """The same losses, as far as bfloat16 lets the latents be the same."""
+    (pictures, _), (ahead, assets) = rows_of(CONFIG), rows_of(cached(folder))
+    networks, _ = run.assembled(CONFIG, assets)
+    optimizer = optimizer_of(CONFIG.optimizer, 2)
+    first = jax.jit(lambda: new_state(networks, optimizer, jax.random.key(0)))()
+    step = jax.jit(
+        train_step_of(networks, optimizer, pictures.layout, CONFIG.flow, CONFIG.optimizer)
+    )
+    told = []
+    for rows in (pictures, ahead):
+        state, losses = first, []
+        for batch in loader.batches(rows, 8, range(8), 0, 2):
+            state, measured = step(state, batch, jax.random.key(7))
+            losses.append(float(measured["loss"].compute()))
+        told.append(losses)
+    np.testing.assert_allclose(told[1], told[0], rtol=1e-3)
+    assert told[1] != told[0]  # else the cache was not read
+
+
+def test_every_pass_draws_conditions_anew_and_holds_each_record_once(drawn):
+    source = Cache(str(drawn)).open("train")
+    examples = source.examples(Part("image_inpainting", 2, 4))
+    assert len(source) == 12 and len(examples) == 24
+    read = [unpacked_example(examples[i], 7) for i in range(24)]
+    assert all(placed.source == 7 for placed in read)
+    masked = [placed.example.views[1].mean.tobytes() for placed in read]
+    images = [placed.example.views[0].mean.tobytes() for placed in read]
+    assert images[:12] == images[12:] and len(set(masked)) == 24
+
+
+def test_cameras_are_kept_as_they_are_and_pictures_decode(drawn):
+    config = dataclasses.replace(CONFIG, data=DRAWN)
+    source, (_, assets) = Cache(str(drawn)).open("train"), rows_of(cached(drawn, config))
+    make = encode_dataset.MakeExample(
+        "multiview", run.opened(DRAWN, "train")["blobs"], 0, 4, 10, 4, DRAWN.conditions
+    )
+    part = source.examples(Part("multiview", 4, 10))
+    for number in (0, 5, 17):
+        expected = make.random_map(number % 12, np.random.default_rng([config.seed, number]))
+        found = unpacked_example(part[number], 0).example
+        for view, true in zip(found.views, expected.example.views, strict=True):
+            if isinstance(true, Camera):
+                assert all(map(np.array_equal, view, true))
+            else:
+                assert view.deviation is None
+                shown = picture_of(assets.codec.decode(view.mean))
+                again = picture_of(assets.codec.decode(assets.codec.encode(true)))
+                assert np.abs(shown.astype(int) - again).max() <= 3
+
+
+def test_an_example_comes_back_as_it_was_within_bfloat16():
+    rng = np.random.default_rng(0)
+    mean, deviation = rng.normal(size=(2, 3, 4)), rng.uniform(1e-3, 2, (2, 3, 4))
+    picture = EncodedPicture(np.float32(mean), np.float32(deviation))
+    states = rng.normal(size=(5, 8)).astype(ml_dtypes.bfloat16)
+    example = Example("text2image", (picture,), EncodedPrompt("words", states))
+    found = unpacked_example(packed_example(Placed(example, 0, 3), 9), 2)
+    assert (found.source, found.faults, found.example.task) == (2, 3, "text2image")
+    assert found.example.prompt.text == "words"
+    assert np.array_equal(found.example.prompt.tokens, states)
+    np.testing.assert_allclose(found.example.views[0].mean, mean, rtol=2**-8)
+    # A logarithm of 14 at most, in units of a sixteenth, halved.
+    np.testing.assert_allclose(found.example.views[0].deviation, deviation, rtol=0.02)
+
+
+@pytest.mark.parametrize("after", [0, 7, 13])
+def test_an_interrupted_cache_goes_on_after_the_last_whole_file(
+    folder, tmp_path, monkeypatch, after
+):
+    written = []
+
+    def packed(placed, record):
+        written.append(record)
+        if len(written) > after:
+            raise KeyboardInterrupt
+        return packed_example(placed, record)
+
+    monkeypatch.setattr(encode_dataset, "packed_example", packed)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(tmp_path)
+    there = {f: f.stat().st_mtime_ns for f in (tmp_path / "blobs").glob("*.array_record")}
+    assert len(there) == {0: 0, 7: 1, 13: 3}[after]  # of files of 5, 5 and 2
+    with pytest.raises(InputError, match="not complete; tools/encode_dataset.py goes on"):
+        Cache(str(tmp_path / "blobs")).open("train")
+    monkeypatch.setattr(encode_dataset, "packed_example", packed_example)
+    again = encoded(tmp_path)
+    assert all(file.stat().st_mtime_ns == time for file, time in there.items())
+    manifests = [json.loads((f / cache.MANIFEST).read_text()) for f in (again, folder)]
+    assert manifests[0] == manifests[1]  # checksums of all files among it
+    assert not list(again.glob("*.partial"))
+
+
+def test_a_cache_is_not_continued_as_another(folder):
+    with pytest.raises(InputError, match=r"plan.json: passes is 1, and 2 now; set it back"):
+        encoded(folder.parent, passes=2)
+    longer = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, length=9))
+    with pytest.raises(InputError, match=r"plan.text.length is 12, and 9 now"):
+        encoded(folder.parent, longer)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("codec", dict(whitening=0.5), "codec.whitening is 0.0, and 0.5 in this run"),
+        ("text", dict(length=20), "text.length is 12, and 20 in this run"),
+        ("data", dict(aspects="square"), "pictures.aspects is 'any', and 'square' in this run"),
+        (
+            "data",
+            dict(conditions=ConditionConfig("drawn", window=3)),
+            "conditions.window is 0, and 3 in this run",
+        ),
+    ],
+)
+def test_a_cache_of_another_encoding_is_refused_before_the_first_step(
+    folder, tmp_path, section, change, message
+):
+    config = cached(folder)
+    changed = dataclasses.replace(getattr(config, section), **change)
+    config = dataclasses.replace(config, **{section: changed})
+    with pytest.raises(InputError, match=message) as refusal:
+        train(config, tmp_path / "run", as_dict(config))
+    assert "\n" not in str(refusal.value) and "manifest.json" in str(refusal.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def changed_manifest(folder, tmp_path, change) -> pathlib.Path:
+    copied = tmp_path / "changed"
+    copied.mkdir()
+    for file in folder.iterdir():
+        (copied / file.name).write_bytes(file.read_bytes())
+    manifest = json.loads((copied / cache.MANIFEST).read_text())
+    change(manifest)
+    (copied / cache.MANIFEST).write_text(json.dumps(manifest))
+    return copied
+
+
+def test_a_cache_of_other_encoders_is_refused(folder, tmp_path):
+    other = changed_manifest(
+        folder, tmp_path, lambda m: m["plan"]["codec"].update(fingerprint="0123")
+    )
+    with pytest.raises(InputError, match=r"codec.fingerprint is '0123', and '\w{16}' in this run"):
+        rows_of(cached(other))
+
+
+def test_a_task_that_a_cache_lacks_is_refused_with_those_it_has(folder):
+    config = cached(folder, row=(SlotConfig(1, 4), SlotConfig(2, 9)))
+    match = "no examples of task 'depth2image' with 2 views of 9 tokens; it holds depth2image-2x10"
+    with pytest.raises(InputError, match=match):
+        rows_of(config)
+
+
+def test_a_file_that_changed_is_refused(folder, tmp_path):
+    other = changed_manifest(folder, tmp_path, lambda m: None)
+    file = next(other.glob("*.array_record"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"manifest.json says \d+ bytes"):
+        rows_of(cached(other))
+
+
+def test_a_dropped_prompt_is_the_empty_one(folder):
+    rows, _ = rows_of(cached(folder, prompt_dropout=1.0))
+    text = rows[0].text
+    assert (text[:, 0] == END).all() and not text[:, 1:].any()
+    source = Cache(str(folder)).open("train")
+    assert source.empty.tokens.tolist() == [END]
+
+
+def test_states_of_a_trained_encoder_are_not_kept(tmp_path):
+    with pytest.raises(InputError, match="--states needs text.kind 't5', and it is 'trained'"):
+        encode_dataset.encode(CONFIG, tmp_path, 1, True, 5)
+    assert not list(tmp_path.iterdir())
