@@ -7,6 +7,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    # Devices must meet in one order: two that wait for each other at different sums wait for ever.
+    + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 
 import jax

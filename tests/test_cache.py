@@ -23,10 +23,11 @@ from onediff_jax.data.rows import Batch
 from onediff_jax.data.text import END
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
+from onediff_jax.sharding import MeshConfig, mesh_of
 from onediff_jax.train import run
 from onediff_jax.train.loop import train
 from onediff_jax.train.start import first_assets
-from onediff_jax.train.state import new_state, optimizer_of
+from onediff_jax.train.state import new_state, optimizer_of, state_shardings
 from onediff_jax.train.step import train_step_of
 
 TOOL = pathlib.Path(__file__).parent.parent / "tools" / "encode_dataset.py"
@@ -110,8 +111,10 @@ def test_a_run_trains_from_a_cache_as_from_pictures(folder):
     networks, _ = run.assembled(CONFIG, assets)
     optimizer = optimizer_of(CONFIG.optimizer, 2)
     first = jax.jit(lambda: new_state(networks, optimizer, jax.random.key(0)))()
+    shardings = state_shardings(networks, optimizer, mesh_of(MeshConfig(), jax.devices()[:1]))
+    layout = pictures.layout
     step = jax.jit(
-        train_step_of(networks, optimizer, pictures.layout, CONFIG.flow, CONFIG.optimizer)
+        train_step_of(networks, optimizer, layout, CONFIG.flow, CONFIG.optimizer, shardings)
     )
     told = []
     for rows in (pictures, ahead):

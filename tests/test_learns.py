@@ -11,8 +11,9 @@ from onediff_jax.evaluate.held_out import complete
 from onediff_jax.evaluate.scores import psnr_inside
 from onediff_jax.generate import SampleConfig, Trained
 from onediff_jax.ops.flow import FlowConfig
+from onediff_jax.sharding import MeshConfig, mesh_of
 from onediff_jax.train import run
-from onediff_jax.train.state import OptimizerConfig, new_state, optimizer_of
+from onediff_jax.train.state import OptimizerConfig, new_state, optimizer_of, state_shardings
 from onediff_jax.train.step import train_step_of
 
 STEPS = 400
@@ -43,8 +44,9 @@ def test_eight_examples_are_learned_and_their_depth_is_made_from_their_pictures(
     rows = run.rows_of(config, sources, assets, tokenizer)
     optimizer = optimizer_of(config.optimizer, config.steps)
     state = jax.jit(lambda: new_state(networks, optimizer, jax.random.key(0)))()
+    shardings = state_shardings(networks, optimizer, mesh_of(MeshConfig(), jax.devices()[:1]))
     step = jax.jit(
-        train_step_of(networks, optimizer, rows.layout, config.flow, config.optimizer),
+        train_step_of(networks, optimizer, rows.layout, config.flow, config.optimizer, shardings),
         donate_argnums=0,
     )
     losses = []

@@ -39,7 +39,7 @@ def prepared(mesh_config, flow_config, optimizer_config, devices: int):
     optimizer = optimizer_of(optimizer_config, CONFIG.steps)
     shardings = state_shardings(NETWORKS, optimizer, mesh)
     state = State(jnp.zeros((), jnp.int32), PARAMS, PARAMS, optimizer.init(PARAMS), {})
-    step = train_step_of(NETWORKS, optimizer, ROWS.layout, flow_config, optimizer_config)
+    step = train_step_of(NETWORKS, optimizer, ROWS.layout, flow_config, optimizer_config, shardings)
     step = jax.jit(step, out_shardings=(shardings, None))
     return mesh, jax.device_put(state, shardings), step
 

@@ -23,7 +23,7 @@ from onediff_jax.data import loader
 from onediff_jax.errors import InputError
 from onediff_jax.sharding import global_batch, local_rows, mesh_of
 from onediff_jax.train import metrics, run
-from onediff_jax.train.state import new_state, optimizer_of
+from onediff_jax.train.state import new_state, optimizer_of, state_shardings
 from onediff_jax.train.step import train_step_of
 
 RUNS = 5
@@ -78,8 +78,14 @@ def main(arguments: list[str]) -> None:
     )
 
     optimizer = optimizer_of(config.optimizer, config.steps)
-    state = jax.jit(lambda: new_state(networks, optimizer, jax.random.key(0)))()
-    step_of = train_step_of(networks, optimizer, rows.layout, config.flow, config.optimizer)
+    shardings = state_shardings(networks, optimizer, mesh)
+    new = jax.jit(
+        lambda: new_state(networks, optimizer, jax.random.key(0)), out_shardings=shardings
+    )
+    state = new()
+    step_of = train_step_of(
+        networks, optimizer, rows.layout, config.flow, config.optimizer, shardings
+    )
     began = time.perf_counter()
     local = local_rows(mesh, config.rows)
     make = loader.MakeBatch(rows, config.rows, tuple(local))

@@ -7,23 +7,28 @@ names its two axes; one table (`onediff_jax/sharding.py`) says where an axis liv
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from onediff_jax.errors import InputError
 from onediff_jax.ops import attention, rope
 from onediff_jax.ops.dims import TextStates
 from onediff_jax.ops.layout import Layout
+from onediff_jax.sharding import Parallel
 
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
 
 LORA = ("lora_a", "lora_b")  # names of an adapter's parameters: down, and up again
 ADAPTED = ("wq", "wk", "wv", "wk_y", "wv_y", "wo", "w1", "w2", "w3")
+ATTENDING, ATTENDED = "attending", "attended"  # queries, keys, values; and what comes of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,33 +54,41 @@ class LoraConfig:
 
 
 class Dense(nn.Module):
-    """x W (+ b), with the logical names of W's axes; with an adapter where `lora` has its name."""
+    """x W (+ b), with the logical names of W's axes; with an adapter where `lora` has its name.
 
-    features: int
+    Of axes that devices share, this one has its share of W: its columns give a share of the
+    features, and what its rows give is summed over the devices.
+    """
+
+    features: int  # of all devices together
     axes: tuple[str, str]
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = xavier
     bias_init: nn.initializers.Initializer = zeros
     dtype: DTypeLike = jnp.float32
     lora: LoraConfig = LoraConfig()
+    parallel: Parallel = Parallel()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         """The product, in `dtype`."""
+        rows, columns = map(self.parallel.group, self.axes)
+        features = columns.share(self.features)
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        kernel = self.param("kernel", init, (x.shape[-1], features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
-        if self.use_bias:
-            init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
-            y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
         if self.lora.adapts(self.name):
             down, up = ((self.axes[0], "rank"), ("rank", self.axes[1]))
             init = nn.with_logical_partitioning(nn.initializers.he_uniform(), down)
             a = self.param(LORA[0], init, (x.shape[-1], self.lora.rank))
             init = nn.with_logical_partitioning(zeros, up)
-            b = self.param(LORA[1], init, (self.lora.rank, self.features))
+            b = self.param(LORA[1], init, (self.lora.rank, features))
             low = (x.astype(self.dtype) @ a.astype(self.dtype)) @ b.astype(self.dtype)
             y = y + low * (self.lora.alpha / self.lora.rank)
+        y = rows.sum(y)
+        if self.use_bias:
+            init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
+            y = y + self.param("bias", init, (features,)).astype(self.dtype)
         return y
 
 
@@ -85,10 +98,17 @@ def rms_norm(epsilon: float, axis: str, name: str) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=epsilon, dtype=jnp.float32, scale_init=ones, name=name)
 
 
-def layer_norm(epsilon: float, axis: str, name: str, affine: bool = True) -> nn.LayerNorm:
-    """Layer normalisation, float32 in and out."""
+def layer_norm(
+    epsilon: float,
+    axis: str,
+    name: str,
+    affine: bool = True,
+    parallel: Parallel = Parallel(),  # noqa: B008
+) -> nn.LayerNorm:
+    """Layer normalisation over all devices that share the axis, float32 in and out."""
     return nn.LayerNorm(
         epsilon=epsilon,
+        axis_name=parallel.group(axis).name,
         dtype=jnp.float32,
         use_fast_variance=False,
         use_scale=affine,
@@ -97,6 +117,20 @@ def layer_norm(epsilon: float, axis: str, name: str, affine: bool = True) -> nn.
         bias_init=nn.with_logical_partitioning(zeros, (axis,)),
         name=name,
     )
+
+
+def unchanged(parameters: Any) -> Any:
+    """The `gather` of a stack whose parameters are at hand."""
+    return parameters
+
+
+def gathering(layer: type[nn.Module], gather: Callable, initial: bool) -> type[nn.Module]:
+    """A stack's layer whose parameters go through `gather` when it is entered."""
+
+    def gathered(collections):
+        return {name: gather(variables) for name, variables in collections.items()}
+
+    return nn.map_variables(layer, "params", gathered, init=initial)
 
 
 def time_features(times: Float[Array, "*batch"], width: int) -> Float[Array, "*batch width"]:
@@ -123,14 +157,17 @@ class Attention(nn.Module):
     The two share queries and the way out.  Query and key norms run over all heads together.  Query
     head i reads key head i // (heads/kv_heads) of the row and text key head i mod kv_heads; text
     enters through a tanh gate per head, before `wo`.
+
+    Devices can share the heads, in blocks, and the tokens of a row's only slot ("n").
     """
 
-    heads: int
+    heads: int  # of all devices together
     kv_heads: int
     softcap: float | None
     backend: str
     dtype: DTypeLike
     lora: LoraConfig = LoraConfig()
+    parallel: Parallel = Parallel()
 
     @nn.compact
     def __call__(
@@ -144,22 +181,29 @@ class Attention(nn.Module):
         """`segments`: the example of every query, key and text token (-1: padding)."""
         width, head = x.shape[-1], x.shape[-1] // self.heads
         kv_width = head * self.kv_heads
+        dense = functools.partial(Dense, dtype=self.dtype, lora=self.lora, parallel=self.parallel)
 
         def project(features, axis, name, source=x):
             axes = ("text" if source is text else "embed", axis)
-            return Dense(features, axes, dtype=self.dtype, lora=self.lora, name=name)(source)
+            return dense(features, axes, name=name)(source)
+
+        def norm(epsilon, axis, name):
+            return layer_norm(epsilon, axis, name, parallel=self.parallel)
 
         def split(y):
             return rearrange(y.astype(self.dtype), "... (k h) -> ... k h", h=head)
 
-        q = split(layer_norm(1e-5, "heads", "q_norm")(project(width, "heads", "wq")))
-        k = split(layer_norm(1e-5, "kv", "k_norm")(project(kv_width, "kv", "wk")))
+        q = split(norm(1e-5, "heads", "q_norm")(project(width, "heads", "wq")))
+        k = split(norm(1e-5, "kv", "k_norm")(project(kv_width, "kv", "wk")))
         v = split(project(kv_width, "kv", "wv"))
-        text_k = split(layer_norm(1e-6, "kv", "ky_norm")(project(kv_width, "kv", "wk_y", text)))
+        text_k = split(norm(1e-6, "kv", "ky_norm")(project(kv_width, "kv", "wk_y", text)))
         text_v = split(project(kv_width, "kv", "wv_y", text))
+        text_k, text_v = self.text_heads(text_k), self.text_heads(text_v)
         q, k = rope.rotate(q, turn), rope.rotate(k, turn)
+        q, k, v, text_k, text_v = (checkpoint_name(y, ATTENDING) for y in (q, k, v, text_k, text_v))
 
-        gate = self.param("gate", nn.with_logical_partitioning(zeros, ("heads",)), (self.heads,))
+        init = nn.with_logical_partitioning(zeros, ("heads",))
+        gate = self.param("gate", init, q.shape[2:3])
         gate = jnp.tanh(gate)[:, None]
         q_segments, k_segments, text_segments = segments
         attended = []
@@ -168,13 +212,19 @@ class Attention(nn.Module):
             def tokens(y, run=run):
                 return rearrange(y[:, run.tokens], "b (s n) ... -> (b s) n ...", s=run.count)
 
+            def keys(y, tokens=tokens):
+                return self.parallel.group("n").gather(tokens(y), 1)
+
             def prompts(y, run=run):
                 return rearrange(
                     y[:, run.examples], "b (s e) l ... -> (b s) (e l) ...", s=run.count
                 )
 
             seen = attention.attend(
-                *map(tokens, (q, k, v, q_segments, k_segments)),
+                tokens(q),
+                *map(keys, (k, v)),
+                tokens(q_segments),
+                keys(k_segments),
                 softcap=self.softcap,
                 backend=self.backend,
             )
@@ -186,23 +236,32 @@ class Attention(nn.Module):
                 tiled=True,
                 backend=self.backend,
             )
-            together = seen + (gate * read).astype(self.dtype)
+            together = checkpoint_name(seen + (gate * read).astype(self.dtype), ATTENDED)
             attended.append(rearrange(together, "(b s) n k h -> b (s n) (k h)", s=run.count))
-        wo = Dense(width, ("heads", "embed"), dtype=self.dtype, lora=self.lora, name="wo")
-        return wo(jnp.concatenate(attended, 1))
+        return dense(width, ("heads", "embed"), name="wo")(jnp.concatenate(attended, 1))
+
+    def text_heads(self, y: Float[Array, "b e l g h"]) -> Float[Array, "b e l g2 h"]:
+        """Of this device's text key heads, those of all devices that its query heads read."""
+        group = self.parallel.group("kv")
+        y, mine = group.gather(y, -2), group.share(self.heads)
+        if mine % self.kv_heads == 0:
+            return y  # its first query head reads the first of them
+        read = (group.index * mine + jnp.arange(mine)) % self.kv_heads
+        return jnp.take(y, read, axis=-2)
 
 
 class SwiGLU(nn.Module):
     """w2(silu(w1 x) * w3 x)."""
 
-    hidden: int
+    hidden: int  # of all devices together
     dtype: DTypeLike
     lora: LoraConfig = LoraConfig()
+    parallel: Parallel = Parallel()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """The mixed features, in `dtype`."""
-        dense = functools.partial(Dense, dtype=self.dtype, lora=self.lora)
+        dense = functools.partial(Dense, dtype=self.dtype, lora=self.lora, parallel=self.parallel)
         w1 = dense(self.hidden, ("embed", "mlp"), name="w1")
         w2 = dense(x.shape[-1], ("mlp", "embed"), name="w2")
         w3 = dense(self.hidden, ("embed", "mlp"), name="w3")

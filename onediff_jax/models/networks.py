@@ -1,6 +1,8 @@
 """The networks of a run: the denoiser, the text encoder whose states it reads, and the codec."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ from onediff_jax.models.t5 import T5Encoder
 from onediff_jax.models.vae import AutoencoderKL
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
+from onediff_jax.sharding import Parallel
 
 
 class Networks(NamedTuple):
@@ -27,6 +30,29 @@ class Networks(NamedTuple):
     codec: AutoencoderKL | None = None  # None: pictures are encoded before they come here
     frozen: tuple[str, ...] = ()
     sampled: bool = True  # latents are drawn from the codec's distribution; else its means
+
+    def shared(self, gather: Callable[[str, Any], Any], parallel: Parallel) -> "Networks":
+        """The networks as one of several devices has them.
+
+        `gather(name, parameters)` brings together the parameters of a layer of a network's stack.
+        """
+
+        def on(name: str, network: Any) -> Any:
+            return network.clone(gather=functools.partial(gather, name), parallel=parallel)
+
+        return self._replace(denoiser=on("denoiser", self.denoiser), text=on("text", self.text))
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """What devices can share of the networks' layers, by its setting."""
+        denoiser, text = self.denoiser.config, self.text.config
+        return {
+            "model.heads": denoiser.heads,
+            "model.kv_heads": denoiser.kv_heads,
+            "the feed-forward width of the model": denoiser.hidden,
+            "text.encoder.heads": text.heads,
+            "text.encoder.hidden": text.hidden,
+        }
 
     def states(
         self, params: Any, ids: Int[Array, "b e l"], mask: Bool[Array, "b e l"]

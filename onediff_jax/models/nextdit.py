@@ -23,14 +23,18 @@ from jaxtyping import Array, Float
 
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import (
+    ATTENDED,
+    ATTENDING,
     Attention,
     Dense,
     LoraConfig,
     SwiGLU,
+    gathering,
     layer_norm,
     rms_norm,
     spread,
     time_features,
+    unchanged,
     zeros,
 )
 from onediff_jax.ops import rope
@@ -45,12 +49,24 @@ from onediff_jax.ops.dims import (
     TokenMask,
 )
 from onediff_jax.ops.layout import Layout
+from onediff_jax.sharding import SUMMED, Parallel
 
 TIME_SCALE = 1000.0  # the network is fed 1000 sigma
+policies = jax.checkpoint_policies
+# What of a block is kept for its backward pass, by name; the rest is made again.
 REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": None,  # everything
+    "dots": policies.save_from_both_policies(  # products and sums over devices, no logits
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SUMMED)
+    ),
+    "attention": policies.save_only_these_names(ATTENDING, ATTENDED, SUMMED),  # its in and outputs
+    "offload": policies.save_and_offload_only_these_names(  # these, in the memory of the host
+        names_which_can_be_saved=[SUMMED],
+        names_which_can_be_offloaded=[ATTENDING, ATTENDED],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "full": policies.nothing_saveable,
 }
 
 
@@ -122,6 +138,7 @@ class Block(nn.Module):
     """
 
     config: NextDiTConfig
+    parallel: Parallel = Parallel()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], text, turn, segments, condition, layout):
@@ -143,15 +160,15 @@ class Block(nn.Module):
                 config.attention,
                 dtype,
                 config.lora,
+                self.parallel,
                 name="attention",
             )
             text = norm(text, "attention_y_norm", "text")
             y = attention(norm(x, "attention_norm1") * (1 + scale1), text, turn, segments, layout)
             x = x + (jnp.tanh(gate1) * norm(y, "attention_norm2")).astype(dtype)
         with jax.named_scope("feed_forward"):
-            y = SwiGLU(config.hidden, dtype, config.lora, name="feed_forward")(
-                norm(x, "ffn_norm1") * (1 + scale2)
-            )
+            mlp = SwiGLU(config.hidden, dtype, config.lora, self.parallel, name="feed_forward")
+            y = mlp(norm(x, "ffn_norm1") * (1 + scale2))
             x = x + (jnp.tanh(gate2) * norm(y, "ffn_norm2")).astype(dtype)
         return x, None
 
@@ -160,12 +177,14 @@ class NextDiT(nn.Module):
     """The denoiser.
 
     `gather` is applied to a block's parameters on entry, inside the rematerialised scan: the one
-    place where sharded parameters are brought together.
+    place where sharded parameters are brought together.  `parallel` says what devices share of a
+    block's own work.
     """
 
     config: NextDiTConfig
     remat: str = "none"
-    gather: Callable = lambda parameters: parameters
+    gather: Callable = unchanged
+    parallel: Parallel = Parallel()
 
     @nn.compact
     def __call__(
@@ -210,11 +229,7 @@ class NextDiT(nn.Module):
 
     def blocks(self) -> nn.Module:
         """The stack: one block, gathered, rematerialised as `remat` says, scanned over depth."""
-
-        def gathered(collections):
-            return {name: self.gather(variables) for name, variables in collections.items()}
-
-        block = nn.map_variables(Block, "params", gathered, init=self.is_initializing())
+        block = gathering(Block, self.gather, self.is_initializing())
         if self.remat != "none":
             block = nn.remat(
                 block, prevent_cse=False, policy=REMAT[self.remat], static_argnums=(6,)
@@ -227,7 +242,7 @@ class NextDiT(nn.Module):
             length=self.config.depth,
             unroll=self.config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(self.config, name="layers")
+        )(self.config, self.parallel, name="layers")
 
     def time_condition(self, times: Float[Array, "b v"]) -> Float[Array, "b v condition"]:
         """Embedding of every view's time."""

@@ -7,6 +7,7 @@ layer's bias serves all layers, and norms, softmax and bias are float32.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from onediff_jax.models.layers import Dense, rms_norm
+from onediff_jax.models.layers import Dense, gathering, rms_norm, unchanged
+from onediff_jax.sharding import Parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class T5Layer(nn.Module):
     """Attention and gated feed-forward, each after a norm and around a residual."""
 
     config: T5Config
+    parallel: Parallel = Parallel()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"], bias, seen):
@@ -57,8 +60,9 @@ class T5Layer(nn.Module):
         inner = config.heads * config.head_width
 
         def dense(features, axes, deviation, name):
+            init = nn.initializers.normal(deviation)
             return Dense(
-                features, axes, False, nn.initializers.normal(deviation), dtype=dtype, name=name
+                features, axes, False, init, dtype=dtype, parallel=self.parallel, name=name
             )
 
         y = rms_norm(1e-6, "text", "attention_norm")(x)
@@ -67,7 +71,7 @@ class T5Layer(nn.Module):
             rearrange(
                 dense(inner, ("text", "heads"), deviations.get(name, config.width**-0.5), name)(y),
                 "b l (k h) -> b l k h",
-                k=config.heads,
+                h=config.head_width,
             )
             for name in "qkv"
         )
@@ -84,10 +88,15 @@ class T5Layer(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """Token ids to states."""
+    """Token ids to states.
+
+    `gather` is applied to a layer's parameters on entry, as in `NextDiT`.
+    """
 
     config: T5Config
     vocabulary: int
+    gather: Callable = unchanged
+    parallel: Parallel = Parallel()
 
     @nn.compact
     def __call__(
@@ -103,17 +112,18 @@ class T5Encoder(nn.Module):
         init = nn.with_logical_partitioning(
             nn.initializers.normal(config.width**-0.5), (None, "heads")
         )
-        biases = self.param("relative_bias", init, (config.buckets, config.heads))
+        heads = self.parallel.group("heads").share(config.heads)
+        biases = self.param("relative_bias", init, (config.buckets, heads))
         buckets = bucket_of_distance(length, config.buckets, config.farthest)
         bias = rearrange(biases[buckets], "n m k -> k n m")[None]
         layers = nn.scan(
-            T5Layer,
+            gathering(T5Layer, self.gather, self.is_initializing()),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=config.depth,
             unroll=config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, name="layers")
+        )(config, self.parallel, name="layers")
         x, _ = layers(x, bias, mask[:, None, None, :])
         return rms_norm(1e-6, "text", "final_norm")(x).astype(dtype).reshape(*batch, length, -1)

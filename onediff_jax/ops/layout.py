@@ -36,6 +36,14 @@ class Slot:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Piece(Slot):
+    """The part of a slot that one of several devices has: some of its tokens, all its examples."""
+
+    def __post_init__(self):
+        pass
+
+
 class Run(NamedTuple):
     """`count` equal slots in a row, and where their tokens, views and examples begin."""
 
@@ -85,6 +93,36 @@ class Layout:
     def examples(self) -> int:
         """Examples a row can hold."""
         return sum(slot.examples for slot in self.slots)
+
+    def part(self, parts: int) -> "Layout":
+        """The layout of each of `parts` equal parts of a row's tokens, one after the other.
+
+        Parts have whole slots where the list of slots repeats one pattern once per part; of a
+        row's only slot they have whole views, or equal pieces of one view.  Raises InputError
+        where neither is so.
+        """
+        slots = self.slots
+        repeats = max(n for n in range(1, len(slots) + 1) if slots == slots[: len(slots) // n] * n)
+        if repeats % parts == 0:
+            return Layout(slots[: len(slots) // parts])
+        said = [f"{slot.views} x {slot.tokens}" for slot in slots[: len(slots) // repeats]]
+        if len(slots) > 1:
+            fits = " or ".join(str(n) for n in range(1, repeats + 1) if repeats % n == 0)
+            raise InputError(
+                f"mesh.sequence is {parts}, and data.row has {repeats} times the pattern of slots "
+                f"{', '.join(said)} (views x tokens); repeat it a multiple of {parts} times, or "
+                f"set mesh.sequence to {fits}."
+            )
+        (slot,) = slots
+        tokens = slot.views * slot.tokens
+        if tokens % parts or (slot.views % parts and parts % slot.views):
+            raise InputError(
+                f"mesh.sequence is {parts}, which cuts the only slot of data.row, {said[0]} (views "
+                "x tokens), neither between views nor each view into equal pieces; use a divisor "
+                f"of {slot.views}, or a multiple of it that divides {tokens}."
+            )
+        views = max(slot.views // parts, 1)
+        return Layout((Piece(views, tokens // parts // views, slot.examples),))
 
     @functools.cached_property
     def runs(self) -> tuple[Run, ...]:

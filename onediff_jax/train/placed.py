@@ -13,7 +13,7 @@ from onediff_jax.data.rows import Batch, Writer
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.models.networks import Networks
 from onediff_jax.ops.layout import Layout
-from onediff_jax.sharding import ROWS, replicated
+from onediff_jax.sharding import batch_specs, replicated
 from onediff_jax.train.encoders import networks_of
 from onediff_jax.train.run import RunConfig
 from onediff_jax.train.start import state_shapes, with_sharding
@@ -36,7 +36,9 @@ def placed(
     """The run's optimizer, and its step over so many sources, on a mesh."""
     optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
     shardings = state_shardings(networks, optimizer, mesh, config.tune)
-    step = train_step_of(networks, optimizer, layout, config.flow, config.optimizer, sources)
+    step = train_step_of(
+        networks, optimizer, layout, config.flow, config.optimizer, shardings, sources
+    )
     compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     return Placed(networks, optimizer, shardings, compiled)
 
@@ -59,10 +61,12 @@ def planned(config: RunConfig, layout: Layout, mesh: Mesh) -> tuple[Placed, Shap
     )
     run = placed(config, networks, layout, mesh, len(config.data.sources))
     state = state_shapes(networks, run.optimizer, run.shardings, config.tune)
-    rows = NamedSharding(mesh, ROWS)
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((config.rows, *x.shape), x.dtype, sharding=rows),
+        lambda x, spec: jax.ShapeDtypeStruct(
+            (config.rows, *x.shape), x.dtype, sharding=NamedSharding(mesh, spec)
+        ),
         empty_row(config, layout),
+        batch_specs(Batch),
     )
     key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
     return run, Shapes(state, batch, key)

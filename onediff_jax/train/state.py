@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import LORA
 from onediff_jax.models.networks import Networks
-from onediff_jax.sharding import replicated, shardings_of
+from onediff_jax.sharding import check_tensor, replicated, shardings_of
 from onediff_jax.train.tune import EVERYTHING, TuneConfig, cast, merged, parted, scaled_rates
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -130,7 +130,11 @@ def state_shardings(
     mesh: Mesh,
     tune: TuneConfig = EVERYTHING,
 ) -> State:
-    """A sharding for every array; moments and average lie where their parameters lie."""
+    """A sharding for every array; moments and average lie where their parameters lie.
+
+    Raises InputError where the mesh does not divide the networks.
+    """
+    check_tensor(networks.split_sizes, mesh)
     boxed = jax.eval_shape(networks.init, jax.random.key(0))
     shapes, _ = parted(nn.meta.unbox(boxed), tune)
     params, frozen = parted(shardings_of(boxed, mesh), tune)

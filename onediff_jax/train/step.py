@@ -1,23 +1,77 @@
 """One training step: noise, predict, compare, update.  A pure function of state, batch and key."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
-from jaxtyping import Array, Float, Int, Key
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from onediff_jax.data.rows import TASK_NAMES, Batch
+from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks
 from onediff_jax.ops import flow
-from onediff_jax.ops.layout import Layout
+from onediff_jax.ops.layout import Layout, Piece
+from onediff_jax.sharding import (
+    ALONE,
+    ROWS,
+    Group,
+    Parallel,
+    batch_specs,
+    gathered,
+    group_of,
+    letters_of,
+    shardings_of,
+    summed,
+)
 from onediff_jax.train.state import OptimizerConfig, State, moved_average
 from onediff_jax.train.tune import merged
 
 SIGMA_BINS = 10
 EMPTY: dict[str, Any] = {}
+
+
+class Part(NamedTuple):
+    """What a device works on of every row: the tokens of some views, or of a piece of a view."""
+
+    layout: Layout
+    group: Group = ALONE  # the devices that share rows
+
+    def tokens(self, of_row: Float[Array, "b n p"]) -> Float[Array, "b n2 p"]:
+        """Those of the part, of all tokens."""
+        return self._cut(of_row, self.layout.tokens)
+
+    def views(self, of_row: Shaped[Array, "b v"]) -> Shaped[Array, "b v2"]:
+        """Those of the part, of all views."""
+        return self._cut(of_row, self.layout.views)
+
+    def of(self, batch: Batch) -> Batch:
+        """A batch that has the part's tokens, with its views and examples alone.
+
+        All devices that share a slot have all its examples.
+        """
+        sizes = {"v": self.layout.views, "e": self.layout.examples}
+        before = self.group.index * sizes["e"] if batch.task.shape[1] > sizes["e"] else 0
+        here = batch.example_of_view
+        batch = batch._replace(example_of_view=jnp.where(here < 0, here, here - before))
+        letters = letters_of(Batch)
+        return Batch(
+            *(
+                self._cut(field, sizes[axis]) if axis in sizes else field
+                for field, (_, axis, *_) in zip(batch, letters, strict=True)
+            )
+        )
+
+    def _cut(self, of_row: Array, size: int) -> Array:
+        whole = of_row.shape[1]
+        if whole == size:
+            return of_row
+        first = self.group.index * whole // self.group.size  # pieces of one view share it
+        return jax.lax.dynamic_slice_in_dim(of_row, first, size, 1)
 
 
 def losses(
@@ -28,11 +82,19 @@ def losses(
     key: Key[Array, ""],
     layout: Layout,
     config: flow.FlowConfig,
+    part: Part | None = None,
 ) -> tuple[Float[Array, "b n"], Float[Array, "b v"]]:
-    """Every token's squared error in velocity, padding included, and every view's noise level."""
-    clean = clean_latents(networks, params, batch, rows, key, layout)
-    sigmas, noise = flow.draw(key, rows, layout, clean.shape[-1], config)
-    noisy, velocity = flow.interpolate(clean, noise, sigmas[:, layout.view_of_token, None])
+    """Every token's squared error in velocity, padding included, and every view's noise level.
+
+    `layout` is that of rows; of a `part` of them, the batch has its tokens, and errors are theirs.
+    """
+    part = part or Part(layout)
+    all_sigmas, noise = flow.draw(key, rows, layout, batch.latents.shape[-1], config)
+    batch, sigmas = part.of(batch), part.views(all_sigmas)
+    clean = clean_latents(networks, params, batch, rows, key, layout, part)
+    noisy, velocity = flow.interpolate(
+        clean, part.tokens(noise), sigmas[:, part.layout.view_of_token, None]
+    )
     text = batch.text
     if jnp.issubdtype(text.dtype, jnp.integer):
         text = networks.states(params, text, batch.text_mask)
@@ -45,9 +107,88 @@ def losses(
         batch.token_mask,
         text,
         batch.text_mask,
-        layout,
+        part.layout,
     )
-    return flow.squared_errors(predicted, velocity), sigmas
+    return flow.squared_errors(predicted, velocity), all_sigmas
+
+
+def gradients_of(
+    networks: Networks,
+    layout: Layout,
+    flow_config: flow.FlowConfig,
+    parts: int,
+    specs: tuple[Any, ...],
+    mesh: Mesh,
+) -> Callable[..., tuple[Any, Float[Array, "b n"], Float[Array, "b v"]]]:
+    """A function (params, kept, frozen, batch, rows, weights, key) -> (gradients, errors, sigmas).
+
+    `specs` are those of the parameters that are trained, and of those that are kept; the networks'
+    own table has those of `frozen`.  Every device works on its share by the table of
+    `sharding.py`, in so many parts, one after the other.
+    """
+    share = Part(layout.part(mesh.shape["sequence"]), group_of(mesh, "sequence"))
+    tensor = group_of(mesh, "tensor")
+    split_slot = isinstance(share.layout.slots[0], Piece)
+    parallel = Parallel((tensor, share.group) if split_slot else (tensor,))
+    frozen_specs = specs_of(networks.init_frozen, mesh)
+    every_spec = {**merged(*specs), **frozen_specs}
+    dtypes = {"denoiser": networks.denoiser.config.dtype, "text": networks.text.config.dtype}
+
+    def gather_layer(name: str, layer: Any) -> Any:
+        of_layer = jax.tree.map(lambda spec: P(*spec[1:]), every_spec[name]["layers"])
+        return gathered(layer, of_layer, dtypes[name])
+
+    shared = networks.shared(gather_layer, parallel)
+
+    def gather_rest(params: Any) -> Any:
+        return {
+            name: {
+                part: leaf if part == "layers" else gathered(leaf, every_spec[name][part])
+                for part, leaf in network.items()
+            }
+            for name, network in params.items()
+        }
+
+    def weighted_loss(params, kept, frozen, batch, rows, weights, key):
+        every = gather_rest({**merged(params, kept), **frozen})
+        errors, sigmas = losses(shared, every, batch, rows, key, layout, flow_config, share)
+        # The loss is the sum of what all devices return, and those along tensor return the same.
+        return (errors * weights).sum() / tensor.size, (errors, sigmas)
+
+    def gradients(params, kept, frozen, batch, rows, weights, key):
+        def work_through(total, part):
+            grads, found = jax.grad(weighted_loss, has_aux=True)(params, kept, frozen, *part, key)
+            return jax.tree.map(jnp.add, total, grads), found
+
+        cut = jax.tree.map(
+            lambda x: x.reshape(parts, len(x) // parts, *x.shape[1:]), (batch, rows, weights)
+        )
+        zero = jax.tree.map(jnp.zeros_like, params)
+        if parts == 1:
+            total, found = work_through(zero, jax.tree.map(lambda x: x[0], cut))
+        else:
+            total, found = jax.lax.scan(work_through, zero, cut)
+            found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+        return summed(total, specs[0]), *found
+
+    def on_all_devices(params, kept, frozen, *of_batch):
+        of_rows, of_tokens = P(ROWS), P(ROWS, "sequence")
+        mine = {name: frozen_specs[name] for name in frozen}
+        return jax.shard_map(
+            gradients,
+            mesh=mesh,
+            in_specs=(*specs, mine, batch_specs(Batch), of_rows, of_tokens, P()),
+            out_specs=(specs[0], of_tokens, of_rows),
+            check_vma=False,  # kernels of attention do not say along which axes they vary
+        )(params, kept, frozen, *of_batch)
+
+    return on_all_devices
+
+
+def specs_of(init: Callable[[Array], Any], mesh: Mesh) -> Any:
+    """How what a function of a key initialises is split."""
+    shardings = shardings_of(jax.eval_shape(init, jax.random.key(0)), mesh)
+    return jax.tree.map(lambda sharding: sharding.spec, shardings)
 
 
 def clean_latents(
@@ -57,19 +198,31 @@ def clean_latents(
     rows: Int[Array, " b"],
     key: Key[Array, ""],
     layout: Layout,
+    part: Part | None = None,
 ) -> Float[Array, "b n p"]:
-    """Latents of all views, as patches: read, encoded here, or drawn from what either says."""
+    """Latents of a part's views, as patches: read, encoded here, or drawn from what either says.
+
+    `batch` is that of the part, `layout` that of whole rows.  Raises InputError where pictures
+    would have to be encoded in pieces.
+    """
+    part = part or Part(layout)
     means, deviations = batch.latents, batch.deviations
     if batch.pixels.shape[-1]:
-        found = networks.encoded(params, batch.pixels, layout)
-        here = ~batch.encoded[:, layout.view_of_token, None]
+        if part.layout.slots[0].tokens != layout.slots[0].tokens:
+            raise InputError(
+                "mesh.sequence cuts views into pieces, and pictures are encoded whole inside the "
+                "step; encode the data set ahead, by tools/encode_dataset.py."
+            )
+        found = networks.encoded(params, batch.pixels, part.layout)
+        here = ~batch.encoded[:, part.layout.view_of_token, None]
         means = jnp.where(here, found[0], means)
         if networks.sampled:
             read = deviations if deviations.shape[-1] else 0.0
             deviations = jnp.where(here, found[1], read)
     if not deviations.shape[-1]:
         return means
-    return means + deviations * flow.posterior_noise(key, rows, layout, means.shape[-1])
+    noise = flow.posterior_noise(key, rows, layout, means.shape[-1])
+    return means + deviations * part.tokens(noise)
 
 
 def train_step_of(
@@ -78,15 +231,19 @@ def train_step_of(
     layout: Layout,
     flow_config: flow.FlowConfig,
     config: OptimizerConfig,
+    shardings: State,
     sources: int = 1,
 ) -> Callable[..., tuple[State, dict[str, clu_metrics.Average]]]:
     """The step of a run of so many sources: (state, batch, key, frozen) -> (state, metrics).
 
     `frozen` has the parameters of the released networks that work inside the step; no gradient
     passes through them.  The loss is normalised over the global batch before it is cut into parts,
-    so that `accumulate` changes memory and nothing else.
+    so that neither `accumulate` nor the mesh of `shardings` changes it.  Raises InputError where
+    the mesh does not cut rows of this layout.
     """
-    parts = config.accumulate
+    specs = jax.tree.map(lambda s: s.spec, (shardings.params, shardings.frozen))
+    mesh = shardings.step.mesh
+    gradients = gradients_of(networks, layout, flow_config, config.accumulate, specs, mesh)
 
     def train_step(state: State, batch: Batch, key: Array, frozen: Any = EMPTY):
         rows = state.step * batch.latents.shape[0] + jnp.arange(batch.latents.shape[0])
@@ -94,33 +251,14 @@ def train_step_of(
             batch.token_mask, batch.example_of_view, layout, flow_config.balance
         )
         weights = weights / jnp.maximum(weights.sum(), 1)
-
-        def weighted_loss(params, batch, rows, weights):
-            every = {**merged(params, state.frozen), **frozen}
-            errors, sigmas = losses(networks, every, batch, rows, key, layout, flow_config)
-            return (errors * weights).sum(), measures(errors, sigmas, batch, layout, sources)
-
-        def work_through(total, part):
-            (loss, measured), grads = jax.value_and_grad(weighted_loss, has_aux=True)(
-                state.params, *part
-            )
-            return jax.tree.map(jnp.add, total, (loss, grads)), measured
-
-        # Strided parts: every device keeps the rows that it holds.
-        cut = jax.tree.map(
-            lambda x: x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1),
-            (batch, rows, weights),
-        )
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        if parts == 1:
-            (loss, grads), measured = work_through(zero, jax.tree.map(lambda x: x[0], cut))
-        else:
-            (loss, grads), measured = jax.lax.scan(work_through, zero, cut)
-            measured = jax.tree.map(lambda x: x.sum(0), measured)
+        kept = state.frozen
+        grads, errors, sigmas = gradients(state.params, kept, frozen, batch, rows, weights, key)
 
         updates, moments = optimizer.update(grads, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = moved_average(state.ema, params, state.step, config.ema)
+        measured = measures(errors, sigmas, batch, layout, sources)
+        loss = (errors * weights).sum()
         measured |= {"loss": mean_of(loss), "grad_norm": mean_of(optax.global_norm(grads))}
         return State(state.step + 1, params, ema, moments, state.frozen), measured
 
