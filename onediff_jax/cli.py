@@ -21,12 +21,13 @@ USAGE = """onediff_jax: OneDiffusion in JAX, every image task as a sequence of v
 
   python -m onediff_jax train  --config FILE --workdir DIR [--config.a.b=VALUE ...]
   python -m onediff_jax sample --checkpoint DIR --task TASK [--given VIEW=FILE ...] --out DIR
+  python -m onediff_jax plan   --config FILE --topology v3-256 [--json FILE] [--search]
 
 Add --help to a command for its options."""
 
 
-def train_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """The options of `train`."""
+def config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """The option that names a run's file, and one for each of its settings."""
     config_flags.DEFINE_config_file(
         "config",
         None,
@@ -34,6 +35,11 @@ def train_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         flag_values=values,
         sys_argv=list(arguments),
     )
+
+
+def train_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """The options of `train`."""
+    config_flag(values, arguments)
     flags.DEFINE_string(
         "workdir", None, "where checkpoints, metrics and pictures go", flag_values=values
     )
@@ -143,9 +149,48 @@ def sample(options: flags.FlagValues) -> None:
     )
 
 
+def plan_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """The options of `plan`."""
+    config_flag(values, arguments)
+    flags.DEFINE_string(
+        "topology", None, "a TPU slice by its cloud name, such as v3-256", flag_values=values
+    )
+    flags.DEFINE_string("json", None, "a file for the plan's numbers", flag_values=values)
+    flags.DEFINE_boolean(
+        "search", False, "plan many meshes, remat policies and rows; rank them", flag_values=values
+    )
+    flags.DEFINE_multi_string(
+        "over",
+        [],
+        "NAME=VALUE,VALUE: what --search tries for a setting, instead of its own choice",
+        flag_values=values,
+    )
+    flags.mark_flags_as_required(["config", "topology"], flag_values=values)
+
+
+def plan(options: flags.FlagValues) -> None:
+    """Compiles a run's step for a TPU slice that need not be there: memory, exchanges, estimates.
+
+    Reads no data.  The status is 1 where the step does not fit.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # the compiler needs no device, and waits for none
+    from onediff_jax.plan import command
+
+    command.plan(
+        options.config.to_dict(),
+        options.topology,
+        pathlib.Path(options.json) if options.json else None,
+        options.search,
+        options.over,
+    )
+
+
 COMMANDS: dict[str, tuple[Callable, Callable]] = {
     "train": (train_flags, train),
     "sample": (sample_flags, sample),
+    "plan": (plan_flags, plan),
 }
 
 

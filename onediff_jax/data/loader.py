@@ -143,6 +143,12 @@ def layout_of(config: DataConfig) -> Layout:
     )
 
 
+def examples_per_row(config: DataConfig) -> float:
+    """Examples that a row of a run holds on average."""
+    packings = [packing for _, _, _, packing in packed_slots(config, seed=0)]
+    return sum(packing.mean_examples if packing else 1.0 for packing in packings)
+
+
 class Rows(Sequence):
     """The rows of a run, by number.
 

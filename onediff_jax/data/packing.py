@@ -83,6 +83,11 @@ class Packing:
         """The most examples that a recipe in use holds."""
         return max(len(self.recipes[i]) for i in np.unique(self._deck))
 
+    @property
+    def mean_examples(self) -> float:
+        """Examples that a recipe holds on average."""
+        return float(np.mean([len(self.recipes[i]) for i in self._deck]))
+
     def fill(self, row: int) -> list[tuple[int, int]]:
         """The row's examples in order: view count, and number in the stream of that count."""
         period, place = divmod(row, PERIOD)

@@ -64,11 +64,18 @@ def step_flops(networks: Networks, layout: Layout, rows: int, text_length: int) 
 
     Rematerialisation and a released codec count nothing, a released text encoder its forward pass.
     """
-    forward = denoiser_flops(
-        networks.denoiser.config, layout, text_length, networks.text.config.width
-    )
+    return sum(network_flops(networks, layout, rows, text_length).values())
+
+
+def network_flops(
+    networks: Networks, layout: Layout, rows: int, text_length: int
+) -> dict[str, int]:
+    """FLOPs of a training step, by network."""
+    text_width = networks.text.config.width
+    denoiser = denoiser_flops(networks.denoiser.config, layout, text_length, text_width)
     text = text_flops(networks, layout.examples * text_length, text_length)
-    return rows * (3 * forward + (1 if "text" in networks.frozen else 3) * text)
+    passes = 1 if "text" in networks.frozen else 3
+    return {"denoiser": 3 * rows * denoiser, "text encoder": passes * rows * text}
 
 
 def peak_flops() -> float | None:

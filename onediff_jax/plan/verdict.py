@@ -1,0 +1,129 @@
+"""What a run would be on a slice that nobody has: whether it fits, how fast, what it exchanges."""
+
+import math
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+
+from onediff_jax.data.loader import examples_per_row, layout_of
+from onediff_jax.plan.compiled import Compiled, compiled
+from onediff_jax.plan.estimate import Estimate, estimate_of
+from onediff_jax.plan.topologies import Topology, devices_of
+from onediff_jax.sharding import check_rows, mesh_of
+from onediff_jax.train.metrics import network_flops
+from onediff_jax.train.placed import Shapes, planned
+from onediff_jax.train.run import RunConfig
+from onediff_jax.train.state import parameters
+
+DAY = 24 * 60 * 60
+ESTIMATED = (
+    "estimated_compute_seconds",
+    "estimated_communication_seconds",
+    "estimated_mfu",
+    "estimated_mfu_with_communication",
+)
+
+
+class Plan(NamedTuple):
+    """A run's step on a slice, compiled and estimated; nothing of it was run."""
+
+    topology: Topology
+    steps: int
+    samples: float  # of a step
+    params: int  # that are trained
+    flops: dict[str, int]  # of a step on all devices, by network
+    held: dict[str, int]  # bytes of what a device is given, by kind, padding left out
+    compiled: Compiled
+    estimate: Estimate
+
+    @property
+    def limit(self) -> int:
+        """Bytes that the compiler lets a program use on a device."""
+        return int(self.topology.generation.memory * 2**30)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler found room for the step."""
+        return not self.compiled.refusal
+
+    def share_of_peak(self, seconds: float) -> float:
+        """Model FLOPs over what all devices could do in so many seconds."""
+        peak = self.topology.generation.peak * self.topology.devices
+        return sum(self.flops.values()) / (seconds * peak)
+
+    @property
+    def samples_per_second(self) -> float:
+        """With exchanges."""
+        return self.samples / self.estimate.seconds
+
+    @property
+    def days(self) -> float:
+        """Of the whole run, with exchanges."""
+        return self.steps * self.estimate.seconds / DAY
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan's numbers; bytes and seconds are a device's, FLOPs those of all.
+
+        Seconds of communication are those on the wire; the share of peak with communication counts
+        of them what compute does not hide.  Of a step that does not fit, estimates are None.
+        """
+        estimate = self.estimate
+        estimated = dict.fromkeys(ESTIMATED)
+        if self.fits:
+            shares = map(self.share_of_peak, (estimate.compute, estimate.seconds))
+            numbers = (estimate.compute, estimate.wire, *shares)
+            estimated = dict(zip(ESTIMATED, (round(n, 6) for n in numbers), strict=True))
+        return {
+            "topology": self.topology.name,
+            "cores": self.topology.cores,
+            "params": self.params,
+            "hbm_bytes": self.compiled.bytes,
+            "hbm_limit_bytes": self.limit,
+            "fits": self.fits,
+            "model_flops": sum(self.flops.values()),
+            **estimated,
+            "collectives": {
+                kind: {"count": traffic.count, "bytes": traffic.bytes}
+                for kind, traffic in sorted(estimate.traffic.items())
+            },
+            "compile_seconds": round(self.compiled.seconds, 1),
+        }
+
+
+def plan_of(config: RunConfig, topology: Topology) -> Plan:
+    """The plan of a run; no data is read.
+
+    Raises InputError where the run's mesh or rows do not suit the slice, or the compiler refuses
+    the step for another reason than memory.
+    """
+    mesh = mesh_of(config.mesh, devices_of(topology))
+    check_rows(config.rows, config.optimizer.accumulate, mesh)
+    layout = layout_of(config.data)
+    run, shapes = planned(config, layout, mesh)
+    made = compiled(run.step, shapes)
+    return Plan(
+        topology,
+        config.steps,
+        config.rows * examples_per_row(config.data),
+        parameters(shapes.state.params),
+        network_flops(run.networks, layout, config.rows, config.text.length),
+        held_bytes(shapes),
+        made,
+        estimate_of(made.program, topology.generation),
+    )
+
+
+def held_bytes(shapes: Shapes) -> dict[str, int]:
+    """Bytes of what a device is given, by kind."""
+    kinds = {**shapes.state._asdict(), "batch": shapes.batch}
+    found = Counter(
+        {
+            kind: sum(
+                math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+                for leaf in jax.tree.leaves(part)
+            )
+            for kind, part in kinds.items()
+        }
+    )
+    return {kind: size for kind, size in found.most_common() if size and kind != "step"}
