@@ -51,6 +51,8 @@ def train_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def train(options: flags.FlagValues) -> None:
     """Trains a configuration, from the newest checkpoint of the workdir where there is one."""
+    from etils import epath
+
     from onediff_jax import processes
     from onediff_jax.config import as_dict, run_config
     from onediff_jax.train.loop import train as train_run
@@ -58,7 +60,7 @@ def train(options: flags.FlagValues) -> None:
     if options.distributed:
         processes.join()
     config = run_config(options.config.to_dict())  # a file that failed raises its error here
-    train_run(config, pathlib.Path(options.workdir), as_dict(config))
+    train_run(config, epath.Path(options.workdir), as_dict(config))
 
 
 def sample_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -123,10 +125,12 @@ def sample_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def sample(options: flags.FlagValues) -> None:
     """Samples the views of a task that are not given, and writes them as PNG files."""
+    from etils import epath
+
     from onediff_jax import sampling
 
     sampling.sample_to_folder(
-        pathlib.Path(options.checkpoint),
+        epath.Path(options.checkpoint),
         sampling.Asked(
             options.task,
             dict(sampling.name_and_file(text) for text in options.given),

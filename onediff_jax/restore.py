@@ -25,7 +25,7 @@ class Restored(NamedTuple):
     step: int
 
 
-def restored(path: pathlib.Path, moved: Mapping[str, str] = NOWHERE_ELSE) -> Restored:
+def restored(path: pathlib.PurePath, moved: Mapping[str, str] = NOWHERE_ELSE) -> Restored:
     """The model of a checkpoint.
 
     `moved` names the folders of released networks, text or codec, that are elsewhere now.

@@ -136,7 +136,7 @@ def prompt_for(asked: Asked) -> str:
 
 
 def sample_to_folder(
-    checkpoint: pathlib.Path,
+    checkpoint: pathlib.PurePath,
     asked: Asked,
     out: pathlib.Path,
     *,

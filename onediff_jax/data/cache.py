@@ -12,7 +12,6 @@ its prompt as text, and as token ids or as states, bfloat16, of the tokens that 
 
 import dataclasses
 import json
-import pathlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,9 +19,10 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
+from etils import epath
 
 from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed, Record
-from onediff_jax.data.records import Source, folder_at
+from onediff_jax.data.records import Source, no_folder
 from onediff_jax.data.shards import HALF, READING, packed_array, refuse_changed, unpacked_array
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
@@ -105,13 +105,16 @@ class Cache:
 
     def open(self, split: str) -> Source:
         """The examples, which are all for training; validation has none."""
-        return CachedSource(folder_at(self.path, "cache"), split)
+        folder = epath.Path(self.path).expanduser()
+        if not self.path or not folder.is_dir():
+            raise no_folder(self.path, "cache")
+        return CachedSource(folder, split)
 
 
 class CachedSource(Source):
     """Encoded examples instead of records; `examples` has those of a part."""
 
-    def __init__(self, folder: pathlib.Path, split: str):
+    def __init__(self, folder: epath.Path, split: str):
         self.folder, self.manifest = folder, manifest_in(folder)
         self.fields, self.least = frozenset(self.manifest["fields"]), self.manifest["least"]
         self._length = self.manifest["records"] if split == "train" else 0
@@ -169,7 +172,7 @@ class CachedSource(Source):
 class CachedExamples(Sequence):
     """The encoded examples of a part, by number, as bytes."""
 
-    def __init__(self, folder: pathlib.Path, shards: Sequence[Mapping[str, Any]]):
+    def __init__(self, folder: epath.Path, shards: Sequence[Mapping[str, Any]]):
         refuse_changed(folder, shards, MANIFEST)
         self._files = [folder / shard["file"] for shard in shards]
         self._ends = np.cumsum([shard["records"] for shard in shards], dtype=np.int64)
@@ -203,7 +206,7 @@ class CachedExamples(Sequence):
             ) from None
 
 
-def manifest_in(folder: pathlib.Path) -> dict[str, Any]:
+def manifest_in(folder: epath.Path) -> dict[str, Any]:
     """What manifest.json says; raises InputError where the folder is not a whole cache."""
     file = folder / MANIFEST
     if not file.is_file():

@@ -140,13 +140,27 @@ class StoredRecord(Mapping):
 
 
 def folder_at(path: str, kind: str) -> pathlib.Path:
-    """The folder that a source of some kind is in; raises InputError where there is none."""
+    """The folder that a source of some kind is in.
+
+    Raises InputError where there is none, or it is in object storage, which only shards are read
+    from: a file for every picture is too many for it.
+    """
+    if "://" in path:
+        raise InputError(
+            f"{path!r} is object storage, which data sources of kind {kind!r} cannot be read from; "
+            "make shards of it by tools/make_shards.py, or mount it as a folder."
+        )
     folder = pathlib.Path(path).expanduser()
     if not path or not folder.is_dir():
-        raise InputError(
-            f"There is no folder {path!r}; set the path of the data source of kind {kind!r} to one."
-        )
+        raise no_folder(path, kind)
     return folder
+
+
+def no_folder(path: str, kind: str) -> InputError:
+    """The error of a source of some kind whose folder is not there."""
+    return InputError(
+        f"There is no folder {path!r}; set the path of the data source of kind {kind!r} to one."
+    )
 
 
 def numbers_of_split(

@@ -1,8 +1,9 @@
 """Shards: records of any source in a few large files, read at random access.
 
 A folder of ArrayRecord files and `fields.json`, which says what is in them and is written last, so
-that a folder without it is known to be incomplete.  A record is one msgpack map: pictures are the
-bytes of their PNG, JPEG or WebP files, arrays their type, shape and bytes.
+that a folder without it is known to be incomplete.  It may lie in object storage (gs://...), which
+ArrayRecord reads by itself.  A record is one msgpack map: pictures are the bytes of their PNG, JPEG
+or WebP files, arrays their type, shape and bytes.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
+from etils import epath
 
 from onediff_jax.data.example import Record
 from onediff_jax.data.faults import refuse_wrong_camera
@@ -27,7 +29,7 @@ from onediff_jax.data.records import (
     StoredPicture,
     StoredPictures,
     StoredRecord,
-    folder_at,
+    no_folder,
 )
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
@@ -166,7 +168,7 @@ def written_files(
         number += 1
 
 
-def checksum(file: pathlib.Path) -> str:
+def checksum(file: pathlib.PurePath) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -187,7 +189,9 @@ class ShardRecords(Source):
     """Records of a folder of shards."""
 
     def __init__(self, settings: Shards, split: str):
-        self.folder = folder_at(settings.path, "shards")
+        self.folder = epath.Path(settings.path).expanduser()
+        if not settings.path or not self.folder.is_dir():
+            raise no_folder(settings.path, "shards")
         manifest = manifest_of(self.folder)
         if split not in manifest["shards"]:
             raise InputError(
@@ -251,7 +255,7 @@ class ShardRecords(Source):
         return [str(file) for file, written in files if checksum(file) != written]
 
 
-def manifest_of(folder: pathlib.Path) -> dict[str, Any]:
+def manifest_of(folder: epath.Path) -> dict[str, Any]:
     """What `fields.json` says; raises InputError where the folder is not one of whole shards."""
     file = folder / MANIFEST
     if not file.is_file():
@@ -278,12 +282,12 @@ def manifest_of(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def refuse_changed(
-    folder: pathlib.Path, shards: Sequence[Mapping[str, Any]], manifest: str = MANIFEST
+    folder: epath.Path, shards: Sequence[Mapping[str, Any]], manifest: str = MANIFEST
 ) -> None:
     """Raises where a file is missing or has another size than when it was written."""
     for shard in shards:
         file = folder / shard["file"]
-        size = file.stat().st_size if file.is_file() else None
+        size = file.stat().length if file.is_file() else None
         if size != shard["bytes"]:
             found = "missing" if size is None else f"{size} bytes long"
             raise InputError(

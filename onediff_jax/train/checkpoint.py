@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onediff_jax.data.cache import flat
@@ -24,6 +25,7 @@ from onediff_jax.data.latents import LaterCodec, LinearCodec
 from onediff_jax.errors import InputError
 from onediff_jax.train.run import Assets, CheckpointConfig, RunConfig
 from onediff_jax.train.state import State
+from onediff_jax.train.storage import absolute
 from onediff_jax.train.tune import WEIGHTS
 
 FOLDER = "checkpoints"
@@ -36,9 +38,9 @@ FREE = (".attention", ".unroll", ".dtype", ".path", ".tokenizer", ".posterior", 
 class Checkpoints:
     """A workdir's checkpoints, for a `with` statement whose end waits for what is being written."""
 
-    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+    def __init__(self, workdir: pathlib.PurePath, config: CheckpointConfig):
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)
-        self._manager = ocp.CheckpointManager((workdir / FOLDER).resolve(), options=options)
+        self._manager = ocp.CheckpointManager(absolute(workdir) / FOLDER, options=options)
 
     @property
     def newest(self) -> int | None:
@@ -83,7 +85,7 @@ class Checkpoints:
         frozen = found.pop("frozen", None)
         if frozen is None:
             frozen = weights(
-                pathlib.Path(config["tune"]["start"]), shapes.frozen, config["tune"]["weights"]
+                epath.Path(config["tune"]["start"]), shapes.frozen, config["tune"]["weights"]
             )
         return State(**found, frozen=frozen)
 
@@ -145,7 +147,7 @@ def assets_of(arrays: dict[str, np.ndarray]) -> Assets:
     return Assets(codec, text("vocabulary"), text("origin"), fingerprints)
 
 
-def newest_step(workdir: pathlib.Path) -> int | None:
+def newest_step(workdir: pathlib.PurePath) -> int | None:
     """The step of a workdir's newest complete checkpoint; None where there is none."""
     try:
         return int(step_folder(workdir).name)
@@ -153,19 +155,16 @@ def newest_step(workdir: pathlib.Path) -> int | None:
         return None
 
 
-def step_folder(path: pathlib.Path) -> pathlib.Path:
+def step_folder(path: pathlib.PurePath) -> epath.Path:
     """The folder of one step: `path` itself, or the newest complete one of a workdir.
 
     Raises InputError, naming `path`, where there is none.
     """
-    if (path / "state").is_dir():
-        return path
-    parent = path / FOLDER if (path / FOLDER).is_dir() else path
-    steps = [
-        folder
-        for folder in parent.glob("*")
-        if folder.name.isdigit() and (folder / "state").is_dir()
-    ]
+    given = absolute(path)
+    if complete(given):
+        return given
+    parent = given / FOLDER if (given / FOLDER).is_dir() else given
+    steps = [folder for folder in parent.glob("*") if folder.name.isdigit() and complete(folder)]
     if not steps:
         raise InputError(
             f"{path} holds no checkpoint; give a workdir that `train` has saved in, or one of its "
@@ -174,7 +173,13 @@ def step_folder(path: pathlib.Path) -> pathlib.Path:
     return max(steps, key=lambda folder: int(folder.name))
 
 
-def described(path: pathlib.Path) -> tuple[dict[str, Any], Assets, int]:
+def complete(folder: epath.Path) -> bool:
+    """Whether a folder holds a step that was saved to its end."""
+    # Object storage cannot rename: there the last thing written says that it is the last.
+    return (folder / "state").is_dir() and ocp.utils.is_checkpoint_finalized(folder)
+
+
+def described(path: pathlib.PurePath) -> tuple[dict[str, Any], Assets, int]:
     """Configuration, assets and step of a checkpoint.
 
     Raises InputError, naming `path`, where there is none or not one of ours.
@@ -183,7 +188,7 @@ def described(path: pathlib.Path) -> tuple[dict[str, Any], Assets, int]:
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     names = ocp.args.Composite(config=ocp.args.JsonRestore(), assets=ocp.args.StandardRestore())
     try:
-        held = checkpointer.restore(folder.resolve(), args=names)
+        held = checkpointer.restore(folder, args=names)
         return held.config, assets_of(held.assets), int(folder.name)
     except (FileNotFoundError, KeyError, ValueError) as error:
         first = str(error).splitlines()[0]
@@ -196,13 +201,13 @@ class Place(NamedTuple):
     """Where a parameter of a checkpoint is saved, and as what."""
 
     name: str
-    folder: pathlib.Path  # of a step
+    folder: pathlib.PurePath  # of a step
     part: str  # of its state
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
-def places(path: pathlib.Path, names: Iterable[str], kind: str = "ema") -> dict[str, Place]:
+def places(path: pathlib.PurePath, names: Iterable[str], kind: str = "ema") -> dict[str, Place]:
     """Where a checkpoint's parameters (`kind`: ema or params) of these names are.
 
     What the checkpoint's run did not train is in the checkpoint that it started from.  Raises
@@ -224,7 +229,7 @@ def places(path: pathlib.Path, names: Iterable[str], kind: str = "ema") -> dict[
         start = config.get("tune", {}).get("start")
         if not start:
             break
-        path, kind = pathlib.Path(start), config["tune"]["weights"]
+        path, kind = epath.Path(start), config["tune"]["weights"]
     if missing := sorted(set(names) - set(found)):
         raise InputError(
             f"{' and '.join(seen)} lack {len(missing)} parameters of this model: "
@@ -233,13 +238,13 @@ def places(path: pathlib.Path, names: Iterable[str], kind: str = "ema") -> dict[
     return found
 
 
-def kinds_in(path: pathlib.Path) -> tuple[str, ...]:
+def kinds_in(path: pathlib.PurePath) -> tuple[str, ...]:
     """The kinds of weights that a checkpoint holds: of ema and params."""
     state = _state(step_folder(path))
     return tuple(kind for kind in WEIGHTS if state.get(kind))
 
 
-def weights(path: pathlib.Path, shapes: Any, kind: str = "ema") -> Any:
+def weights(path: pathlib.PurePath, shapes: Any, kind: str = "ema") -> Any:
     """The parameters of a checkpoint (`kind`: ema or params), of the names of `shapes`.
 
     In the types, and where they have them the shardings, of `shapes`; from wherever `places` says.
@@ -253,7 +258,7 @@ def weights(path: pathlib.Path, shapes: Any, kind: str = "ema") -> Any:
             f"model's {wanted[other[0]].shape}"
             + (f"; so do {len(other) - 1} more." if other[1:] else ".")
         )
-    by_part: dict[tuple[pathlib.Path, str], dict[str, Any]] = {}
+    by_part: dict[tuple[pathlib.PurePath, str], dict[str, Any]] = {}
     for name, place in there.items():
         by_part.setdefault((place.folder, place.part), {})[name] = wanted[name]
     parts = [_read(folder, part, mine) for (folder, part), mine in by_part.items()]
@@ -267,7 +272,7 @@ def stored(place: Place) -> np.ndarray:
 
 
 def save_weights(
-    folder: pathlib.Path, params: Mapping, assets: Assets, config: dict[str, Any]
+    folder: pathlib.PurePath, params: Mapping, assets: Assets, config: dict[str, Any]
 ) -> None:
     """Writes a checkpoint of weights alone, to start from: `folder` is that of its step.
 
@@ -287,7 +292,7 @@ def save_weights(
         config=ocp.JsonCheckpointHandler(),
     )
     ocp.Checkpointer(handlers).save(
-        folder.resolve(),
+        absolute(folder),
         args=ocp.args.Composite(
             state=ocp.args.PyTreeSave({"ema": params}, save_args={"ema": chunks}),
             assets=ocp.args.StandardSave(arrays_of(assets)),
@@ -296,12 +301,12 @@ def save_weights(
     )
 
 
-def _state(folder: pathlib.Path) -> dict[str, Any]:
+def _state(folder: pathlib.PurePath) -> dict[str, Any]:
     """What Orbax knows of the arrays of a saved state."""
-    return ocp.PyTreeCheckpointHandler().metadata((folder / "state").resolve()).tree
+    return ocp.PyTreeCheckpointHandler().metadata(absolute(folder / "state")).tree
 
 
-def _read(folder: pathlib.Path, part: str, shapes: dict[str, Any]) -> dict[str, Any]:
+def _read(folder: pathlib.PurePath, part: str, shapes: dict[str, Any]) -> dict[str, Any]:
     """Parameters in a part of the saved state, by name."""
     target = {part: unflatten_dict(shapes, sep="/")}
     restore = ocp.args.PyTreeRestore(
@@ -310,7 +315,7 @@ def _read(folder: pathlib.Path, part: str, shapes: dict[str, Any]) -> dict[str, 
         partial_restore=True,
     )
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    found = checkpointer.restore((folder / "state").resolve(), args=restore)
+    found = checkpointer.restore(absolute(folder / "state"), args=restore)
     return flatten_dict(found[part], sep="/")
 
 

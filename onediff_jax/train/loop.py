@@ -29,7 +29,9 @@ from onediff_jax.train.tune import merged
 from onediff_jax.train.writer import Writer
 
 
-def train(config: run.RunConfig, workdir: pathlib.Path, as_json: dict[str, Any]) -> pathlib.Path:
+def train(
+    config: run.RunConfig, workdir: pathlib.PurePath, as_json: dict[str, Any]
+) -> pathlib.PurePath:
     """Trains to `config.steps`, from the workdir's newest complete checkpoint where there is one.
 
     `as_json` is the configuration as checkpoints keep it.  Raises Stopped where the run was asked

@@ -17,7 +17,7 @@ class Profile:
     No `steps` record nothing, and of many processes only the first records.
     """
 
-    def __init__(self, steps: tuple[int, ...], workdir: epath.PathLike):
+    def __init__(self, steps: tuple[int, ...], workdir: pathlib.PurePath):
         mine = bool(steps) and jax.process_index() == 0
         self._first, self._after = (steps[0], sum(steps)) if mine else (0, 0)
         self._folder = epath.Path(workdir) / "tensorboard"

@@ -1,12 +1,12 @@
 """The first state of a run: random, or another run's weights under a fresh optimizer."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import optax
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onediff_jax.data.cache import CachedSource
@@ -31,7 +31,7 @@ def first_assets(
     """
     if not config.tune.start:
         return own_assets(config, sources)
-    before, assets, _ = described(pathlib.Path(config.tune.start))
+    before, assets, _ = described(epath.Path(config.tune.start))
     free = ("model.lora.", "tune.", *(("text.", "codec.") if assets.partial else ()))
     for name, (was, now) in binding_changes(before, as_json).items():
         if not name.startswith(free):
@@ -70,14 +70,14 @@ def first_state(
     where = merged(shardings.params, shardings.frozen)
     params = nn.meta.unbox(jax.eval_shape(networks.init, key))
     flat = flatten_dict(jax.tree.map(with_sharding, params, where), sep="/")
-    _, assets, _ = described(pathlib.Path(tune.start))
+    _, assets, _ = described(epath.Path(tune.start))
     fresh = {
         name
         for name in flat
         if name.rsplit("/", 1)[-1] in LORA or (assets.partial and not name.startswith("denoiser/"))
     }
     given = unflatten_dict({n: s for n, s in flat.items() if n not in fresh}, sep="/")
-    given = weights(pathlib.Path(tune.start), given, tune.weights)
+    given = weights(epath.Path(tune.start), given, tune.weights)
 
     def start(given: Any) -> State:
         drawn = flatten_dict(nn.meta.unbox(networks.init(key)), sep="/")

@@ -5,6 +5,8 @@
     pictures/NAME_STEP.png
     NAME.txt
 
+In object storage they appear when a run ends, and until then every minute.
+
 A run that was stopped has usually written past its last checkpoint.  The run that resumes there
 takes those steps again, so what was recorded of them is removed first: every step is told once.
 """
@@ -26,6 +28,8 @@ import rich.text
 from jaxtyping import UInt8
 from PIL import Image
 
+from onediff_jax.train.storage import Staged
+
 
 class Writer:
     """Writes a run's metrics, pictures and texts, and shows how far it is.  For a `with` statement.
@@ -39,7 +43,7 @@ class Writer:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: pathlib.PurePath,
         first_step: int,
         last_step: int,
         *,
@@ -57,11 +61,14 @@ class Writer:
 
         import tensorboardX
 
-        workdir.mkdir(parents=True, exist_ok=True)
-        keep_steps_before(workdir / "metrics.jsonl", first_step)
-        self._metrics = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._staged = Staged(workdir)
+        local = self._local = self._staged.local
+        local.mkdir(parents=True, exist_ok=True)
+        self._staged.fetch("metrics.jsonl")
+        keep_steps_before(local / "metrics.jsonl", first_step)
+        self._metrics = (local / "metrics.jsonl").open("a", encoding="utf-8")
         self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"),
+            str(local / "tensorboard"),
             purge_step=first_step,
             flush_secs=10,
             # Else the name is the host and the second, and a quick restart overwrites the file.
@@ -89,6 +96,7 @@ class Writer:
         self._metrics.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
         self._metrics.flush()
         self._add_summary(step, [{"tag": name, "simple_value": x} for name, x in numbers.items()])
+        self._staged.copy()
 
         if not self._samples or step > self._samples[-1][1]:
             self._samples.append((time.monotonic(), step))
@@ -101,23 +109,23 @@ class Writer:
         else:
             self.line("  ".join([at, headline, self._left(step)]).rstrip())
 
-    def pictures(self, step: int, name: str, grid: UInt8[np.ndarray, "h w 3"]) -> pathlib.Path:
+    def pictures(self, step: int, name: str, grid: UInt8[np.ndarray, "h w 3"]) -> pathlib.PurePath:
         """Returns pictures/NAME_STEP.png, written unless quiet; TensorBoard gets the same bytes."""
-        path = self.workdir / "pictures" / f"{name}_{step:07d}.png"
+        path = pathlib.PurePath("pictures", f"{name}_{step:07d}.png")
         if not self.quiet:
             file = io.BytesIO()
             Image.fromarray(grid).save(file, format="PNG")
             png, (height, width, _) = file.getvalue(), grid.shape
-            replace_file(path, png)
+            replace_file(self._local / path, png)
             image = dict(height=height, width=width, colorspace=3, encoded_image_string=png)
             self._add_summary(step, [{"tag": name, "image": image}])
-        return path
+        return self.workdir / path
 
     def text(self, name: str, text: str) -> None:
         """Writes NAME.txt, and the same as preformatted text to TensorBoard."""
         if self.quiet:
             return
-        replace_file(self.workdir / f"{name}.txt", text.encode())
+        replace_file(self._local / f"{name}.txt", text.encode())
         # TensorBoard reads Markdown, where an indented line is shown as it stands.
         indented = "".join(f"    {line}\n" for line in text.splitlines())
         self._tensorboard.add_text(name, indented, self.first_step)
@@ -146,6 +154,7 @@ class Writer:
             self._bar.stop()
         self._metrics.close()
         self._tensorboard.close()
+        self._staged.close()
 
     def __enter__(self) -> "Writer":
         return self

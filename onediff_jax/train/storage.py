@@ -1,0 +1,59 @@
+"""Object storage: workdirs there have names such as gs://BUCKET/FOLDER.
+
+Whole files are written there as anywhere, and appear at once.  Files that grow, such as metrics and
+TensorBoard's, cannot: they grow in a local folder and are copied now and then.
+"""
+
+import pathlib
+import tempfile
+import time
+
+from etils import epath
+
+EVERY = 60.0  # seconds between two copies
+
+
+def remote(path: pathlib.PurePath) -> bool:
+    """Whether a path lies in object storage."""
+    return "://" in str(path)
+
+
+def absolute(path: pathlib.PurePath) -> epath.Path:
+    """A path from the root of the file system or of its bucket."""
+    return epath.Path(path) if remote(path) else epath.Path(pathlib.Path(path).resolve())
+
+
+class Staged:
+    """A local folder whose files are copied to `folder`; that folder itself where it is local."""
+
+    def __init__(self, folder: pathlib.PurePath):
+        self._folder = epath.Path(folder)
+        self._temporary = tempfile.TemporaryDirectory() if remote(folder) else None
+        self.local = pathlib.Path(self._temporary.name if self._temporary else folder)
+        self._copied: dict[pathlib.Path, tuple[int, int]] = {}
+        self._last = time.monotonic()
+
+    def fetch(self, name: str) -> None:
+        """Brings a file here that is there, to go on with it."""
+        file = self._folder / name
+        if self._temporary and file.exists():
+            (self.local / name).write_bytes(file.read_bytes())
+
+    def copy(self, at_once: bool = False) -> None:
+        """Copies what has changed, if the last copy is a minute old or it must be `at_once`."""
+        if not self._temporary or (not at_once and time.monotonic() < self._last + EVERY):
+            return
+        for file in filter(pathlib.Path.is_file, self.local.rglob("*")):
+            state = file.stat()
+            if self._copied.get(file) != (known := (state.st_mtime_ns, state.st_size)):
+                target = self._folder / file.relative_to(self.local)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
+                self._copied[file] = known
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Copies the rest."""
+        self.copy(at_once=True)
+        if self._temporary:
+            self._temporary.cleanup()
