@@ -11,7 +11,7 @@ from drawn import drawn_params, relative_error
 
 from onediff_jax.data.rows import Batch
 from onediff_jax.models.networks import Networks
-from onediff_jax.models.nextdit import REMAT, NextDiT, NextDiTConfig
+from onediff_jax.models.nextdit import NextDiT, NextDiTConfig
 from onediff_jax.models.t5 import T5Config, T5Encoder
 from onediff_jax.ops.flow import FlowConfig
 from onediff_jax.ops.layout import Layout, Slot
@@ -24,11 +24,18 @@ ROWS, STEPS, VOCABULARY = 8, 3, 11
 # Query heads per key head and text key heads are such that over two devices all text heads are
 # read by each, and over four some of them.
 MODEL = NextDiTConfig(
-    width=48, depth=2, heads=8, kv_heads=4, channels=2, multiple_of=8, dtype="float32"
+    width=48,
+    depth=2,
+    heads=8,
+    kv_heads=4,
+    channels=2,
+    multiple_of=8,
+    attention="reference",
+    dtype="float32",
 )
 TEXT = T5Config(width=8, depth=2, heads=4, head_width=4, hidden=8, dtype="float32")
-PATTERN = (Slot(1, 6), Slot(3, 4, examples=2))
-REPEATED, ONE_SLOT = Layout(2 * PATTERN), Layout((Slot(2, 8, examples=2),))
+ONE_SLOT = Layout((Slot(2, 8, examples=2),))
+REPEATED = Layout((Slot(1, 6), Slot(3, 4, examples=2)) * 2)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup=1, clip=1e9, weight_decay=0.1)
 
 
@@ -43,7 +50,7 @@ PARAMS = drawn_params(jax.eval_shape(networks_of().init, jax.random.key(0)))
 def drawn_batch(layout: Layout) -> Batch:
     """Rows with padding, and among packed examples an empty place."""
     rng = np.random.default_rng(0)
-    tokens, views, examples = layout.tokens, layout.views, layout.examples
+    tokens, examples = layout.tokens, layout.examples
     place, example_of_view = 0, []
     for slot in layout.slots:
         held = np.sort(rng.integers(0, slot.examples, (ROWS, slot.views)), 1) + place
@@ -56,7 +63,7 @@ def drawn_batch(layout: Layout) -> Batch:
         latents=rng.standard_normal((ROWS, tokens, 8)).astype(np.float32),
         deviations=np.zeros((ROWS, tokens, 0), np.float32),
         pixels=np.zeros((ROWS, tokens, 0), np.uint8),
-        encoded=np.ones((ROWS, views), bool),
+        encoded=np.ones((ROWS, layout.views), bool),
         positions=rng.integers(0, 5, (ROWS, tokens, 3)).astype(np.int32),
         example_of_view=example_of_view,
         token_mask=filled & (rng.random((ROWS, tokens)) < 0.8),
@@ -69,7 +76,7 @@ def drawn_batch(layout: Layout) -> Batch:
 
 
 def trained(
-    layout: Layout = REPEATED,
+    layout: Layout = ONE_SLOT,
     networks: Networks | None = None,
     accumulate: int = 1,
     balance: str = "example",
@@ -114,48 +121,24 @@ def worst(found, true) -> float:
     return max(e for path, e in errors if "['ky_norm']['bias']" not in jax.tree_util.keystr(path))
 
 
-def assert_same(found: dict, true: dict) -> None:
+CASES = {
+    "data over slices": dict(slices=2, data=4),
+    "fsdp": dict(fsdp=8),
+    "tensor, some text heads read": dict(data=2, tensor=4),
+    "tensor, all text heads read; views of one slot": dict(data=2, sequence=2, tensor=2),
+    "pieces of views of one slot": dict(fsdp=2, sequence=4),
+    "whole slots": dict(layout=REPEATED, data=4, sequence=2),
+    "all at once, in parts, remade": dict(
+        layout=REPEATED, networks=networks_of("dots"), accumulate=2, fsdp=2, sequence=2, tensor=2
+    ),
+    "in parts": dict(accumulate=4),
+    "unrolled, chunked attention": dict(networks=networks_of(unroll=2, attention="chunked")),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_step_is_that_of_one_device(case):
+    found, true = trained(**case), expected(case.get("layout", ONE_SLOT))
     assert found["measured"] == pytest.approx(true["measured"], rel=1e-5)
     for part in ("gradients", "params", "ema"):
         assert worst(found[part], true[part]) < 1e-5, part
-
-
-MESHES = {
-    "data": dict(data=8),
-    "fsdp": dict(fsdp=8),
-    "tensor, all text heads read": dict(data=4, tensor=2),
-    "tensor, some text heads read": dict(data=2, tensor=4),
-    "sequence, whole slots": dict(data=4, sequence=2),
-    "slices": dict(slices=2, data=2, fsdp=2),
-    "mixed": dict(fsdp=2, sequence=2, tensor=2),
-}
-PIECES = {
-    "sequence, views of one slot": dict(data=4, sequence=2),
-    "sequence, pieces of views, mixed": dict(sequence=4, tensor=2),
-}
-
-
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-def test_a_mesh_gives_the_step_of_one_device(mesh):
-    assert_same(trained(**mesh), expected())
-
-
-@pytest.mark.parametrize("mesh", PIECES.values(), ids=PIECES)
-def test_devices_that_share_a_slot_give_the_step_of_one(mesh):
-    assert_same(trained(ONE_SLOT, **mesh), expected(ONE_SLOT))
-
-
-WAYS = {
-    "accumulated": dict(accumulate=4),
-    "unrolled": dict(networks=networks_of(unroll=2)),
-    "reference attention": dict(networks=networks_of(attention="reference")),
-    **{f"remat {name}": dict(networks=networks_of(name)) for name in REMAT if name != "none"},
-    "accumulated, remat, mixed mesh": dict(
-        networks=networks_of("dots"), accumulate=2, fsdp=2, sequence=2, tensor=2
-    ),
-}
-
-
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_a_batch_can_be_worked_through_in_any_way(way):
-    assert_same(trained(**way), expected())
