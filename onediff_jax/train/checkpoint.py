@@ -23,6 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from onediff_jax.data.cache import flat
 from onediff_jax.data.latents import LaterCodec, LinearCodec
 from onediff_jax.errors import InputError
+from onediff_jax.train.encoders import INNER
 from onediff_jax.train.run import Assets, CheckpointConfig, RunConfig
 from onediff_jax.train.state import State
 from onediff_jax.train.storage import absolute
@@ -32,7 +33,8 @@ FOLDER = "checkpoints"
 CHUNK = 1 << 26  # bytes of an array that are packed and written at once
 # Settings that say what saved numbers mean, and those among them that do not.
 BINDING = ("model.", "text.", "codec.", "tune.start", "tune.train", "tune.weights")
-FREE = (".attention", ".unroll", ".dtype", ".path", ".tokenizer", ".posterior", ".pictures")
+FREE = (".attention", ".unroll", ".dtype", ".path", ".tokenizer", ".length", ".posterior")
+FREE += (".tile", ".pictures")
 
 
 class Checkpoints:
@@ -182,19 +184,26 @@ def complete(folder: epath.Path) -> bool:
 def described(path: pathlib.PurePath) -> tuple[dict[str, Any], Assets, int]:
     """Configuration, assets and step of a checkpoint.
 
-    Raises InputError, naming `path`, where there is none or not one of ours.
+    Released networks beside the checkpoints, where an import leaves them, are the configuration's,
+    wherever the folder is now.  Raises InputError, naming `path`, where there is no checkpoint or
+    not one of ours.
     """
     folder = step_folder(path)
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     names = ocp.args.Composite(config=ocp.args.JsonRestore(), assets=ocp.args.StandardRestore())
     try:
         held = checkpointer.restore(folder, args=names)
-        return held.config, assets_of(held.assets), int(folder.name)
+        config, assets, step = held.config, assets_of(held.assets), int(folder.name)
     except (FileNotFoundError, KeyError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise InputError(
             f"{folder} is not a complete checkpoint of this project: {first}"
         ) from error
+    workdir = folder.parents[1]
+    for part, network in INNER.items():
+        if assets.fingerprints.get(part) and (workdir / network).is_dir():
+            config[part]["path"] = str(workdir)
+    return config, assets, step
 
 
 class Place(NamedTuple):

@@ -30,7 +30,7 @@ from onediff_jax.sharding import placed, shardings_of
 NAMES = {"text": T5_NAMES, "codec": VAE_NAMES}
 INNER = {"text": "text_encoder", "codec": "vae"}  # their folders in that of a released pipeline
 DTYPES = ("float32", "bfloat16")
-SAMPLED = 4096  # bytes of every tensor, at most, that go into a fingerprint
+PIECES, PIECE = 16, 256  # of every tensor, and their bytes, that go into a fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,7 @@ class CodecConfig:
     pictures: int = 2000  # linear: views that the components are fitted to
     path: str = ""  # sd3_vae: a folder with vae/, or that of the autoencoder
     posterior: str = "sample"  # sd3_vae: latents are drawn, as released, or each is its mean
+    use_shift_factor: bool = False  # sd3_vae; the released pipeline ignores the folder's
     tile: int = 0  # sd3_vae: pixels along a side of a tile of a large picture; 0: never cut
     dtype: str = "bfloat16"  # sd3_vae: of activations
 
@@ -113,8 +114,14 @@ def tokenizer_folder(config: TextConfig) -> pathlib.Path:
 def autoencoder_of(config: CodecConfig) -> AutoencoderKL:
     """The released autoencoder, without its parameters."""
     found: VAEConfig = vae_config(released_folder("codec", config.path))
-    found = dataclasses.replace(found, dtype=config.dtype, tile=config.tile or None)
-    return AutoencoderKL(found)
+    return AutoencoderKL(
+        dataclasses.replace(
+            found,
+            dtype=config.dtype,
+            tile=config.tile or None,
+            use_shift_factor=config.use_shift_factor,
+        )
+    )
 
 
 def networks_of(
@@ -127,6 +134,11 @@ def networks_of(
     frozen, encoder = [], T5Encoder(text.encoder, vocabulary)
     if text.kind == "t5":
         config, pieces = t5_config(released_folder("text", text.path))
+        if vocabulary > pieces:
+            raise InputError(
+                f"{tokenizer_folder(text)} has {vocabulary} pieces, and the encoder in {text.path} "
+                f"knows {pieces}; the tokenizer is another model's."
+            )
         encoder = T5Encoder(dataclasses.replace(config, dtype=text.dtype), pieces)
         frozen.append("text")
     autoencoder = None
@@ -162,15 +174,18 @@ def fingerprints_of(text: TextConfig, codec: CodecConfig) -> dict[str, str]:
 
 
 def fingerprint(tensors: Mapping[str, StoredTensor]) -> str:
-    """A hash of all names, types and shapes, and of bytes spread over every tensor.
+    """A hash of all names, types and shapes, and of pieces spread over every tensor.
 
-    Of a few thousand bytes each, so that it costs no reading of gigabytes; files do not matter.
+    Of 4 KiB each at most, so that it costs no reading of gigabytes: it tells one training from
+    another, and not that a single number was changed.  How tensors lie in files does not matter.
     """
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        held = np.memmap(tensor.file, np.uint8, "r", tensor.offset, (tensor.nbytes,))
-        found.update(held[:: tensor.nbytes // SAMPLED | 1].tobytes())  # odd: all bytes of numbers
+        with tensor.file.open("rb", buffering=0) as file:
+            for start in np.linspace(0, max(tensor.nbytes - PIECE, 0), PIECES).astype(int):
+                file.seek(tensor.offset + int(start))
+                found.update(file.read(min(PIECE, tensor.nbytes)))
     return found.hexdigest()[:16]
 
 
