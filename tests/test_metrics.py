@@ -1,0 +1,91 @@
+"""FLOPs by formula against XLA's own count."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from onediff_jax.models.networks import networks_of
+from onediff_jax.models.nextdit import NextDiTConfig
+from onediff_jax.models.t5 import T5Config
+from onediff_jax.ops.layout import Layout, Slot
+from onediff_jax.train.metrics import denoiser_flops, network_flops, step_flops, text_flops
+
+LAYOUT = Layout((Slot(1, 128), Slot(2, 64), Slot(3, 32, examples=2)))
+LENGTH = 48
+# Wide enough that what is not a product is lost among them; unrolled, since XLA counts a loop once.
+MODEL = NextDiTConfig(
+    width=384,
+    depth=2,
+    heads=8,
+    kv_heads=2,
+    multiple_of=128,
+    dtype="float32",
+    attention="reference",
+    unroll=2,
+)
+TEXT = T5Config(width=256, depth=2, heads=4, head_width=64, hidden=512, dtype="float32", unroll=2)
+NETWORKS = networks_of(MODEL, TEXT, 100, "none")
+ROWS = 2
+
+
+def counted(function, *shapes) -> float:
+    """XLA's FLOPs."""
+    return jax.jit(function).lower(*shapes).compile().cost_analysis()["flops"]
+
+
+def shape(*sizes, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+@pytest.fixture(scope="module")
+def params():
+    boxed = jax.eval_shape(NETWORKS.init, jax.random.key(0))
+    return jax.tree.map(lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, "value"))
+
+
+def inputs():
+    n, v, e = LAYOUT.tokens, LAYOUT.views, LAYOUT.examples
+    return (
+        shape(ROWS, n, MODEL.features),
+        shape(ROWS, v),
+        shape(ROWS, n, 3, dtype=jnp.int32),
+        shape(ROWS, v, dtype=jnp.int32),
+        shape(ROWS, n, dtype=jnp.bool_),
+        shape(ROWS, e, LENGTH, TEXT.width),
+        shape(ROWS, e, LENGTH, dtype=jnp.bool_),
+    )
+
+
+def test_the_denoiser_counts_what_xla_counts(params):
+    forward = counted(lambda p, *x: NETWORKS.velocity(p, *x, LAYOUT), params, *inputs())
+    formula = ROWS * denoiser_flops(MODEL, LAYOUT, LENGTH, TEXT.width)
+    assert formula == pytest.approx(forward, rel=0.03)
+
+
+def test_the_text_encoder_counts_what_xla_counts(params):
+    ids, mask = (shape(ROWS, 4, LENGTH, dtype=dtype) for dtype in (jnp.int32, jnp.bool_))
+    forward = counted(NETWORKS.states, params, ids, mask)
+    assert text_flops(NETWORKS, ROWS * 4 * LENGTH, LENGTH) == pytest.approx(forward, rel=0.03)
+
+
+def test_a_step_counts_its_backward_pass_twice(params):
+    def loss(denoiser, params, patches, *rest):
+        params = params | {"denoiser": denoiser}
+        return jnp.square(NETWORKS.velocity(params, patches, *rest, LAYOUT)).sum()
+
+    step = counted(jax.grad(loss), params["denoiser"], params, *inputs())
+    flops = network_flops(NETWORKS, LAYOUT, ROWS, LENGTH)
+    assert flops["denoiser"] == pytest.approx(step, rel=0.04)
+    assert step_flops(NETWORKS, LAYOUT, ROWS, LENGTH) == sum(flops.values())
+
+
+def test_the_released_size_counts_as_its_parameters_say():
+    # Six FLOPs for every parameter of a matrix and token, and twelve for every pair of a query and
+    # a key, a channel and a block (Kaplan et al., arXiv 2001.08361, section 2.1; PaLM, appendix B).
+    config, tokens, length = NextDiTConfig(), 1024, 300
+    matrices = 3840 * (2 * 3840 + 2 * 960 + 3 * 10240)
+    expected = 16 * 6 * tokens * matrices
+    expected += 16 * 12 * 3840 * tokens * (tokens + length)
+    expected += 16 * 6 * length * 2 * 2048 * 960  # text keys and values
+    found = 3 * denoiser_flops(config, Layout((Slot(1, tokens),)), length, 2048)
+    assert found == pytest.approx(expected, rel=0.002)
