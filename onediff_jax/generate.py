@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, UInt8
 
 from onediff_jax.data.example import Picture, View
@@ -218,7 +219,9 @@ def _completed(
         jax.random.key(seed),
         first,
     )
-    patches = np.asarray(patches).reshape(clean.shape)[:, is_wanted]
+    # Of several processes each gets all of them.
+    patches = np.asarray(multihost_utils.process_allgather(patches, tiled=True))
+    patches = patches.reshape(clean.shape)[:, is_wanted]
     return unpatchify(patches, rows, patch)
 
 

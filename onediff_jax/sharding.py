@@ -90,7 +90,7 @@ def mesh_of(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> 
     return Mesh(arranged(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def arranged(devices: Sequence[jax.Device], sizes: Sequence[int]) -> np.ndarray:
+def arranged(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
     """The devices in the shape of the mesh: neighbours along an axis are near in the network."""
     slices, *inner = sizes
     found = {getattr(device, "slice_index", None) for device in devices}
@@ -196,9 +196,9 @@ def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
-def check_tensor(sizes: Mapping[str, int], mesh: Mesh) -> None:
+def check_tensor(sizes: Mapping[str, int], parts: int) -> None:
     """Raises where the tensor axis does not divide what it is to split, given by its settings."""
-    parts, common = mesh.shape["tensor"], math.gcd(*sizes.values())
+    common = math.gcd(*sizes.values())
     for name, size in sizes.items():
         if size % parts:
             fits = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)

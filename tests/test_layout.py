@@ -3,7 +3,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from onediff_jax.errors import InputError
-from onediff_jax.ops.layout import Layout, Run, Slot
+from onediff_jax.ops.layout import Layout, Piece, Run, Slot
 
 TEXT, PAIR, PACKED = Slot(1, 16), Slot(2, 4), Slot(12, 4, examples=3)
 LAYOUTS = [
@@ -81,3 +81,43 @@ def test_impossible_slots_are_refused_with_the_way_out(sizes, message):
 def test_a_row_without_slots_is_refused():
     with pytest.raises(InputError, match="at least one slot"):
         Layout(())
+
+
+@pytest.mark.parametrize(
+    ("slots", "parts", "expected"),
+    [
+        ((TEXT, PAIR), 1, (TEXT, PAIR)),
+        ((TEXT, PAIR) * 4, 2, (TEXT, PAIR) * 2),
+        ((TEXT, PAIR) * 4, 4, (TEXT, PAIR)),
+        ((TEXT,) * 6, 3, (TEXT,) * 2),
+        ((PACKED,), 4, (Piece(3, 4, examples=3),)),
+        ((PACKED,), 12, (Piece(1, 4, examples=3),)),
+        ((PACKED,), 24, (Piece(1, 2, examples=3),)),
+        ((TEXT,), 8, (Piece(1, 2),)),
+    ],
+)
+def test_a_part_has_whole_slots_of_a_pattern_or_a_piece_of_the_only_slot(slots, parts, expected):
+    layout = Layout(slots)
+    part = layout.part(parts)
+    assert part.slots == expected and parts * part.tokens == layout.tokens
+
+
+def test_the_parts_of_a_row_are_its_tokens_in_order():
+    layout = Layout((TEXT, PAIR) * 3)
+    part = layout.part(3)
+    views = [part.view_of_token + i * part.views for i in range(3)]
+    assert_array_equal(np.concatenate(views), layout.view_of_token)
+
+
+@pytest.mark.parametrize(
+    ("slots", "parts", "message"),
+    [
+        ((TEXT, PAIR, PAIR, PACKED), 2, "1 times the pattern of slots 1 x 16, 2 x 4, 2 x 4, 12 x"),
+        ((TEXT, PAIR) * 6, 4, r"6 times the pattern of slots 1 x 16, 2 x 4 .*to 1 or 2 or 3 or 6"),
+        ((PACKED,), 8, "the only slot of data.row, 12 x 4 .*divisor of 12, or .* divides 48"),
+        ((TEXT,), 32, "divides 16"),
+    ],
+)
+def test_a_row_that_cannot_be_cut_is_refused_with_its_pattern(slots, parts, message):
+    with pytest.raises(InputError, match=f"mesh.sequence is {parts}.*{message}"):
+        Layout(slots).part(parts)

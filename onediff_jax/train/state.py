@@ -134,7 +134,7 @@ def state_shardings(
 
     Raises InputError where the mesh does not divide the networks.
     """
-    check_tensor(networks.split_sizes, mesh)
+    check_tensor(networks.split_sizes, mesh.shape["tensor"])
     boxed = jax.eval_shape(networks.init, jax.random.key(0))
     shapes, _ = parted(nn.meta.unbox(boxed), tune)
     params, frozen = parted(shardings_of(boxed, mesh), tune)
