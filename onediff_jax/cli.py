@@ -22,6 +22,7 @@ USAGE = """onediff_jax: OneDiffusion in JAX, every image task as a sequence of v
   python -m onediff_jax train  --config FILE --workdir DIR [--config.a.b=VALUE ...]
   python -m onediff_jax sample --checkpoint DIR --task TASK [--given VIEW=FILE ...] --out DIR
   python -m onediff_jax plan   --config FILE --topology v3-256 [--json FILE] [--search]
+  python -m onediff_jax doctor --config FILE [--workdir DIR] [--topology v3-256]
 
 Add --help to a command for its options."""
 
@@ -37,8 +38,8 @@ def config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     )
 
 
-def train_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """The options of `train`."""
+def run_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """The options that say which run it is."""
     config_flag(values, arguments)
     flags.DEFINE_string(
         "workdir", None, "where checkpoints, metrics and pictures go", flag_values=values
@@ -46,6 +47,11 @@ def train_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_boolean(
         "distributed", False, "this is one of several processes (launch/)", flag_values=values
     )
+
+
+def train_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """The options of `train`."""
+    run_flags(values, arguments)
     flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
 
 
@@ -191,10 +197,41 @@ def plan(options: flags.FlagValues) -> None:
     )
 
 
+def doctor_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """The options of `doctor`."""
+    run_flags(values, arguments)
+    flags.DEFINE_string(
+        "topology", None, "a TPU slice that is not here, such as v3-256", flag_values=values
+    )
+    flags.mark_flag_as_required("config", flag_values=values)
+
+
+def doctor(options: flags.FlagValues) -> int:
+    """Checks a run before it is started, on this machine or on all that will take part in it.
+
+    Prints ok, warning or failed for every check, with the way out.
+    """
+    from etils import epath
+
+    from onediff_jax import doctor, processes
+
+    if options.distributed:
+        processes.join()
+    workdir = epath.Path(options.workdir) if options.workdir else None
+    status = 0
+    for check in doctor.checks(options.config.to_dict(), workdir, options.topology):
+        failed = check.state == doctor.FAILED
+        status |= failed
+        if failed or processes.first():
+            print(f"{here() if failed else ''}{check.state:8}{check.subject}: {check.said}")
+    return int(status)
+
+
 COMMANDS: dict[str, tuple[Callable, Callable]] = {
     "train": (train_flags, train),
     "sample": (sample_flags, sample),
     "plan": (plan_flags, plan),
+    "doctor": (doctor_flags, doctor),
 }
 
 
@@ -235,7 +272,7 @@ def main(arguments: Sequence[str]) -> int:
         return refused(one_line(error), 2)
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
     try:
-        run(options)
+        return run(options) or 0
     except Stopped:
         return STOPPED
     except (InputError, FloatingPointError, OSError) as error:
@@ -246,7 +283,6 @@ def main(arguments: Sequence[str]) -> int:
         if where := here():  # a traceback alone does not say whose it is
             refused(f"{where}{type(error).__name__}: {one_line(error)}", 1)
         raise
-    return 0
 
 
 def here() -> str:

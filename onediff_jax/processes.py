@@ -32,6 +32,11 @@ def joined() -> bool:
     return jax.distributed.is_initialized()
 
 
+def first() -> bool:
+    """Whether this process is the one that speaks for all."""
+    return jax.process_index() == 0
+
+
 def here() -> str:
     """What this process is called: "process 3 of 32 on HOST"."""
     host = platform.node()

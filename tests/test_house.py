@@ -23,7 +23,7 @@ FLOORS = [
     {"train"},
     {"config"},
     {"restore", "plan"},
-    {"sampling"},
+    {"sampling", "doctor"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,234 @@
+"""What can be known to go wrong before a run begins: one line for every check."""
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from onediff_jax.config import as_dict, run_config
+from onediff_jax.data.loader import served
+from onediff_jax.data.records import SPLITS, Source
+from onediff_jax.data.tasks import TASKS
+from onediff_jax.errors import Fault, InputError
+from onediff_jax.models.networks import networks_of
+from onediff_jax.sharding import check_rows, mesh_of
+from onediff_jax.train import checkpoint
+from onediff_jax.train.run import RunConfig, opened, views_of_tasks
+from onediff_jax.train.state import new_state, optimizer_of
+from onediff_jax.train.storage import absolute, remote
+
+OK, WARNING, FAILED = "ok", "warning", "failed"
+RECORDS = 8  # that are read of a source's split
+GIB = 2**30
+
+
+class Doubt(InputError):  # noqa: N818 - it need not be one
+    """What does not keep a run from being started, and may be wrong all the same."""
+
+
+class Check(NamedTuple):
+    """What came of a check: its subject, ok, warning or failed, and a line with the way out."""
+
+    subject: str
+    state: str
+    said: str
+
+
+def checks(
+    values: Mapping[str, Any], workdir: epath.Path | None = None, topology: str | None = None
+) -> Iterator[Check]:
+    """The checks of a run of these settings, one after the other.
+
+    A wrong configuration is the last.  Of several processes all must make all checks.  With a
+    `topology`, a TPU slice that need not be here, mesh and rows are checked for that, by a plan,
+    and else for the devices that are here.
+    """
+    yield (first := checked("config", lambda: f"{run_config(values).steps:,} steps"))
+    if first.state == FAILED:
+        return
+    config = run_config(values)
+    for name in config.data.sources:
+        for split in SPLITS:
+            yield checked(f"data {name} {split}", lambda n=name, s=split: read(config, n, s))
+    yield checked("data tasks", lambda: all_served(config))
+    yield checked("devices", added_up)
+    if topology:
+        yield checked("plan", lambda: planned(values, topology))
+    else:
+        yield checked("mesh", lambda: mesh_said(config))
+        yield checked("rows", lambda: rows_said(config))
+    if workdir is not None:
+        yield checked("workdir", lambda: written_and_renamed(workdir))
+        yield checked("resuming", lambda: resumed(config, workdir))
+    yield checked("disk", lambda: room(config, workdir))
+
+
+def checked(subject: str, check: Callable[[], str]) -> Check:
+    """A check's line, or the mistake that it found."""
+    try:
+        return Check(subject, OK, check())
+    except Doubt as doubt:
+        return Check(subject, WARNING, one_line(doubt))
+    except (InputError, OSError, RuntimeError) as error:  # of JAX, too
+        return Check(subject, FAILED, one_line(error))
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return " ".join(f"{error}".split()) or type(error).__name__
+
+
+def read(config: RunConfig, name: str, split: str) -> str:
+    """Opens one source and reads some of its records, spread evenly, as tasks will."""
+    source: Source = config.data.sources[name].open(split)
+    if not len(source):
+        raise Doubt("has no records; set the source's validation to hold some out.")
+    wanted = {field for task in views_of_tasks(config.data) for field in taken(task, source)}
+    numbers = np.unique(np.linspace(0, len(source) - 1, RECORDS).astype(int)).tolist()
+    faults = []
+    for number in numbers:
+        try:
+            for value in source.taken(number, wanted).values():
+                if isinstance(value, Sequence) and len(value):
+                    value[0]  # of several pictures, that are read when they are asked for
+        except Fault as fault:
+            faults.append(fault)
+    if faults:
+        kind = Doubt if len(faults) < len(numbers) else InputError
+        raise kind(
+            f"{len(faults)} of {len(numbers)} records are at fault: {faults[0]} "
+            "tools/check_data.py lists them all."
+        )
+    return f"{len(source):,} records; {len(numbers)} were read"
+
+
+def taken(task: str, source: Source) -> frozenset[str]:
+    """The fields that a task takes of a source's records; none where it cannot be served."""
+    return frozenset(TASKS[task].takes(source.fields) or ())
+
+
+def all_served(config: RunConfig) -> str:
+    """Finds a source for every task."""
+    sources = opened(config.data, "train")
+    tasks = views_of_tasks(config.data)
+    for task, views in tasks.items():
+        served(task, views, sources)
+    return f"{len(tasks)} are served"
+
+
+def added_up() -> str:
+    """Compiles the smallest program that all devices must take part in, and checks what it says."""
+    mesh = jax.make_mesh((jax.device_count(),), ("all",))
+    numbers = np.arange(mesh.size, dtype=np.float32)
+    given = jax.make_array_from_callback(
+        numbers.shape, NamedSharding(mesh, P("all")), lambda index: numbers[index]
+    )
+    total = jax.shard_map(
+        lambda x: jax.lax.psum(x.sum(), "all"), mesh=mesh, in_specs=P("all"), out_specs=P()
+    )
+    found = float(jax.device_get(jax.jit(total)(given)))
+    if found != numbers.sum():
+        raise InputError(
+            f"the devices' numbers add up to {found}, not {numbers.sum()}: one of them, or their "
+            "network, is broken; ask for other machines."
+        )
+    kind = jax.devices()[0].device_kind
+    return f"{mesh.size} {kind} of {jax.process_count()} processes add up rightly"
+
+
+def mesh_said(config: RunConfig) -> str:
+    """Lays out the devices."""
+    shape = mesh_of(config.mesh).shape
+    return " x ".join(f"{axis} {size}" for axis, size in shape.items())
+
+
+def rows_said(config: RunConfig) -> str:
+    """Divides the rows over the devices."""
+    check_rows(config.rows, config.optimizer.accumulate, mesh_of(config.mesh))
+    return f"{config.rows} on {jax.device_count()} devices"
+
+
+def planned(values: Mapping[str, Any], topology: str) -> str:
+    """Compiles the run's step for a slice; the plan itself is printed before."""
+    try:
+        from onediff_jax.plan import command
+    except ImportError:
+        raise Doubt("this version cannot plan, so nobody knows whether it fits.") from None
+    if jax.default_backend() != "cpu":
+        raise Doubt("is made where there is no accelerator: plan this run on another machine.")
+    command.plan(values, topology)
+    return f"fits {topology}"
+
+
+def written_and_renamed(workdir: epath.Path) -> str:
+    """Writes into the workdir as checkpoints and metrics do; all processes must see the same."""
+    token = str(multihost_utils.broadcast_one_to_all(np.int32(uuid.uuid4().int >> 97)))
+    folder = workdir / ".doctor"
+    try:
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "file").write_text("old")
+            (folder / "new").write_text(token)
+            if remote(workdir):  # where nothing is renamed, and a file appears whole
+                (folder / "file").write_text(token)
+            else:
+                (folder / "new").replace(folder / "file")
+        multihost_utils.sync_global_devices("written")
+        there = folder / "file"
+        if not there.exists() or there.read_text() != token:
+            raise InputError(
+                f"{workdir} is not the same folder for all processes; use one that they share."
+            )
+        multihost_utils.sync_global_devices("read")
+    finally:
+        if jax.process_index() == 0 and folder.exists():
+            folder.rmtree()
+    return f"{workdir} can be written"
+
+
+def resumed(config: RunConfig, workdir: epath.Path) -> str:
+    """Compares the settings with those of the newest checkpoint, if there is one."""
+    if checkpoint.newest_step(workdir) is None:
+        return "nothing: the run is new"
+    saved, _, step = checkpoint.described(workdir)
+    for name, (before, now) in checkpoint.binding_changes(saved, as_dict(config)).items():
+        raise InputError(
+            f"config.{name} is {now!r}, and {before!r} in the checkpoint at step {step}; set it "
+            "back or use another workdir."
+        )
+    return f"goes on after step {step:,}"
+
+
+def room(config: RunConfig, workdir: epath.Path | None) -> str:
+    """Compares the free space with what checkpoints take: those that are kept, and one more."""
+    each = checkpoint_bytes(config)
+    kept = config.checkpoint.keep + 1
+    need = f"checkpoints take {each / GIB:.2f} GiB each, {kept * each / GIB:.2f} GiB in all"
+    if workdir is None or remote(workdir):
+        return need
+    folder = absolute(workdir)
+    there = len(list((folder / checkpoint.FOLDER).glob("*")))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < max(kept - there, 1) * each:
+        raise InputError(
+            f"{need}, and {free / GIB:.2f} GiB are free; make room or lower checkpoint.keep."
+        )
+    return f"{need}; {free / GIB:.2f} GiB are free"
+
+
+def checkpoint_bytes(config: RunConfig) -> int:
+    """Bytes of a checkpoint of a run, without data being read: a vocabulary counts in full."""
+    networks = networks_of(config.model, config.text.encoder, config.text.vocabulary, config.remat)
+    optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
+    state = jax.eval_shape(lambda: new_state(networks, optimizer, jax.random.key(0), config.tune))
+    saved = state._replace(frozen=None) if config.tune.start else state
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
