@@ -18,6 +18,7 @@ CORE = [
     "absl-py",
     "clu>=0.0.12",
     "einops>=0.8",
+    "etils[epath]>=1.9",
     "jaxtyping>=0.3.11",
     "numpy",
     "opencv-python-headless>=4.10",
@@ -32,6 +33,7 @@ CORE = [
 EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10.2,<0.13"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+    "gcs": ["gcsfs>=2025.3"],
     "render3d": ["trimesh>=5.2", "embreex>=4.4"],
     "t5": ["transformers>=4.45"],
     "torch": ["torch>=2.6", "diffusers>=0.35", "transformers>=4.45"],

@@ -120,7 +120,7 @@ install_here() {
   command -v uv > /dev/null || python3 -m pip install --quiet --user uv
   export PATH="$HOME/.local/bin:$PATH"
   uv venv --quiet --allow-existing --python 3.12 .venv
-  uv pip install --quiet --python .venv/bin/python --editable '.[tpu]'
+  uv pip install --quiet --python .venv/bin/python --editable '.[tpu,gcs]'
   touch .venv/installed
 }
 

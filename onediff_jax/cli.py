@@ -275,7 +275,7 @@ def main(arguments: Sequence[str]) -> int:
         return run(options) or 0
     except Stopped:
         return STOPPED
-    except (InputError, FloatingPointError, OSError) as error:
+    except (InputError, FloatingPointError, OSError, ImportError) as error:
         return refused(here() + one_line(error), 1)
     except KeyboardInterrupt:
         return refused("interrupted; the same command goes on from the last checkpoint.", 130)

