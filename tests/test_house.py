@@ -33,6 +33,8 @@ LINES = 350
 
 # Files whose test has another name.
 TESTED_BY = {
+    "attention_chunked": "test_attention",
+    "attention_reference": "test_attention",
     "layers": "test_nextdit",
     "networks": "test_nextdit",
     "example": "test_tasks",

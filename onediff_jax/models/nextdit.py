@@ -39,6 +39,7 @@ from onediff_jax.models.layers import (
 )
 from onediff_jax.ops import rope
 from onediff_jax.ops.attention import BACKENDS
+from onediff_jax.ops.attention_chunked import SAVED
 from onediff_jax.ops.dims import (
     ExampleOfView,
     Patches,
@@ -57,7 +58,7 @@ policies = jax.checkpoint_policies
 REMAT = {
     "none": None,  # everything
     "dots": policies.save_from_both_policies(  # products and sums over devices, no logits
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SUMMED)
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SUMMED, *SAVED)
     ),
     "attention": policies.save_only_these_names(ATTENDING, ATTENDED, SUMMED),  # its in and outputs
     "offload": policies.save_and_offload_only_these_names(  # these, in the memory of the host
