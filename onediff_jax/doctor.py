@@ -17,9 +17,9 @@ from onediff_jax.data.loader import served
 from onediff_jax.data.records import SPLITS, Source
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.errors import Fault, InputError
-from onediff_jax.models.networks import networks_of
 from onediff_jax.sharding import check_rows, mesh_of
 from onediff_jax.train import checkpoint
+from onediff_jax.train.encoders import networks_of
 from onediff_jax.train.run import RunConfig, opened, views_of_tasks
 from onediff_jax.train.state import new_state, optimizer_of
 from onediff_jax.train.storage import absolute, remote
@@ -227,7 +227,9 @@ def room(config: RunConfig, workdir: epath.Path | None) -> str:
 
 def checkpoint_bytes(config: RunConfig) -> int:
     """Bytes of a checkpoint of a run, without data being read: a vocabulary counts in full."""
-    networks = networks_of(config.model, config.text.encoder, config.text.vocabulary, config.remat)
+    networks = networks_of(
+        config.model, config.text, config.codec, config.text.vocabulary, config.remat
+    )
     optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
     state = jax.eval_shape(lambda: new_state(networks, optimizer, jax.random.key(0), config.tune))
     saved = state._replace(frozen=None) if config.tune.start else state

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from onediff_jax.models.networks import networks_of
-from onediff_jax.models.nextdit import NextDiTConfig
-from onediff_jax.models.t5 import T5Config
+from onediff_jax.models.networks import Networks
+from onediff_jax.models.nextdit import NextDiT, NextDiTConfig
+from onediff_jax.models.t5 import T5Config, T5Encoder
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.train.metrics import denoiser_flops, network_flops, step_flops, text_flops
 
@@ -24,7 +24,7 @@ MODEL = NextDiTConfig(
     unroll=2,
 )
 TEXT = T5Config(width=256, depth=2, heads=4, head_width=64, hidden=512, dtype="float32", unroll=2)
-NETWORKS = networks_of(MODEL, TEXT, 100, "none")
+NETWORKS = Networks(NextDiT(MODEL), T5Encoder(TEXT, 100))
 ROWS = 2
 
 

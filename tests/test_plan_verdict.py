@@ -138,7 +138,7 @@ def test_a_device_holds_its_part(here):
     assert whole["params"] == whole["ema"] == 4 * params
     assert whole["moments"] == pytest.approx(8 * params, abs=100)  # two, and their count
     # A row of 4 tokens a device: latents, positions, mask; ids and mask of a prompt; a few numbers.
-    row = 4 * (8 * 4 * 4 + 3 * 4 + 1) + 12 * (4 + 1) + 4 * 4
+    row = 4 * (8 * 4 * 4 + 3 * 4 + 1) + 12 * (4 + 1) + 4 * 4 + 1
     assert whole["batch"] == row
     _, shards = held(**{"mesh.data": 2, "mesh.fsdp": 4})
     assert whole["params"] / 4 <= shards["params"] < whole["params"] / 2
