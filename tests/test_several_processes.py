@@ -50,6 +50,7 @@ def stepped(mesh: jax.sharding.Mesh) -> tuple[float, list[np.ndarray]]:
     """The first loss, and all parameters after some steps of gradient descent."""
     networks, optimizer = networks_of(), optax.sgd(0.1)
     params = drawn_params(jax.eval_shape(networks.init, jax.random.key(0)))
+    params = jax.tree.map(np.float32, params)
     shardings = state_shardings(networks, optimizer, mesh)
     step = train_step_of(networks, optimizer, ONE_SLOT, FlowConfig(), OPTIMIZER, shardings)
     step = jax.jit(step, out_shardings=(shardings, replicated(mesh)))

@@ -81,9 +81,7 @@ class RunConfig:
     seed: int = 0
     steps: int = 1000
     rows: int = 8  # of a batch, over all devices
-    remat: str = (
-        "none"  # of a block: none (keep everything), dots (keep products), full (keep nothing)
-    )
+    remat: str = "none"  # kept of a block: none (all), dots, attention, offload, full (nothing)
     model: NextDiTConfig = NextDiTConfig()
     flow: FlowConfig = FlowConfig()
     data: DataConfig = DataConfig()
