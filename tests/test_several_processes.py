@@ -55,9 +55,9 @@ def stepped(mesh: jax.sharding.Mesh) -> tuple[float, list[np.ndarray]]:
     step = train_step_of(networks, optimizer, ONE_SLOT, FlowConfig(), OPTIMIZER, shardings)
     step = jax.jit(step, out_shardings=(shardings, replicated(mesh)))
     state = State(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), {})
-    state = jax.device_put(state, shardings)
+    state = jax.device_put(jax.tree.map(np.asarray, state), shardings)
     here = jax.tree.map(lambda x: x[local_rows(mesh, ROWS)], drawn_batch(ONE_SLOT))
-    key = jax.device_put(jax.random.key(7), replicated(mesh))
+    key = jax.jit(lambda: jax.random.key(7), out_shardings=replicated(mesh))()
     loss = None
     for _ in range(STEPS):
         state, measured = step(state, global_batch(here, mesh, ROWS), key)
