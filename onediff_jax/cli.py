@@ -5,9 +5,11 @@ doors, so that help and refusals come at once.
 """
 
 import difflib
+import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -276,13 +278,14 @@ def main(arguments: Sequence[str]) -> int:
     except Stopped:
         return STOPPED
     except (InputError, FloatingPointError, OSError, ImportError) as error:
-        return refused(here() + one_line(error), 1)
+        return failed(one_line(error), 1)
     except KeyboardInterrupt:
-        return refused("interrupted; the same command goes on from the last checkpoint.", 130)
+        return failed("interrupted; the same command goes on from the last checkpoint.", 130)
     except Exception as error:
-        if where := here():  # a traceback alone does not say whose it is
-            refused(f"{where}{type(error).__name__}: {one_line(error)}", 1)
-        raise
+        if not here():
+            raise
+        traceback.print_exc()
+        return failed(f"{type(error).__name__}: {one_line(error)}", 1)
 
 
 def here() -> str:
@@ -290,6 +293,20 @@ def here() -> str:
     from onediff_jax import processes
 
     return f"{processes.here()}: " if processes.joined() else ""
+
+
+def failed(message: str, status: int) -> int:
+    """Says why, and of several processes which; returns `status`.
+
+    One of several ends here: at its usual end it would wait for the others, and they for it.
+    """
+    where = here()
+    refused(where + message, status)
+    if where:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def refused(message: str, status: int) -> int:

@@ -1,13 +1,16 @@
 """Every mistake is one line that names the setting, the value and the way out."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from onediff_jax import cli
+from onediff_jax import cli, processes
+from onediff_jax.errors import InputError
+from onediff_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = "--config.rows=8"  # a multiple of the devices of the tests
@@ -138,3 +141,37 @@ def test_a_sample_that_cannot_be_made_is_refused(capsys, tmp_path, arguments, ex
     out = tmp_path / "out"
     _, said = refused(capsys, "sample", "--checkpoint", tmp_path / "none", "--out", out, *arguments)
     assert expected in said and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "expected"),
+    [
+        (InputError("rows is 7; use 8."), 1, "process 0 of 1 on HOST: rows is 7; use 8."),
+        (OSError(5, "Input/output error"), 1, "process 0 of 1 on HOST: [Errno 5]"),
+        (RuntimeError("device lost"), 1, "process 0 of 1 on HOST: RuntimeError: device lost"),
+        (KeyboardInterrupt(), 130, "process 0 of 1 on HOST: interrupted"),
+    ],
+)
+def test_one_of_several_processes_says_which_failed_and_waits_for_none(
+    capsys, monkeypatch, tmp_path, error, status, expected
+):
+    def fail(*_):
+        raise error
+
+    class Ended(BaseException):
+        """What the end of the process is to this test."""
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr(processes, "join", lambda: None)
+    monkeypatch.setattr(processes, "joined", lambda: True)
+    monkeypatch.setattr(processes.platform, "node", lambda: "HOST")
+    monkeypatch.setattr(loop, "train", fail)
+    monkeypatch.setattr(os, "_exit", end)
+    arguments = ["train", "--config", SCENES, "--workdir", str(tmp_path), "--distributed"]
+    with pytest.raises(Ended) as ended:
+        cli.main(arguments)
+    said = capsys.readouterr().err
+    assert ended.value.args == (status,) and expected in said
+    assert ("Traceback" in said) == isinstance(error, RuntimeError)

@@ -63,7 +63,9 @@ class Training(subprocess.Popen):
         program += "    if status := cli.main(given): sys.exit(status)"
         known = dict(
             JAX_PLATFORMS="cpu",
-            XLA_FLAGS="--xla_backend_optimization_level=0",  # the programs are tiny
+            # The programs are tiny, and two processes must meet at their sums in one order.
+            XLA_FLAGS="--xla_backend_optimization_level=0 "
+            "--xla_cpu_enable_concurrency_optimized_scheduler=false",
             PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent)]),
             JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"),  # the processes share programs
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
