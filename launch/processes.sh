@@ -16,7 +16,8 @@ shift 3
 local=$(dirname "${BASH_SOURCE[0]}")/local.sh
 
 free='import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
-export JAX_COORDINATOR_ADDRESS="localhost:$(python3 -c "$free")" JAX_NUM_PROCESSES=$number
+JAX_COORDINATOR_ADDRESS="localhost:$(python3 -c "$free")"
+export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$number
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 # Processes must meet in one order: two that wait for each other at different sums wait for ever.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_cpu_enable_concurrency_optimized_scheduler=false"

@@ -12,6 +12,7 @@ its prompt as text, and as token ids or as states, bfloat16, of the tokens that 
 
 import dataclasses
 import json
+import pathlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -212,9 +213,9 @@ class CachedExamples(Sequence):
             ) from None
 
 
-def manifest_in(folder: epath.Path) -> dict[str, Any]:
+def manifest_in(folder: pathlib.PurePath) -> dict[str, Any]:
     """What manifest.json says; raises InputError where the folder is not a whole cache."""
-    file = folder / MANIFEST
+    file = epath.Path(folder) / MANIFEST
     if not file.is_file():
         raise InputError(
             f"{file} is missing, so the cache is not complete; tools/encode_dataset.py goes on "
