@@ -169,6 +169,12 @@ def plan_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     )
     flags.DEFINE_string("json", None, "a file for the plan's numbers", flag_values=values)
     flags.DEFINE_boolean(
+        "states",
+        False,
+        "prompts are read as states from caches, made by tools/encode_dataset.py --states",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
         "search", False, "plan many meshes, remat policies and rows; rank them", flag_values=values
     )
     flags.DEFINE_multi_string(
@@ -196,6 +202,7 @@ def plan(options: flags.FlagValues) -> None:
         pathlib.Path(options.json) if options.json else None,
         options.search,
         options.over,
+        options.states,
     )
 
 

@@ -22,6 +22,7 @@ def plan(
     json_file: pathlib.Path | None = None,
     search: bool = False,
     over: Sequence[str] = (),
+    states: bool = False,
 ) -> None:
     """Prints what a run would be on a slice; writes its numbers to a file where one is named.
 
@@ -32,11 +33,11 @@ def plan(
         raise InputError(f"--over {over[0]} is what --search tries; add --search.")
     if search:
         choices = default_choices(topology) | parsed_choices(values, over)
-        found = ranked(walk(values, topology, choices, console))
+        found = ranked(walk(values, topology, choices, states, console))
         console.print(rich.text.Text("\n".join(rows_of(found))))
         written = [tried.settings | (tried.plan.as_json() if tried.plan else {}) for tried in found]
     else:
-        made = plan_of(run_config(values), topology)
+        made = plan_of(run_config(values), topology, states)
         console.print(rich.text.Text("\n".join(plan_lines(made))))
         written = made.as_json()
     if json_file:

@@ -79,6 +79,7 @@ def walk(
     values: Mapping[str, Any],
     topology: Topology,
     choices: Choices,
+    states: bool,
     console: rich.console.Console,
 ) -> Iterator[Tried]:
     """A plan for every combination, the last setting changing fastest; shows how far it is."""
@@ -87,7 +88,7 @@ def walk(
     ]
     for settings in rich.progress.track(every, "plans", console=console):
         try:
-            plan = plan_of(run_config(changed(values, settings)), topology)
+            plan = plan_of(run_config(changed(values, settings)), topology, states)
         except InputError as error:
             yield Tried(settings, None, str(error))
         else:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 
 from onediff_jax.data.loader import examples_per_row, layout_of
+from onediff_jax.models.networks import Networks
+from onediff_jax.ops.layout import Layout
 from onediff_jax.plan.compiled import Compiled, compiled
 from onediff_jax.plan.estimate import Estimate, estimate_of
 from onediff_jax.plan.topologies import Topology, devices_of
@@ -91,8 +93,8 @@ class Plan(NamedTuple):
         }
 
 
-def plan_of(config: RunConfig, topology: Topology) -> Plan:
-    """The plan of a run; no data is read.
+def plan_of(config: RunConfig, topology: Topology, states: bool = False) -> Plan:
+    """The plan of a run; no data is read.  `states`: of prompts are in caches, made ahead.
 
     Raises InputError where the run's mesh or rows do not suit the slice, or the compiler refuses
     the step for another reason than memory.
@@ -100,23 +102,31 @@ def plan_of(config: RunConfig, topology: Topology) -> Plan:
     mesh = mesh_of(config.mesh, devices_of(topology))
     check_rows(config.rows, config.optimizer.accumulate, mesh)
     layout = layout_of(config.data)
-    run, shapes = planned(config, layout, mesh)
+    run, shapes = planned(config, layout, mesh, states)
     made = compiled(run.step, shapes)
     return Plan(
         topology,
         config.steps,
         config.rows * examples_per_row(config.data),
         parameters(shapes.state.params),
-        network_flops(run.networks, layout, config.rows, config.text.length),
+        flops_inside(run.networks, layout, config, states),
         held_bytes(shapes),
         made,
         estimate_of(made.program, topology.generation),
     )
 
 
+def flops_inside(
+    networks: Networks, layout: Layout, config: RunConfig, states: bool
+) -> dict[str, int]:
+    """FLOPs of a step by network, of those that work inside it."""
+    found = network_flops(networks, layout, config.rows, config.text.length)
+    return {name: flops for name, flops in found.items() if not (states and name == "text encoder")}
+
+
 def held_bytes(shapes: Shapes) -> dict[str, int]:
     """Bytes of what a device is given, by kind."""
-    kinds = {**shapes.state._asdict(), "batch": shapes.batch}
+    kinds = {**shapes.state._asdict(), "batch": shapes.batch, "encoders": shapes.frozen}
     found = Counter(
         {
             kind: sum(

@@ -31,6 +31,7 @@ NAMES = {"text": T5_NAMES, "codec": VAE_NAMES}
 INNER = {"text": "text_encoder", "codec": "vae"}  # their folders in that of a released pipeline
 DTYPES = ("float32", "bfloat16")
 PIECES, PIECE = 16, 256  # of every tensor, and their bytes, that go into a fingerprint
+T5_VOCABULARY = 32_128  # pieces that the released encoder knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,12 @@ def released_folder(part: str, path: str) -> pathlib.Path:
     )
 
 
+def is_here(part: str, path: str) -> bool:
+    """Whether a released network's folder is on this machine."""
+    given = pathlib.Path(path).expanduser()
+    return any((folder / "config.json").is_file() for folder in (given / INNER[part], given))
+
+
 def tokenizer_folder(config: TextConfig) -> pathlib.Path:
     """The folder of the released tokenizer."""
     if config.tokenizer:
@@ -111,9 +118,11 @@ def tokenizer_folder(config: TextConfig) -> pathlib.Path:
     return next((folder for folder in beside if folder.is_dir()), given)
 
 
-def autoencoder_of(config: CodecConfig) -> AutoencoderKL:
-    """The released autoencoder, without its parameters."""
-    found: VAEConfig = vae_config(released_folder("codec", config.path))
+def autoencoder_of(config: CodecConfig, absent: bool = False) -> AutoencoderKL:
+    """The released autoencoder, without its parameters; `absent` as in `networks_of`."""
+    found = VAEConfig()
+    if not absent or is_here("codec", config.path):
+        found = vae_config(released_folder("codec", config.path))
     return AutoencoderKL(
         dataclasses.replace(
             found,
@@ -124,26 +133,39 @@ def autoencoder_of(config: CodecConfig) -> AutoencoderKL:
     )
 
 
+def text_encoder_of(config: TextConfig, absent: bool = False) -> T5Encoder:
+    """The released text encoder, likewise."""
+    found, pieces = T5Config(), T5_VOCABULARY
+    if not absent or is_here("text", config.path):
+        found, pieces = t5_config(released_folder("text", config.path))
+    return T5Encoder(dataclasses.replace(found, dtype=config.dtype), pieces)
+
+
 def networks_of(
-    model: NextDiTConfig, text: TextConfig, codec: CodecConfig, vocabulary: int, remat: str
+    model: NextDiTConfig,
+    text: TextConfig,
+    codec: CodecConfig,
+    vocabulary: int,
+    remat: str,
+    absent: bool = False,
 ) -> Networks:
     """The modules of a run; `vocabulary` is the number of pieces of a trained one.
 
-    Raises InputError where the autoencoder's latents are not those that the denoiser takes.
+    If released networks may be `absent`, those that are have the release's shapes.  Raises
+    InputError where the autoencoder's latents are not those that the denoiser takes.
     """
     frozen, encoder = [], T5Encoder(text.encoder, vocabulary)
     if text.kind == "t5":
-        config, pieces = t5_config(released_folder("text", text.path))
-        if vocabulary > pieces:
+        encoder = text_encoder_of(text, absent)
+        if vocabulary > encoder.vocabulary:
             raise InputError(
                 f"{tokenizer_folder(text)} has {vocabulary} pieces, and the encoder in {text.path} "
-                f"knows {pieces}; the tokenizer is another model's."
+                f"knows {encoder.vocabulary}; the tokenizer is another model's."
             )
-        encoder = T5Encoder(dataclasses.replace(config, dtype=text.dtype), pieces)
         frozen.append("text")
     autoencoder = None
     if codec.kind == "sd3_vae":
-        autoencoder = autoencoder_of(codec)
+        autoencoder = autoencoder_of(codec, absent)
         frozen.append("codec")
         if autoencoder.channels != model.channels:
             raise InputError(
@@ -213,20 +235,40 @@ def frozen_params(
 
     Matrices of T5 are in its own type, all others in float32.
     """
-    boxed = jax.eval_shape(networks.init_frozen, jax.random.key(0))
-    params = {}
+    shapes, params = frozen_shapes(networks, mesh, parts), {}
     for part, tensors in tensors_of(text, codec).items():
         if part not in parts:
             continue
-        shapes = nn.meta.unbox(boxed[part])
+        params[part] = from_released(tensors, NAMES[part], shapes[part])
+        if mesh is not None:
+            where = jax.tree.map(lambda shape: shape.sharding, shapes[part])
+            params[part] = placed(params[part], where)
+    return params
+
+
+def frozen_shapes(
+    networks: Networks, mesh: Mesh | None, parts: tuple[str, ...] = ("text", "codec")
+) -> dict[str, Any]:
+    """Shapes of what `frozen_params` returns, with shardings if there is a mesh."""
+    dtype, found = networks.text.config.dtype, {}
+    for part, boxed in jax.eval_shape(networks.init_frozen, jax.random.key(0)).items():
+        if part not in parts:
+            continue
+        shapes = nn.meta.unbox(boxed)
         if part == "text":
             shapes = jax.tree_util.tree_map_with_path(
-                lambda path, shape: in_type(shape, path[-1].key, text.dtype), shapes
+                lambda path, shape: in_type(shape, path[-1].key, dtype), shapes
             )
-        params[part] = from_released(tensors, NAMES[part], shapes)
         if mesh is not None:
-            params[part] = placed(params[part], shardings_of(boxed[part], mesh))
-    return params
+            shapes = jax.tree.map(
+                lambda shape, sharding: jax.ShapeDtypeStruct(
+                    shape.shape, shape.dtype, sharding=sharding
+                ),
+                shapes,
+                shardings_of(boxed, mesh),
+            )
+        found[part] = shapes
+    return found
 
 
 def in_type(shape: jax.ShapeDtypeStruct, name: str, dtype: str) -> jax.ShapeDtypeStruct:

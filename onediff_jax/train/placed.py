@@ -8,13 +8,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from onediff_jax.data.cache import Cache
+from onediff_jax.data.example import EncodedPrompt
 from onediff_jax.data.latents import LaterCodec
-from onediff_jax.data.rows import Batch, Writer
+from onediff_jax.data.rows import Batch, Carried, Writer
+from onediff_jax.data.shards import HALF
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.models.networks import Networks
 from onediff_jax.ops.layout import Layout
 from onediff_jax.sharding import batch_specs, replicated
-from onediff_jax.train.encoders import networks_of
+from onediff_jax.train.encoders import frozen_shapes, networks_of
 from onediff_jax.train.run import RunConfig
 from onediff_jax.train.start import state_shapes, with_sharding
 from onediff_jax.train.state import State, optimizer_of, state_shardings
@@ -49,27 +52,46 @@ class Shapes(NamedTuple):
     state: State
     batch: Batch
     key: jax.ShapeDtypeStruct
+    frozen: dict[str, Any]  # parameters of the released networks that work inside the step
 
 
-def planned(config: RunConfig, layout: Layout, mesh: Mesh) -> tuple[Placed, Shapes]:
+def planned(
+    config: RunConfig, layout: Layout, mesh: Mesh, states: bool = False
+) -> tuple[Placed, Shapes]:
     """The step of a run whose data is not read, and what it takes.
 
-    A trained vocabulary has as many pieces as the configuration allows.
+    A trained vocabulary has as many pieces as the configuration allows.  Released networks that are
+    not here have the release's shapes.  Caches hold what `tools/encode_dataset.py` writes: token
+    ids, or with `states` the text encoder's states.
     """
     networks = networks_of(
-        config.model, config.text, config.codec, config.text.vocabulary, config.remat
+        config.model, config.text, config.codec, config.text.vocabulary, config.remat, absent=True
     )
     run = placed(config, networks, layout, mesh, len(config.data.sources))
     state = state_shapes(networks, run.optimizer, run.shardings, config.tune)
+    carried = carried_by(config, networks.text.config.width if states else 0)
+    row = empty_row(config, networks, layout, carried)
     batch = jax.tree.map(
         lambda x, spec: jax.ShapeDtypeStruct(
             (config.rows, *x.shape), x.dtype, sharding=NamedSharding(mesh, spec)
         ),
-        empty_row(config, layout),
+        row,
         batch_specs(Batch),
     )
     key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
-    return run, Shapes(state, batch, key)
+    inside = ("text",) * (not states) + ("codec",) * carried.pixels
+    return run, Shapes(state, batch, key, frozen_shapes(networks, mesh, inside))
+
+
+def carried_by(config: RunConfig, states: int) -> Carried:
+    """What the run's rows carry; states of that width if it is not 0."""
+    cached = [isinstance(source, Cache) for source in config.data.sources.values()]
+    vae = config.codec.kind == "sd3_vae"
+    return Carried(
+        pixels=vae and not all(cached),
+        deviations=vae and config.codec.posterior == "sample" and any(cached),
+        empty=EncodedPrompt("", np.zeros((1, states), HALF)) if states else None,
+    )
 
 
 class Silent(Tokenizer):
@@ -84,7 +106,9 @@ class Silent(Tokenizer):
         return np.zeros(self.length, np.int32), np.ones(self.length, bool)
 
 
-def empty_row(config: RunConfig, layout: Layout) -> Batch:
+def empty_row(config: RunConfig, networks: Networks, layout: Layout, carried: Carried) -> Batch:
     """A row of the run's shapes with nothing in it."""
-    codec = LaterCodec(config.codec.factor, config.model.channels)
-    return Writer(layout, codec, config.model.patch, Silent(config.text.length)).row
+    factor = networks.codec.factor if networks.codec else config.codec.factor
+    codec = LaterCodec(factor, config.model.channels)
+    tokenizer = Silent(config.text.length)
+    return Writer(layout, codec, config.model.patch, tokenizer, carried).row

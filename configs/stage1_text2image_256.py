@@ -1,0 +1,29 @@
+"""Stage 1, first part, at the released size on a v3-256: text to image at 256 px.
+
+    python -m onediff_jax train --config configs/stage1_text2image_256.py \\
+        --workdir runs/stage1_256 --distributed
+    python -m onediff_jax plan --config configs/stage1_text2image_256.py --topology v3-256
+
+A picture of 256 px has 256 tokens, too few to keep a core busy, so a row has four: 1,024 samples a
+step.  The paper has 256 for 500,000 steps at a rate of 5e-4; this is as many samples in a quarter
+of the steps, at the same rate.  The warm-up is ours.
+"""
+
+from onediff_jax.config import base_config
+
+
+def get_config():
+    config = base_config()
+    config.steps = 125_000
+    config.rows = 256
+    config.remat = "dots"
+    config.mesh.update(data=-1, fsdp=64)
+    config.text.update(kind="t5", path="weights/onediffusion")
+    config.codec.update(kind="sd3_vae", path="weights/onediffusion")
+    config.optimizer.update(learning_rate=5e-4, warmup=2000)
+    config.data.sources.pictures = dict(kind="cache", path="caches/256/pictures")
+    config.data.tasks = dict(text2image=1.0)
+    config.data.row = (dict(views=1, tokens=256, count=4),)
+    config.checkpoint.update(every=1000, keep=3)
+    config.evaluate.every = 0  # caches hold no pictures to judge samples by
+    return config

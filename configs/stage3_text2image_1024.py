@@ -1,0 +1,29 @@
+"""Stage 3 at the released size on a v3-256: text to image at 1024 px.
+
+    python -m onediff_jax train --config configs/stage3_text2image_1024.py \\
+        --workdir runs/stage3_1024 --distributed
+    python -m onediff_jax plan --config configs/stage3_text2image_1024.py --topology v3-256
+
+Weights are those of stage 2, the optimizer is fresh.  The paper states neither steps nor rate of
+this stage; these are ours.
+"""
+
+from onediff_jax.config import base_config
+
+
+def get_config():
+    config = base_config()
+    config.steps = 30_000
+    config.rows = 256
+    config.tune.start = "runs/stage2"
+    config.remat = "dots"
+    config.mesh.update(data=-1, fsdp=64)
+    config.text.update(kind="t5", path="weights/onediffusion")
+    config.codec.update(kind="sd3_vae", path="weights/onediffusion")
+    config.optimizer.update(learning_rate=1e-4, warmup=1000)
+    config.data.sources.pictures = dict(kind="cache", path="caches/1024/pictures")
+    config.data.tasks = dict(text2image=1.0)
+    config.data.row = (dict(views=1, tokens=4096),)
+    config.checkpoint.update(every=1000, keep=3)
+    config.evaluate.every = 0  # caches hold no pictures to judge samples by
+    return config

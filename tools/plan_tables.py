@@ -1,0 +1,171 @@
+"""The plans of the shipped stages: made again, and written to where people read them.
+
+    pip install -e '.[tpu]'
+    python tools/plan_tables.py --plan all                        # some minutes for each
+    python tools/plan_tables.py --plan stage2_multitask.v3-256    # one of them
+    python tools/plan_tables.py                                   # only writes the tables
+
+A plan is kept in tests/plans/CONFIG.SLICE[.states].json, with its command and date; a test compares
+new ones with it.  Tables go between the marks of docs/pod.md, and a line to a config's docstring.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+from typing import Any
+
+from onediff_jax.config import run_config
+from onediff_jax.data.loader import examples_per_row
+from onediff_jax.plan.topologies import topology_of
+
+ROOT = pathlib.Path(__file__).parents[1]
+PLANS = ROOT / "tests" / "plans"
+STAGES = (
+    "stage1_text2image_256",
+    "stage1_text2image_512",
+    "stage2_multitask",
+    "stage3_text2image_1024",
+    "stage3_id",
+)
+HOME = "v3-256"
+OTHERS = ("v4-256", "v5e-256", "v5p-128", "v6e-256")
+KNOWN = [f"{stage}.{HOME}" for stage in STAGES]
+KNOWN += [f"{stage}.{HOME}.states" for stage in STAGES]
+KNOWN += [f"{stage}.{other}" for stage in STAGES for other in OTHERS]
+
+COLUMNS = (
+    "memory a device",
+    "TFLOP a device",
+    "compute s",
+    "exchanges s",
+    "of them waited for",
+    "share of peak",
+    "with exchanges",
+    "samples/s",
+    "days",
+)
+
+
+def main() -> None:
+    """Plans what is asked for, then writes all tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--plan", nargs="+", default=[], metavar="NAME", help=f"all, or of {', '.join(KNOWN)}"
+    )
+    options = parser.parse_args()
+    names = KNOWN if options.plan == ["all"] else options.plan
+    if unknown := set(names) - set(KNOWN):
+        parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(KNOWN)}")
+    for name in names:
+        make(name)
+    page = ROOT / "docs" / "pod.md"
+    page.write_text(with_tables(page.read_text()))
+    for stage in STAGES:
+        if (PLANS / f"{stage}.{HOME}.json").exists():
+            file = ROOT / "configs" / f"{stage}.py"
+            file.write_text(with_line(file.read_text(), stage))
+
+
+def make(name: str) -> None:
+    """Plans a stage and keeps what comes of it, a step that does not fit as well."""
+    file = PLANS / f"{name}.json"
+    command = command_of(name)
+    print(" ".join(command), flush=True)
+    subprocess.run([sys.executable, *command[1:], "--json", str(file)], cwd=ROOT, check=False)
+    kept = {
+        "command": " ".join(command),
+        "date": datetime.date.today().isoformat(),
+        "plan": json.loads(file.read_text()),
+    }
+    file.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def command_of(name: str) -> list[str]:
+    """The command line of a plan."""
+    stage, slice_name, *states = name.split(".")
+    command = ["python", "-m", "onediff_jax", "plan", "--config", f"configs/{stage}.py"]
+    return [*command, "--topology", slice_name, *(["--states"] if states else [])]
+
+
+def kept(name: str) -> dict[str, Any]:
+    """A plan as it is kept."""
+    return json.loads((PLANS / f"{name}.json").read_text())
+
+
+def cells(name: str) -> list[str]:
+    """A plan's row of a table, after its name."""
+    plan = kept(name)["plan"]
+    used = plan["hbm_bytes"] / plan["hbm_limit_bytes"]
+    memory = f"{plan['hbm_bytes'] / 2**30:.2f} GiB, {used:.0%}"
+    topology = topology_of(plan["topology"])
+    work = f"{plan['model_flops'] / topology.devices / 1e12:.1f}"
+    if not plan["fits"]:
+        return [memory, work, "does not fit", *[""] * (len(COLUMNS) - 3)]
+    compute, seconds = plan["estimated_compute_seconds"], seconds_of(plan)
+    file = ROOT / "configs" / f"{name.split('.')[0]}.py"
+    config = run_config(runpy.run_path(str(file))["get_config"]())
+    samples = config.rows * examples_per_row(config.data)
+    return [
+        memory,
+        work,
+        f"{compute:.3f}",
+        f"{plan['estimated_communication_seconds']:.3f}",
+        f"{seconds - compute:.3f}",
+        f"{plan['estimated_mfu']:.1%}",
+        f"{plan['estimated_mfu_with_communication']:.1%}",
+        f"{samples / seconds:,.0f}",
+        f"{config.steps * seconds / 86_400:.1f}",
+    ]
+
+
+def seconds_of(plan: dict[str, Any]) -> float:
+    """Estimated seconds of a step, exchanges that are waited for included."""
+    ratio = plan["estimated_mfu"] / plan["estimated_mfu_with_communication"]
+    return plan["estimated_compute_seconds"] * ratio
+
+
+def table(names: list[str]) -> str:
+    """Estimates of plans in Markdown, with where they come from."""
+    names = [name for name in names if (PLANS / f"{name}.json").exists()]
+    rows = [["plan", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
+    rows += [[f"`{name}`", *cells(name)] for name in names]
+    dates = sorted({kept(name)["date"] for name in names})
+    period = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    return (
+        f"Estimates of {period}; nothing ran on a TPU.  The first is\n"
+        f"`{kept(names[0])['command']}`.\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    )
+
+
+def with_tables(page: str) -> str:
+    """A page with its tables written anew between their marks."""
+
+    def written(found: re.Match) -> str:
+        wanted = [name for name in KNOWN if re.search(found[1], name)]
+        return f"<!-- plans {found[1]} -->\n{table(wanted)}\n<!-- end of plans -->"
+
+    return re.sub(r"<!-- plans (\S+) -->\n.*?<!-- end of plans -->", written, page, flags=re.S)
+
+
+def with_line(text: str, stage: str) -> str:
+    """A config's text with its estimate in the docstring."""
+    found = dict(zip(COLUMNS, cells(f"{stage}.{HOME}"), strict=True))
+    date = kept(f"{stage}.{HOME}")["date"]
+    line = (
+        f"Estimated on {HOME} ({date}): {found['memory a device']} of a core's memory;\n"
+        f"{found['share of peak']} of peak, {found['with exchanges']} with exchanges; "
+        f"{found['samples/s']} samples/s; {found['days']} days.\n"
+    )
+    text = re.sub(r"\n?Estimated on .*?days\.\n", "", text, count=1, flags=re.S)
+    return text.replace('\n"""\n', f'\n\n{line}"""\n', 1)
+
+
+if __name__ == "__main__":
+    main()
