@@ -180,7 +180,7 @@ def test_the_door_says_status_1_and_one_line(monkeypatch, capsys):
 
 
 def test_a_search_walks_all_combinations_and_ranks_them(monkeypatch, tmp_path, capsys):
-    def pretended(config, topology):
+    def pretended(config, topology, states):
         if config.mesh.fsdp == 4:
             raise InputError("mesh.fsdp is 4, no good.")
         seconds = {"dots": 1.0, "full": 2.0}[config.remat] + (config.mesh.fsdp == 2) * 4.0

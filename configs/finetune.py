@@ -1,0 +1,69 @@
+"""The released weights on your own pictures, beside built-in scenes that keep what is known awake.
+
+Import the released folder, then train on one GPU with 80 GB or more:
+
+    python tools/import_torch.py --source OneDiffusion --out runs/released --link
+    python -m onediff_jax train --config configs/finetune.py --workdir runs/mine \
+        --config.data.sources.mine.path=DIR
+
+DIR is an image folder (docs/data.md).  Memory by calculation: 44.8 GB of state (weights, two moments
+and a moving average of 2.8 billion parameters, float32), 11.2 GB of gradients, 2.6 GB of frozen
+encoders, and about 7 GB of activations of a row.
+
+With adapters instead, on 24 GB (5.6 GB of bfloat16 weights, 2.6 GB of encoders, 0.1 GB of adapters
+and their state, activations as above; one GB with remat "full"):
+
+    --config.model.lora.rank=16 --config.tune.train="('*/lora_?',)" --config.remat=full
+    --config.tune.frozen_dtype=bfloat16 --config.optimizer.learning_rate=1e-4
+
+Not measured yet.  docs/finetune.md tells the rest, and how to go back to PyTorch.
+"""
+
+from onediff_jax.config import base_config
+
+
+def get_config():
+    config = base_config()
+    config.steps = 5_000
+    config.rows = 1
+    config.remat = "dots"
+    config.tune.start = "runs/released"
+    config.text.update(kind="t5", path="runs/released", length=300)
+    config.codec.update(kind="sd3_vae", path="runs/released")
+    config.flow.update(shift=3.0)
+    config.optimizer.update(learning_rate=1e-5, warmup=200, clip=1.0, accumulate=1, ema=0.999)
+    config.data.sources.mine = dict(kind="folder", path="", validation=8)
+    config.data.sources.scenes = dict(
+        kind="scenes",
+        path="artifacts/scenes_full_256",
+        content="full",
+        size=256,
+        train=500,
+        validation=16,
+        views=4,
+        seed=0,
+    )
+    config.data.tasks = dict(
+        text2image=4.0,
+        deblurring=1.0,
+        image_inpainting=1.0,
+        super_resolution=1.0,
+        canny2image=1.0,
+        depth2image=0.5,
+        semanticmap2image=0.5,
+        multiview=1.0,
+    )
+    config.data.aspects = "square"  # encoded inside the step; a cache can hold any aspect
+    made = ("deblurring", "image_inpainting", "super_resolution", "canny2image")
+    known = ("depth2image", "semanticmap2image")
+    config.data.row = (
+        dict(views=1, tokens=1024, tasks=("text2image",)),
+        dict(views=2, tokens=1024, tasks=made),
+        dict(views=2, tokens=256, tasks=known),
+        dict(views=4, tokens=256, tasks=("multiview",)),
+    )
+    config.checkpoint.update(every=1000, keep=2)
+    config.log.every = 20
+    config.evaluate.every = 1000
+    config.evaluate.sample.update(steps=50, guidance=4.0)
+    return config
