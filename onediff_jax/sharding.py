@@ -256,7 +256,7 @@ class Parallel:
 
 def group_of(mesh: Mesh, axis: str) -> Group:
     """The devices along an axis of the mesh."""
-    return Group(axis, mesh.shape[axis])
+    return Group(axis, mesh.shape[axis]) if mesh.shape[axis] > 1 else ALONE
 
 
 def gathered(params: Any, specs: Any, dtype: DTypeLike | None = None) -> Any:
@@ -276,11 +276,13 @@ def gathered(params: Any, specs: Any, dtype: DTypeLike | None = None) -> Any:
     return jax.tree.map(bring, params, specs)
 
 
-def summed(gradients: Any, specs: Any) -> Any:
+def summed(gradients: Any, specs: Any, mesh: Mesh) -> Any:
     """Gradients summed over the devices that hold the same shard of a parameter."""
+    several = [axis for axis in AXES if mesh.shape[axis] > 1]
 
     def total(gradient: Array, spec: P) -> Array:
         split = {axis for mesh_axes in axes_in(spec) for axis in mesh_axes}
-        return jax.lax.psum(gradient, tuple(axis for axis in AXES if axis not in split))
+        copies = tuple(axis for axis in several if axis not in split)
+        return jax.lax.psum(gradient, copies) if copies else gradient
 
     return jax.tree.map(total, gradients, specs)

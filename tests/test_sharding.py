@@ -258,7 +258,7 @@ def test_shards_are_gathered_in_the_type_of_the_work_and_gradients_return_to_the
         return group_of(mesh, "tensor").sum(jnp.square(y).sum()) / 2
 
     def gradients(params, x):
-        return summed(jax.grad(loss)(params, x), specs)
+        return summed(jax.grad(loss)(params, x), specs, mesh)
 
     rows = P(("slices", "data", "fsdp"))
     found = on_devices(gradients, mesh, (specs, rows), specs)(params, x)

@@ -169,7 +169,7 @@ def gradients_of(
         else:
             total, found = jax.lax.scan(work_through, zero, cut)
             found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-        return summed(total, specs[0]), *found
+        return summed(total, specs[0], mesh), *found
 
     def on_all_devices(params, kept, frozen, *of_batch):
         of_rows, of_tokens = P(ROWS), P(ROWS, "sequence")
