@@ -6,9 +6,9 @@ Import the released folder, then train on one GPU with 80 GB or more:
     python -m onediff_jax train --config configs/finetune.py --workdir runs/mine \
         --config.data.sources.mine.path=DIR
 
-DIR is an image folder (docs/data.md).  Memory by calculation: 44.8 GB of state (weights, two moments
-and a moving average of 2.8 billion parameters, float32), 11.2 GB of gradients, 2.6 GB of frozen
-encoders, and about 7 GB of activations of a row.
+DIR is an image folder (docs/data.md).  Memory by calculation: 44.8 GB of state (weights, two
+moments and a moving average of 2.8 billion parameters, float32), 11.2 GB of gradients, 2.6 GB of
+frozen encoders, and about 7 GB of activations of a row.
 
 With adapters instead, on 24 GB (5.6 GB of bfloat16 weights, 2.6 GB of encoders, 0.1 GB of adapters
 and their state, activations as above; one GB with remat "full"):
