@@ -76,6 +76,8 @@ def test_a_loop_that_does_not_say_how_often_is_known_to_be_unknown():
     program = program_of(LOOPS.replace('{"known_trip_count":{"n":"3"}}', "{}"))
     loops = {i.name: program.trips(i) for c in program.computations.values() for i in c}
     assert (loops["while.1"], loops["while.2"]) == (None, 5)
+    assert program.unknown_loops == ["while.1"]
+    assert program_of(LOOPS).unknown_loops == []
     assert program.cycles() == 5 * 10 + 100 + 7
 
 

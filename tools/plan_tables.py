@@ -6,7 +6,8 @@
     python tools/plan_tables.py                                   # only writes the tables
 
 A plan is kept in tests/plans/CONFIG.SLICE[.states].json, with its command and date; a test compares
-new ones with it.  Tables go between the marks of docs/pod.md, and a line to a config's docstring.
+new ones with it.  Tables go between the marks of docs/pod.md and docs/plan.md, and a line to a
+config's docstring.
 """
 
 import argparse
@@ -65,10 +66,10 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(KNOWN)}")
     for name in names:
         make(name)
-    page = ROOT / "docs" / "pod.md"
-    page.write_text(with_tables(page.read_text()))
+    for page in (ROOT / "docs" / "pod.md", ROOT / "docs" / "plan.md"):
+        page.write_text(with_tables(page.read_text()))
     for stage in STAGES:
-        if (PLANS / f"{stage}.{HOME}.json").exists():
+        if is_kept(f"{stage}.{HOME}"):
             file = ROOT / "configs" / f"{stage}.py"
             file.write_text(with_line(file.read_text(), stage))
 
@@ -92,6 +93,11 @@ def command_of(name: str) -> list[str]:
     stage, slice_name, *states = name.split(".")
     command = ["python", "-m", "onediff_jax", "plan", "--config", f"configs/{stage}.py"]
     return [*command, "--topology", slice_name, *(["--states"] if states else [])]
+
+
+def is_kept(name: str) -> bool:
+    """Whether there is such a plan."""
+    return (PLANS / f"{name}.json").exists()
 
 
 def kept(name: str) -> dict[str, Any]:
@@ -133,7 +139,6 @@ def seconds_of(plan: dict[str, Any]) -> float:
 
 def table(names: list[str]) -> str:
     """Estimates of plans in Markdown, with where they come from."""
-    names = [name for name in names if (PLANS / f"{name}.json").exists()]
     rows = [["plan", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
     rows += [[f"`{name}`", *cells(name)] for name in names]
     dates = sorted({kept(name)["date"] for name in names})
@@ -148,7 +153,9 @@ def with_tables(page: str) -> str:
     """A page with its tables written anew between their marks."""
 
     def written(found: re.Match) -> str:
-        wanted = [name for name in KNOWN if re.search(found[1], name)]
+        wanted = [name for name in KNOWN if re.search(found[1], name) and is_kept(name)]
+        if not wanted:
+            return found[0]
         return f"<!-- plans {found[1]} -->\n{table(wanted)}\n<!-- end of plans -->"
 
     return re.sub(r"<!-- plans (\S+) -->\n.*?<!-- end of plans -->", written, page, flags=re.S)

@@ -10,8 +10,8 @@ import rich.text
 
 from onediff_jax.config import run_config
 from onediff_jax.errors import InputError
-from onediff_jax.plan.report import plan_lines
 from onediff_jax.plan.search import default_choices, parsed_choices, ranked, rows_of, walk
+from onediff_jax.plan.table import plan_lines
 from onediff_jax.plan.topologies import topology_of
 from onediff_jax.plan.verdict import plan_of
 

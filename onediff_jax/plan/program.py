@@ -102,6 +102,12 @@ class Program:
         limits = [i.arguments for i in condition if i.kind == "constant" and "s32" in i.result]
         return max(map(int, limits), default=None)
 
+    @property
+    def unknown_loops(self) -> list[str]:
+        """Loops of which `trips` knows nothing; they count once."""
+        every = itertools.chain.from_iterable(self.computations.values())
+        return [i.name for i in every if self.trips(i) is None]
+
     def cycles(self, computation: str = "") -> int:
         """The compiler's estimates, summed over what runs from there on."""
         return sum(i.cycles * times for i, times in self.running(computation))

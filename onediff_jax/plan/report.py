@@ -6,9 +6,8 @@ from collections import Counter
 from onediff_jax.plan.estimate import KERNEL_SHARE, Estimate, seconds_of, work_of
 from onediff_jax.plan.program import Program
 from onediff_jax.plan.topologies import Generation
-from onediff_jax.plan.verdict import Plan
 
-GB, GIB = 1e9, 2**30
+GB = 1e9
 
 
 def work_lines(estimate: Estimate) -> list[str]:
@@ -69,35 +68,3 @@ def part_of(source: str) -> tuple[str, str]:
     skipped = r"jit|jvp|transpose|shard_map|while|body|closed_call|checkpoint|rematted_computation"
     names = [n for n in source.split("/")[:-1] if not re.match(rf"({skipped})\b", n)]
     return "/".join(names[-3:]) or "(made by the compiler)", direction
-
-
-def plan_lines(plan: Plan) -> list[str]:
-    """A plan as a table; where the step does not fit, its largest arrays instead of estimates."""
-    made, topology = plan.compiled, plan.topology
-    lines = [
-        f"{topology.name}: {topology.cores} {topology.generation.kind} cores or chips, "
-        f"{topology.devices} devices.  Nothing ran on them: all times are estimates.",
-        f"  {'parameters':20}{plan.params:,}",
-        f"  {'memory a device':20}{made.bytes / GIB:6.2f} of {plan.limit / GIB:.2f} GiB "
-        f"({made.bytes / plan.limit:.0%})",
-    ]
-    kinds = plan.held | {"padding": made.taken - sum(plan.held.values())}
-    kinds |= {"results": made.returned, "temporaries": made.bytes - made.taken - made.returned}
-    lines += [f"    {kind:18}{size / GIB:6.2f} GiB" for kind, size in kinds.items()]
-    for network, flops in plan.flops.items():
-        lines.append(f"  {network:20}{flops / 1e12 / topology.devices:9.2f} TFLOP a device")
-    if not plan.fits:
-        lines.append(f"It does not fit: {made.refusal}  The largest arrays of a device:")
-        lines += [f"  {t.bytes / GIB:6.2f} GiB  {t.shape}  {t.source[-90:]}" for t in made.largest]
-        return lines
-    estimate = plan.estimate
-    lines += ["estimated seconds of a step", *work_lines(estimate)]
-    lines += ["exchanges of a step, on a device", *traffic_lines(estimate)]
-    return lines + [
-        f"  {'share of peak':20}{plan.share_of_peak(estimate.compute):9.1%} compute only, "
-        f"{plan.share_of_peak(estimate.seconds):.1%} with exchanges",
-        f"  {'steps a second':20}{1 / estimate.seconds:9.3f}",
-        f"  {'samples a second':20}{plan.samples_per_second:9.1f}",
-        f"  {'the whole run':20}{plan.days:9.2f} days for {plan.steps:,} steps",
-        f"compiled in {made.seconds:.0f} s",
-    ]

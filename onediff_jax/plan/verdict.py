@@ -45,6 +45,11 @@ class Plan(NamedTuple):
         return int(self.topology.generation.memory * 2**30)
 
     @property
+    def used(self) -> float:
+        """Share of them that the step uses."""
+        return self.compiled.bytes / self.limit
+
+    @property
     def fits(self) -> bool:
         """Whether the compiler found room for the step."""
         return not self.compiled.refusal

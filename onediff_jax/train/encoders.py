@@ -235,7 +235,7 @@ def frozen_params(
 
     Matrices of T5 are in its own type, all others in float32.
     """
-    shapes, params = frozen_shapes(networks, mesh, parts), {}
+    shapes, params = frozen_shapes(networks, text, mesh, parts), {}
     for part, tensors in tensors_of(text, codec).items():
         if part not in parts:
             continue
@@ -247,17 +247,17 @@ def frozen_params(
 
 
 def frozen_shapes(
-    networks: Networks, mesh: Mesh | None, parts: tuple[str, ...] = ("text", "codec")
+    networks: Networks, text: TextConfig, mesh: Mesh | None, parts: tuple[str, ...]
 ) -> dict[str, Any]:
     """Shapes of what `frozen_params` returns, with shardings if there is a mesh."""
-    dtype, found = networks.text.config.dtype, {}
+    found = {}
     for part, boxed in jax.eval_shape(networks.init_frozen, jax.random.key(0)).items():
         if part not in parts:
             continue
         shapes = nn.meta.unbox(boxed)
         if part == "text":
             shapes = jax.tree_util.tree_map_with_path(
-                lambda path, shape: in_type(shape, path[-1].key, dtype), shapes
+                lambda path, shape: in_type(shape, path[-1].key, text.dtype), shapes
             )
         if mesh is not None:
             shapes = jax.tree.map(

@@ -14,6 +14,7 @@ from onediff_jax.data.latents import LaterCodec
 from onediff_jax.data.rows import Batch, Carried, Writer
 from onediff_jax.data.shards import HALF
 from onediff_jax.data.text import Tokenizer
+from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks
 from onediff_jax.ops.layout import Layout
 from onediff_jax.sharding import batch_specs, replicated
@@ -80,12 +81,20 @@ def planned(
     )
     key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
     inside = ("text",) * (not states) + ("codec",) * carried.pixels
-    return run, Shapes(state, batch, key, frozen_shapes(networks, mesh, inside))
+    return run, Shapes(state, batch, key, frozen_shapes(networks, config.text, mesh, inside))
 
 
 def carried_by(config: RunConfig, states: int) -> Carried:
-    """What the run's rows carry; states of that width if it is not 0."""
+    """What the run's rows carry; states of that width if it is not 0.
+
+    Raises InputError where there would be none: of a trained encoder, or of what is not cached.
+    """
     cached = [isinstance(source, Cache) for source in config.data.sources.values()]
+    if states and not (config.text.kind == "t5" and all(cached)):
+        raise InputError(
+            f"--states is of caches, and text.kind is {config.text.kind!r} and data.sources has "
+            f"{cached.count(False)} other sources; set text.kind to 't5' and encode all of them."
+        )
     vae = config.codec.kind == "sd3_vae"
     return Carried(
         pixels=vae and not all(cached),
