@@ -13,14 +13,22 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from onediff_jax.config import as_dict, run_config
+from onediff_jax.data.cache import Cache, CachedSource, Part, unpacked_example
 from onediff_jax.data.loader import served
 from onediff_jax.data.records import SPLITS, Source
 from onediff_jax.data.tasks import TASKS
+from onediff_jax.data.text import t5_vocabulary
 from onediff_jax.errors import Fault, InputError
 from onediff_jax.sharding import check_rows, mesh_of
 from onediff_jax.train import checkpoint
-from onediff_jax.train.encoders import networks_of
-from onediff_jax.train.run import RunConfig, opened, views_of_tasks
+from onediff_jax.train.encoders import (
+    fingerprints_of,
+    networks_of,
+    tokenizer_folder,
+    tokenizer_of,
+)
+from onediff_jax.train.run import RunConfig, assembled, opened, rows_of, views_of_tasks
+from onediff_jax.train.start import first_assets
 from onediff_jax.train.state import new_state, optimizer_of
 from onediff_jax.train.storage import absolute, remote
 
@@ -58,6 +66,10 @@ def checks(
         for split in SPLITS:
             yield checked(f"data {name} {split}", lambda n=name, s=split: read(config, n, s))
     yield checked("data tasks", lambda: all_served(config))
+    if any(isinstance(source, Cache) for source in config.data.sources.values()):
+        yield checked("data caches", lambda: all_match(config))
+    if {config.text.kind, config.codec.kind} & {"t5", "sd3_vae"}:
+        yield checked("encoders", lambda: found_encoders(config))
     yield checked("devices", added_up)
     if topology:
         yield checked("plan", lambda: planned(values, topology))
@@ -88,6 +100,8 @@ def one_line(error: Exception) -> str:
 def read(config: RunConfig, name: str, split: str) -> str:
     """Opens one source and reads some of its records, spread evenly, as tasks will."""
     source: Source = config.data.sources[name].open(split)
+    if isinstance(source, CachedSource):
+        return read_cache(source)
     if not len(source):
         raise Doubt("has no records; set the source's validation to hold some out.")
     wanted = {field for task in views_of_tasks(config.data) for field in taken(task, source)}
@@ -109,6 +123,19 @@ def read(config: RunConfig, name: str, split: str) -> str:
     return f"{len(source):,} records; {len(numbers)} were read"
 
 
+def read_cache(source: CachedSource) -> str:
+    """Reads some examples of every part of a cache, spread evenly."""
+    if not len(source):
+        return "a cache has no validation examples"
+    read = 0
+    for name in source.manifest["parts"]:
+        examples = source.examples(Part.named(name))
+        for number in np.unique(np.linspace(0, len(examples) - 1, RECORDS).astype(int)).tolist():
+            unpacked_example(examples[number], 0)
+            read += 1
+    return f"{len(source):,} records, encoded; {read} examples were read"
+
+
 def taken(task: str, source: Source) -> frozenset[str]:
     """The fields that a task takes of a source's records; none where it cannot be served."""
     return frozenset(TASKS[task].takes(source.fields) or ())
@@ -121,6 +148,26 @@ def all_served(config: RunConfig) -> str:
     for task, views in tasks.items():
         served(task, views, sources)
     return f"{len(tasks)} are served"
+
+
+def all_match(config: RunConfig) -> str:
+    """Compares the caches with how the run would encode, and with what its slots hold."""
+    sources = opened(config.data, "train")
+    assets = first_assets(config, sources, as_dict(config))  # those of a cache: nothing is fitted
+    _, tokenizer = assembled(config, assets)
+    rows_of(config, sources, assets, tokenizer)
+    caches = (name for name, source in sources.items() if isinstance(source, CachedSource))
+    return f"{', '.join(caches)} hold what the run would encode"
+
+
+def found_encoders(config: RunConfig) -> str:
+    """Looks into the folders of released encoders; little of their weights is read."""
+    vocabulary = config.text.vocabulary
+    if config.text.kind == "t5":
+        vocabulary = tokenizer_of(config.text, t5_vocabulary(tokenizer_folder(config.text))).size
+    networks_of(config.model, config.text, config.codec, vocabulary, config.remat)
+    prints = fingerprints_of(config.text, config.codec)
+    return ", ".join(f"{part} is {found}" for part, found in prints.items())
 
 
 def added_up() -> str:
@@ -227,9 +274,8 @@ def room(config: RunConfig, workdir: epath.Path | None) -> str:
 
 def checkpoint_bytes(config: RunConfig) -> int:
     """Bytes of a checkpoint of a run, without data being read: a vocabulary counts in full."""
-    networks = networks_of(
-        config.model, config.text, config.codec, config.text.vocabulary, config.remat
-    )
+    pieces = 0 if config.text.kind == "t5" else config.text.vocabulary
+    networks = networks_of(config.model, config.text, config.codec, pieces, config.remat)
     optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
     state = jax.eval_shape(lambda: new_state(networks, optimizer, jax.random.key(0), config.tune))
     saved = state._replace(frozen=None) if config.tune.start else state

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from test_cache import cached, encoded
 from tiny import Blobs, tiny_config
 
 from onediff_jax import cli, doctor
@@ -61,6 +62,43 @@ def values(**changes) -> dict:
             section = section[part]
         section[last] = value
     return found
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return encoded(tmp_path_factory.mktemp("cache"))
+
+
+def cached_values(folder, **changes) -> dict:
+    """Settings of a run that reads a cache."""
+    given = as_dict(cached(folder)) | {"steps": 3}
+    given["text"] |= changes
+    return given
+
+
+def test_a_run_from_a_cache_that_matches_it_passes(cache):
+    made = {check.subject: check for check in checks(cached_values(cache))}
+    assert {check.state for check in made.values()} == {OK}, made
+    assert made["data blobs train"].said == "12 records, encoded; 16 examples were read"
+    assert made["data caches"].said == "blobs hold what the run would encode"
+
+
+def test_a_cache_that_does_not_match_or_is_damaged_is_named(cache, tmp_path):
+    other = found("data caches", cached_values(cache, length=20))
+    assert other.state == FAILED
+    assert "manifest.json: text.length is 12, and 20 in this run" in other.said
+    changed = shutil.copytree(cache, tmp_path / "changed")
+    file = changed / "text2image-1x4-00000.array_record"
+    file.write_bytes(file.read_bytes()[:-1])
+    damaged = found("data blobs train", cached_values(changed))
+    assert damaged.state == FAILED and "00000.array_record is" in damaged.said
+
+
+def test_released_encoders_that_are_not_there_are_named():
+    given = values()
+    given["text"] |= {"kind": "t5", "path": "/nowhere"}
+    missing = found("encoders", given)
+    assert missing.state == FAILED and "/nowhere" in missing.said
 
 
 def found(subject: str, given: dict, workdir=None, topology=None) -> doctor.Check:

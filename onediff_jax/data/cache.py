@@ -150,7 +150,7 @@ class CachedSource(Source):
 
     def assets(self) -> dict[str, np.ndarray]:
         """What the run needs of the data before it begins, as arrays."""
-        with np.load(self.folder / ASSETS) as held:
+        with (self.folder / ASSETS).open("rb") as file, np.load(file) as held:
             return dict(held)
 
     def examples(self, part: Part) -> "CachedExamples":

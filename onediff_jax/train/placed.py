@@ -65,8 +65,9 @@ def planned(
     not here have the release's shapes.  Caches hold what `tools/encode_dataset.py` writes: token
     ids, or with `states` the text encoder's states.
     """
+    pieces = 0 if config.text.kind == "t5" else config.text.vocabulary
     networks = networks_of(
-        config.model, config.text, config.codec, config.text.vocabulary, config.remat, absent=True
+        config.model, config.text, config.codec, pieces, config.remat, absent=True
     )
     run = placed(config, networks, layout, mesh, len(config.data.sources))
     state = state_shapes(networks, run.optimizer, run.shardings, config.tune)
