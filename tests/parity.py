@@ -173,9 +173,12 @@ def gradients(config: NextDiTConfig, tensors, inputs: Inputs) -> dict[str, np.nd
     """Our gradients of the training loss by all parameters, released, and by the text's states."""
     row, layout = row_of(config, inputs)
     b, words = inputs.mask.shape
-    none = jnp.zeros((b, 1), int)
+    none, patches = jnp.zeros((b, 1), int), row.pop("patches")
     batch = Batch(
-        latents=row.pop("patches"),
+        latents=patches,
+        deviations=patches[..., :0],
+        pixels=jnp.zeros((*patches.shape[:2], 0), jnp.uint8),
+        encoded=jnp.ones(row["example_of_view"].shape, bool),
         text=jnp.arange(b * words).reshape(b, 1, words),
         task=none,
         source=none,

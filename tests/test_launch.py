@@ -117,7 +117,7 @@ def launched(world: pathlib.Path, script: str, *arguments: str, plan: str = "", 
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
 
@@ -172,7 +172,7 @@ def test_run_joins_a_training_that_is_under_way_and_stop_makes_it_save(world):
     )
     assert following.stdout.readline() == "training\n"
     assert launched(world, "tpu_queued.sh", "stop").returncode == 0
-    said, errors = following.communicate(timeout=60)
+    said, errors = following.communicate(timeout=600)
     assert following.returncode == 0 and "saving" in said and "stopped, and goes on" in errors
     assert len(asked(world, "python")) == 4
 
@@ -244,7 +244,7 @@ def test_a_local_run_keeps_its_programs_and_becomes_the_process(world):
     )
     assert process.stdout.readline() == "training\n"
     process.send_signal(signal.SIGTERM)  # to the script's own process
-    assert process.wait(timeout=30) == 75
+    assert process.wait(timeout=600) == 75
     (given,) = asked(world, "python3")
     assert given == ["-m", "onediff_jax", "train", *ARGUMENTS]
     assert f"environment {world}/.cache/onediff_jax/programs" in (world / "asked").read_text()

@@ -89,7 +89,7 @@ class Training(subprocess.Popen):
 
     def end(self) -> int:
         """Its status, once it has ended."""
-        out, self.errors = self.communicate(timeout=300)
+        out, self.errors = self.communicate(timeout=900)
         self.said += out
         return self.returncode
 
