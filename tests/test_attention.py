@@ -1,4 +1,3 @@
-import functools
 import itertools
 import math
 
@@ -6,75 +5,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import (
+    BLIND,
+    CASES,
+    K_SEGMENTS,
+    Q_SEGMENTS,
+    SEES,
+    UNSEEN,
+    B,
+    G,
+    H,
+    K,
+    M,
+    N,
+    drawn,
+    in_both_types,
+    value_and_cotangents,
+)
 from drawn import relative_error
 from numpy.testing import assert_allclose, assert_array_equal
 
 from onediff_jax.errors import InputError
-from onediff_jax.ops import attention, attention_chunked
+from onediff_jax.ops import attention, attention_chunked, attention_reference
 
-B, N, M, K, G, H = 2, 7, 12, 6, 2, 8  # rows, queries, keys, query heads, key heads, head width
-BACKENDS = list(attention.BACKENDS)
-# Queries of segment 4 and -1 see no key; keys of segment 7 and -1 are seen by no query.
-Q_SEGMENTS = np.array([[0, 0, 0, 1, 1, 4, -1], [2, 0, 2, 0, 0, 2, 0]])
-K_SEGMENTS = np.array(
-    [[0, 0, -1, 0, 0, 1, 1, 1, 1, 7, -1, 1], [0, 2, 0, 2, 0, 2, 0, 2, 0, -1, 2, 2]]
-)
-SEES = (Q_SEGMENTS[:, :, None] == K_SEGMENTS[:, None]) & (K_SEGMENTS >= 0)[:, None]
-BLIND = ~SEES.any(2)  # queries
-UNSEEN = ~SEES.any(1)  # keys
-CASES = pytest.mark.parametrize(
-    ("softcap", "tiled"),
-    [(None, False), (30.0, False), (2.0, False), (500.0, False), (None, True), (30.0, True)],
-)
-ALL_BACKENDS = pytest.mark.parametrize("backend", BACKENDS)
+PLAIN = pytest.mark.parametrize("backend", ["reference", "chunked"])
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks of queries, of which the last is not full."""
     monkeypatch.setattr(attention_chunked, "BLOCK", 5)
-
-
-def drawn(seed=0, sharpness=12.0):
-    """Queries, keys and values with logits of order `sharpness`, and a cotangent."""
-    rng = np.random.default_rng(seed)
-    shapes = (B, N, K, H), (B, M, G, H), (B, M, G, H), (B, N, K, H)
-    q, k, v, d_out = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
-    return sharpness * q, k, v, d_out
-
-
-QUICKLY = {"xla_backend_optimization_level": 0}  # compiling costs more than running
-
-
-@functools.cache
-def compiled(block, **settings):
-    assert block == attention_chunked.BLOCK
-
-    def run(q, k, v, d_out, q_segments, k_segments):
-        attend = functools.partial(
-            attention.attend, q_segments=q_segments, k_segments=k_segments, **settings
-        )
-        out, pull = jax.vjp(attend, q, k, v)
-        return out, *pull(d_out)
-
-    return jax.jit(run, compiler_options=QUICKLY)
-
-
-def value_and_cotangents(
-    q,
-    k,
-    v,
-    d_out,
-    q_segments=Q_SEGMENTS,
-    k_segments=K_SEGMENTS,
-    *,
-    softcap=30.0,
-    tiled=False,
-    backend,
-):
-    """What attention gives, and what q, k and v get back for `d_out`."""
-    run = compiled(attention_chunked.BLOCK, softcap=softcap, tiled=tiled, backend=backend)
-    return jax.device_get(run(q, k, v, d_out, q_segments, k_segments))
 
 
 def plain_attention(q, k, v, sees, softcap, tiled=False):
@@ -123,30 +83,14 @@ def test_chunked_is_the_reference_whatever_the_block(block, monkeypatch):
         assert relative_error(ours, truth) < 5e-6
 
 
-def test_chunked_is_what_runs_where_nothing_is_said():
-    asked = []
-    watched = dict(attention.BACKENDS, chunked=lambda *args: asked.append(args) or args[0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "BACKENDS", watched)
-        attention.attend(*map(jnp.asarray, (*drawn()[:3], Q_SEGMENTS, K_SEGMENTS)))
-    assert len(asked) == 1
-
-
-def in_both_types(arrays, backend):
-    """Results of bfloat16 arrays, and of the reference in float32 for the same numbers."""
-    arrays = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
-    exact = value_and_cotangents(*(x.astype(np.float32) for x in arrays), backend="reference")
-    return value_and_cotangents(*arrays, backend=backend), exact
-
-
-@ALL_BACKENDS
+@PLAIN
 def test_bfloat16_stays_near_float32_in_values_and_gradients(backend):
     for ours, truth in zip(*in_both_types(drawn(), backend), strict=True):
         assert ours.dtype == jnp.bfloat16
         assert relative_error(ours, truth) < 8e-3
 
 
-@ALL_BACKENDS
+@PLAIN
 def test_logits_stay_float32_where_inputs_are_bfloat16(backend):
     q, k, v, d_out = drawn(sharpness=0.5)
     # High logits that differ little: around 25 bfloat16 numbers are 0.125 apart.
@@ -154,7 +98,7 @@ def test_logits_stay_float32_where_inputs_are_bfloat16(backend):
     assert relative_error(found[0], exact[0]) < 4e-3
 
 
-@ALL_BACKENDS
+@PLAIN
 def test_gradients_are_the_limits_of_differences(backend):
     *inputs, d_out = drawn(sharpness=2.0)
     cotangents = value_and_cotangents(*inputs, d_out, backend=backend)[1:]
@@ -169,7 +113,7 @@ def test_gradients_are_the_limits_of_differences(backend):
         assert_allclose(np.vdot(cotangent, direction), slope, atol=tolerance)
 
 
-@ALL_BACKENDS
+@PLAIN
 def test_keys_that_nobody_sees_have_no_weight_and_no_gradient(backend):
     q, k, v, d_out = drawn()
     expected = value_and_cotangents(q, k, v, d_out, backend=backend)
@@ -183,7 +127,7 @@ def test_keys_that_nobody_sees_have_no_weight_and_no_gradient(backend):
         assert (d[~UNSEEN] != 0).all()
 
 
-@ALL_BACKENDS
+@PLAIN
 def test_a_query_that_sees_no_key_gets_zeros_and_moves_nothing(backend):
     q, k, v, d_out = drawn()
     d_out[BLIND] = 1e3
@@ -198,14 +142,14 @@ def test_a_query_that_sees_no_key_gets_zeros_and_moves_nothing(backend):
         assert_array_equal(one, other)
 
 
-@ALL_BACKENDS
+@PLAIN
 def test_no_key_at_all_gives_zeros_and_finite_gradients(backend):
     nobody = np.full_like(K_SEGMENTS, -1)
     for array in value_and_cotangents(*drawn(), k_segments=nobody, backend=backend):
         assert_array_equal(array, 0)
 
 
-@ALL_BACKENDS
+@PLAIN
 def test_segments_of_one_row_are_rows_of_their_own(backend):
     q, k, v, d_out = drawn()
     segments = np.repeat([[0, 1]] * B, [3, 4], axis=1), np.repeat([[0, 1]] * B, [7, 5], axis=1)
@@ -217,7 +161,7 @@ def test_segments_of_one_row_are_rows_of_their_own(backend):
         assert relative_error(together[:, queries], alone) < 5e-6
 
 
-@ALL_BACKENDS
+@PLAIN
 @pytest.mark.parametrize("softcap", [None, 500.0])
 def test_logits_of_hundreds_and_thousands_stay_finite(backend, softcap):
     q, k, v, d_out = drawn(sharpness=4000.0)
@@ -229,7 +173,7 @@ def test_logits_of_hundreds_and_thousands_stay_finite(backend, softcap):
 
 def test_an_unknown_backend_is_refused_with_the_ones_there_are():
     arrays = map(jnp.asarray, (*drawn()[:3], Q_SEGMENTS, K_SEGMENTS))
-    with pytest.raises(InputError, match="'flash'; it can be .*chunked"):
+    with pytest.raises(InputError, match="'flash', .* can be auto, chunked, reference"):
         attention.attend(*arrays, backend="flash")
 
 
@@ -256,7 +200,8 @@ def test_chunked_never_holds_the_scores_of_all_keys(monkeypatch):
     monkeypatch.setattr(attention_chunked, "BLOCK", 8)
     n, m, h = 23, 37, 4
     largest = {
-        backend: max(map(math.prod, shapes_of_gradient(backend, n, m, h))) for backend in BACKENDS
+        backend: max(map(math.prod, shapes_of_gradient(backend, n, m, h)))
+        for backend in ("reference", "chunked")
     }
     assert largest["reference"] == B * K * n * m
     assert largest["chunked"] == B * K * 8 * m
@@ -278,12 +223,14 @@ def test_a_rematerialised_block_that_keeps_what_is_named_does_not_attend_twice()
         gradient = jax.grad(lambda *x: jnp.sin(run(*x)), (0, 1, 2))
         return equations(jax.make_jaxpr(gradient)(*drawn()[:3]).jaxpr, "dot_general")
 
-    keep = jax.checkpoint_policies.save_only_these_names(*attention_chunked.SAVED)
+    keep = jax.checkpoint_policies.save_only_these_names(
+        attention_reference.ATTENDED, attention_reference.LOG_TOTAL
+    )
     assert products(jax.checkpoint(run, policy=keep)) == products(run)
     assert products(jax.checkpoint(run)) > products(run)
 
 
-@ALL_BACKENDS
+@PLAIN
 def test_keys_of_grouped_heads_are_never_repeated(backend, monkeypatch):
     monkeypatch.setattr(attention_chunked, "BLOCK", 37)
     n, m, h = 23, 37, 5

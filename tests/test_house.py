@@ -34,7 +34,11 @@ LINES = 350
 # Files whose test has another name.
 TESTED_BY = {
     "attention_chunked": "test_attention",
+    "attention_cudnn": "test_attention_kernels",
     "attention_reference": "test_attention",
+    "attention_splash": "test_attention_kernels",
+    "attention_triton": "test_attention_kernels",
+    "attention_v3": "test_attention_kernels",
     "layers": "test_nextdit",
     "networks": "test_nextdit",
     "example": "test_tasks",

@@ -28,7 +28,7 @@ zeros = nn.initializers.zeros_init()
 
 LORA = ("lora_a", "lora_b")  # names of an adapter's parameters: down, and up again
 ADAPTED = ("wq", "wk", "wv", "wk_y", "wv_y", "wo", "w1", "w2", "w3")
-ATTENDING, ATTENDED = "attending", "attended"  # queries, keys, values; and what comes of them
+ATTENDING = "attending"  # queries, keys and values, as rematerialisation knows them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Attention(nn.Module):
                 tiled=True,
                 backend=self.backend,
             )
-            together = checkpoint_name(seen + (gate * read).astype(self.dtype), ATTENDED)
+            together = seen + (gate * read).astype(self.dtype)
             attended.append(rearrange(together, "(b s) n k h -> b (s n) (k h)", s=run.count))
         return dense(width, ("heads", "embed"), name="wo")(jnp.concatenate(attended, 1))
 

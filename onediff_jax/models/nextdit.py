@@ -23,7 +23,6 @@ from jaxtyping import Array, Float
 
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import (
-    ATTENDED,
     ATTENDING,
     Attention,
     Dense,
@@ -38,8 +37,8 @@ from onediff_jax.models.layers import (
     zeros,
 )
 from onediff_jax.ops import rope
-from onediff_jax.ops.attention import BACKENDS
-from onediff_jax.ops.attention_chunked import SAVED
+from onediff_jax.ops.attention import NAMES
+from onediff_jax.ops.attention_reference import ATTENDED, LOG_TOTAL
 from onediff_jax.ops.dims import (
     ExampleOfView,
     Patches,
@@ -54,15 +53,16 @@ from onediff_jax.sharding import SUMMED, Parallel
 
 TIME_SCALE = 1000.0  # the network is fed 1000 sigma
 policies = jax.checkpoint_policies
+KEPT = (ATTENDED, LOG_TOTAL)
 # What of a block is kept for its backward pass, by name; the rest is made again.
 REMAT = {
     "none": None,  # everything
     "dots": policies.save_from_both_policies(  # products and sums over devices, no logits
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SUMMED, *SAVED)
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SUMMED, *KEPT)
     ),
-    "attention": policies.save_only_these_names(ATTENDING, ATTENDED, SUMMED),  # its in and outputs
+    "attention": policies.save_only_these_names(ATTENDING, SUMMED, *KEPT),  # its in and outputs
     "offload": policies.save_and_offload_only_these_names(  # these, in the memory of the host
-        names_which_can_be_saved=[SUMMED],
+        names_which_can_be_saved=[SUMMED, LOG_TOTAL],
         names_which_can_be_offloaded=[ATTENDING, ATTENDED],
         offload_src="device",
         offload_dst="pinned_host",
@@ -86,7 +86,7 @@ class NextDiTConfig:
     softcap: float | None = (
         30.0  # of self-attention's logits; None: no cap, as the released float32 path
     )
-    attention: str = "chunked"  # backend: chunked or reference
+    attention: str = "auto"  # auto: by the device; or reference, chunked, flash_v3, splash, triton
     dtype: str = "bfloat16"  # of activations; parameters are float32
     unroll: int = (
         1  # blocks in a turn of the scan; all of them on a CPU, where its copies cost most
@@ -109,9 +109,9 @@ class NextDiTConfig:
                 f"{self.heads}; "
                 f"use one of {[n for n in range(1, self.heads + 1) if self.heads % n == 0]}."
             )
-        if self.attention not in BACKENDS:
+        if self.attention not in NAMES:
             raise InputError(
-                f"model.attention is {self.attention!r}; it can be {', '.join(BACKENDS)}."
+                f"model.attention is {self.attention!r}; it can be {', '.join(NAMES)}."
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"model.dtype is {self.dtype!r}; it can be float32 or bfloat16.")

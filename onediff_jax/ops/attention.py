@@ -5,12 +5,30 @@ that sees no key gets zeros.  Keys and values of grouped heads are never repeate
 float32: s = q.k / sqrt(h), capped as cap tanh(s / cap) where a cap is asked.
 """
 
+from typing import NamedTuple
+
+import jax
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from onediff_jax.errors import InputError
 from onediff_jax.ops.attention_chunked import chunked
+from onediff_jax.ops.attention_cudnn import cudnn
 from onediff_jax.ops.attention_reference import reference
+from onediff_jax.ops.attention_splash import splash
+from onediff_jax.ops.attention_triton import triton_attention
+from onediff_jax.ops.attention_v3 import flash_v3
+
+BACKENDS = {
+    "reference": reference,
+    "chunked": chunked,
+    "flash_v3": flash_v3,
+    "splash": splash,
+    "triton": triton_attention,
+    "cudnn": cudnn,
+}
+AUTO = "auto"  # the one that suits the device
+NAMES = (AUTO, *BACKENDS)
 
 
 def attend(
@@ -22,18 +40,68 @@ def attend(
     *,
     softcap: float | None = None,
     tiled: bool = False,
-    backend: str = "chunked",
+    backend: str = AUTO,
 ) -> Float[Array, "b n k h"]:
     """Attention of queries over keys of their segment, in the type of `q`.
 
     Query head i reads key head i // (k/g), or, `tiled`, key head i mod g.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"There is no attention {backend!r}; it can be {', '.join(BACKENDS)}.")
+    backend = chosen(backend, softcap, device_kind()).backend
     heads = "(r g)" if tiled else "(g r)"
     grouped = rearrange(q, f"b n {heads} h -> b n g r h", g=k.shape[2])
     attended = BACKENDS[backend](grouped, k, v, q_segments, k_segments, softcap)
     return rearrange(attended, f"b n g r h -> b n {heads} h").astype(q.dtype)
 
 
-BACKENDS = {"reference": reference, "chunked": chunked}
+class Choice(NamedTuple):
+    """A backend, and why this one."""
+
+    backend: str
+    reason: str
+
+
+def chosen(asked: str, softcap: float | None, kind: str) -> Choice:
+    """The backend for a device of that kind (as JAX names it): the one asked for, or what suits.
+
+    Raises InputError where there is none of that name, or the device or a cap rules it out.
+    """
+    suited = suitable(softcap, kind)
+    if asked == AUTO:
+        return suited[0]
+    for choice in suited:
+        if choice.backend == asked:
+            return choice
+    wanted = "attention without a cap" if softcap is None else "attention with a cap"
+    raise InputError(
+        f"model.attention is {asked!r}, which is no backend for {wanted} on {kind}; it can be "
+        f"{', '.join([AUTO, *(choice.backend for choice in suited)])}."
+    )
+
+
+def suitable(softcap: float | None, kind: str) -> tuple[Choice, ...]:
+    """What can be done on a device of that kind, the best first."""
+    plain = Choice("chunked", "plain XLA, for any device"), Choice("reference", "for tests")
+    if kind == "TPU v3":
+        return *plain[:1], Choice("flash_v3", "a kernel that multiplies float32"), *plain[1:]
+    if kind.startswith("TPU") and kind != "TPU v2":
+        return Choice("splash", "JAX's kernel for TPU v4 and later"), *plain
+    if kind.startswith("NVIDIA"):
+        kernel = Choice("triton", "a kernel with segments and a cap")
+        uncapped = (Choice("cudnn", "no cap is asked"),) if softcap is None else ()
+        return *uncapped, kernel, *plain
+    return plain
+
+
+def device_kind() -> str:
+    """The kind of device that is compiled for: inside `jax.shard_map` that of its mesh."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind if device else jax.devices()[0].device_kind
+
+
+def described(asked: str, softcap: float | None) -> str:
+    """A line that says what is chosen for the row and for its prompts, and why."""
+    row, text = (chosen(asked, cap, device_kind()) for cap in (softcap, None))
+    return (
+        f"attention: {row.backend} within the row ({row.reason}), {text.backend} over prompts "
+        f"({text.reason})"
+    )

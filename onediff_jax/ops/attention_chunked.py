@@ -25,12 +25,19 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from onediff_jax.ops.attention_reference import NOTHING, capped, product, visible, weights_of
+from onediff_jax.ops.attention_reference import (
+    ATTENDED,
+    HARMLESS,
+    LOG_TOTAL,
+    NOTHING,
+    capped,
+    product,
+    visible,
+    weights_of,
+)
 
 BLOCK = 1024  # queries that are looked at together
-HARMLESS = 60.0  # exp of a logit up to here, summed over all keys, is a float32 number
 NOBODY = -1  # the segment of padding
-SAVED = ("attended", "log_total")  # what a rematerialised block should keep of its attention
 apart = jax.lax.optimization_barrier  # what is computed from it is computed anew
 
 
@@ -63,7 +70,7 @@ def forward(q, k, v, q_segments, k_segments, softcap):
         return (out.astype(q.dtype), highest + jnp.log(total)), ()
 
     (out, log_total), _ = over_blocks(visit, (q, q_segments))
-    out, log_total = map(checkpoint_name, (out, log_total), SAVED)
+    out, log_total = checkpoint_name(out, ATTENDED), checkpoint_name(log_total, LOG_TOTAL)
     kept = (q, k, v, q_segments, k_segments, out, log_total)
     return rearrange(out, "b g r h n -> b n g r h"), kept
 

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 NOTHING = -1e30  # a masked logit: finite, so that the difference of two of them is a number
+HARMLESS = 60.0  # exp of a logit up to here, summed over all keys, is a float32 number
+# What comes of attention, as rematerialisation knows it: the output, and log(sum(exp(logits))).
+ATTENDED, LOG_TOTAL = "attended", "log_total"
 
 
 def product(spec: str, x: Array, y: Array) -> Float[Array, "..."]:

@@ -15,6 +15,7 @@ from onediff_jax.errors import InputError, Stopped
 from onediff_jax.evaluate.grids import grid
 from onediff_jax.evaluate.held_out import complete
 from onediff_jax.generate import Trained
+from onediff_jax.ops import attention
 from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, replicated
 from onediff_jax.train import encoders, metrics, run
 from onediff_jax.train.checkpoint import Checkpoints
@@ -73,7 +74,7 @@ def train(
             Writer(workdir, done + 1, config.steps, quiet=quiet) as writer,
             Profile(config.log.profile, workdir) as profile,
         ):
-            introduce(writer, state, rows, sources, codec, done, changes)
+            introduce(writer, networks, state, rows, sources, codec, done, changes)
             flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length)
             clock.begin(done, views=config.rows * rows.layout.views, flops=flops)
             faults = Faults(config.data.faults, list(sources))
@@ -162,7 +163,7 @@ def refuse_nonfinite(values: dict[str, float], step: int) -> None:
 
 
 def introduce(
-    writer: Writer, state, rows, sources, codec, done: int, changes: dict[str, tuple]
+    writer: Writer, networks, state, rows, sources, codec, done: int, changes: dict[str, tuple]
 ) -> None:
     """Says once what the run is made of."""
     table = parameter_overview.get_parameter_overview(
@@ -185,6 +186,8 @@ def introduce(
         f"row: {rows.layout.views} views, {rows.layout.tokens} tokens; codec: {quality}; "
         f"vocabulary: {rows.tokenizer.size} pieces"
     )
+    model = networks.denoiser.config
+    writer.line(attention.described(model.attention, model.softcap))
     if done:
         writer.line(f"resumed after step {done:,}")
     for name, (before, now) in changes.items():
