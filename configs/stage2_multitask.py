@@ -22,7 +22,7 @@ def get_config():
     config.rows = 256
     config.tune.start = "runs/stage1_512"
     config.remat = "dots"
-    config.mesh.update(data=-1, fsdp=64)
+    config.mesh.update(data=-1, fsdp=32)
     config.text.update(kind="t5", path="weights/onediffusion")
     config.codec.update(kind="sd3_vae", path="weights/onediffusion")
     config.optimizer.update(learning_rate=5e-4, warmup=1000)
