@@ -26,9 +26,7 @@ def shot(*things, size=48, camera=VIEW):
 
 
 def crowd():
-    box = (
-        parts.box(np.zeros(3), np.array((0.5, 0.4, 0.7)), RED).turned(0.6).shifted((0.9, 0.6, 0.7))
-    )
+    box = parts.box(np.zeros(3), np.array((0.5, 0.4, 0.7)), RED).placed(0.6, (0.9, 0.6, 0.7))
     cone = parts.tapered(np.array((-1.0, 0.2, 0.9)), np.array((0.7, 0.7, 0.9)), 0.0, BLUE)
     limbs = [
         parts.capsule(np.array((0.1, -1.6, 0.3)), np.array((0.1, -1.4, 1.3)), 0.25, RED),
@@ -47,8 +45,8 @@ def points_of(seen, camera):
 def test_balls_and_boxes_look_as_the_basic_ray_tracer_draws_them():
     """Another program for the same light: few samples here, many there."""
     ball = parts.capsule(np.array((-0.8, 0, 0.8)), np.array((-0.8, 0, 0.8)), 0.8, RED)
-    box = parts.box(np.zeros(3), np.array((0.5, 0.6, 0.7)), BLUE).turned(0.6)
-    seen = shot([ball], [box.shifted((1.1, 0.3, 0.7))])
+    box = parts.box(np.zeros(3), np.array((0.5, 0.6, 0.7)), BLUE)
+    seen = shot([ball], [box.placed(0.6, (1.1, 0.3, 0.7))])
     basic = render.SceneArrays(
         kind=np.array((0, 1, 0), np.int32),
         active=np.array((True, True, False)),

@@ -18,13 +18,14 @@ def crowd(rng):
     things = []
     for _ in range(3):
         place, half = (*rng.uniform(-2, 2, 2), 0.0), rng.uniform(0.2, 0.9, 3)
-        box = parts.box(np.array((0, 0, half[2])), half, RED).turned(rng.uniform(0, 3))
+        box = parts.box(np.array((0, 0, half[2])), half, RED)
         cone = parts.tapered(
             np.array((0, 0, half[0])), half[[1, 1, 0]], float(rng.choice((0, 1))), RED
         )
         radius, low = rng.uniform(0.1, 0.5), rng.uniform(0.6, 1.0)
         limb = parts.capsule(np.array((0, 0, low)), rng.uniform(0.5, 2, 3), radius, RED)
-        things += [[box.shifted(place)], [cone.shifted(place)], [limb.shifted(place)]]
+        turns = (rng.uniform(0, 3), 0.0, 0.0)
+        things += [[p.placed(yaw, place)] for p, yaw in zip((box, cone, limb), turns, strict=True)]
     return parts.packed(things)
 
 

@@ -24,7 +24,7 @@ from onediff_jax.data.scenes_builder import Builder, ScenesConfig, box_of, png_f
 from onediff_jax.data.things import noun
 from onediff_jax.errors import InputError
 
-CHUNK = 8  # scenes that a process makes at a time
+CHUNK = 4  # scenes that a process makes at a time
 # Memory that a process has used stays its own.  By default glibc gives back what arrays of some
 # 100 KB leave and asks for it again at once, which takes a fifth of the time.
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**28)}

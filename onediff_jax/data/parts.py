@@ -12,6 +12,7 @@ import numpy as np
 from onediff_jax.data.solids import Solids
 
 Triple = tuple[float, float, float]
+BOX, TAPERED, CAPSULE = range(3)
 
 
 def _turned(place: np.ndarray, yaw: float) -> np.ndarray:
@@ -23,7 +24,7 @@ def _turned(place: np.ndarray, yaw: float) -> np.ndarray:
 class Part:
     """One solid: its family (row of `Solids`), where it is, and what it is made of."""
 
-    family: int  # 0 box, 1 tapered, 2 capsule
+    family: int  # BOX, TAPERED or CAPSULE
     first: np.ndarray  # centre, or a capsule's start
     last: np.ndarray  # half extents, or a capsule's end
     shape: float  # a tapered solid's top, a capsule's radius
@@ -34,27 +35,22 @@ class Part:
     gloss: float = 0.0
     yaw: float = 0.0
 
-    def turned(self, yaw: float) -> "Part":
-        """Turned about z around the origin."""
-        last = _turned(self.last, yaw) if self.family == 2 else self.last
-        return dataclasses.replace(
-            self, first=_turned(self.first, yaw), last=last, yaw=self.yaw + yaw
-        )
-
-    def shifted(self, by: Triple) -> "Part":
-        """Moved."""
-        last = self.last + by if self.family == 2 else self.last
-        return dataclasses.replace(self, first=self.first + by, last=last)
+    def placed(self, yaw: float, at: Triple) -> "Part":
+        """Turned about z around the origin, then moved."""
+        first, last = _turned(self.first, yaw) + at, self.last
+        if self.family == CAPSULE:
+            last = _turned(last, yaw) + at
+        return dataclasses.replace(self, first=first, last=last, yaw=self.yaw + yaw)
 
 
 def box(center: np.ndarray, half: np.ndarray, colour: Triple) -> Part:
     """A box by its centre and half extents."""
-    return Part(0, np.asarray(center), np.asarray(half), 0.0, colour, colour)
+    return Part(BOX, np.asarray(center), np.asarray(half), 0.0, colour, colour)
 
 
 def tapered(center: np.ndarray, half: np.ndarray, top: float, colour: Triple) -> Part:
     """A cylinder (top 1) or cone (top 0) by its centre and half extents."""
-    return Part(1, np.asarray(center), np.asarray(half), top, colour, colour)
+    return Part(TAPERED, np.asarray(center), np.asarray(half), top, colour, colour)
 
 
 def capsule(
@@ -66,7 +62,9 @@ def capsule(
     bands: float = 0.0,
 ) -> Part:
     """A capsule by its ends and radius, a ball where both ends are one."""
-    return Part(2, np.asarray(start), np.asarray(end), radius, colour, second or colour, bands)
+    return Part(
+        CAPSULE, np.asarray(start), np.asarray(end), radius, colour, second or colour, bands
+    )
 
 
 def packed(things: Sequence[Sequence[Part]]) -> Solids:

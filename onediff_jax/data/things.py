@@ -1,6 +1,7 @@
 """What stands in full scenes: solids of five shapes and four materials, and posed figures."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -67,7 +68,7 @@ class Solid:
             checks=3.0 if self.material == "checkered" else 0.0,
             gloss=float(self.material == "glossy"),
         )
-        return [part.turned(self.yaw).shifted(self.center)]
+        return [part.placed(self.yaw, self.center)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +106,19 @@ class Person:
 
     def parts(self) -> list[Part]:
         """What the ray tracer draws."""
-        body = figure.parts(self.who, self.pose, COLOURS)
-        return [part.turned(self.yaw).shifted((*self.spot, 0.0)) for part in body]
+        place = (*self.spot, 0.0)
+        return [part.placed(self.yaw, place) for part in _body(self.who, self.pose)]
 
     def keypoints(self) -> Float[np.ndarray, "17 3"]:
         """In the world."""
         x, y, z = figure.keypoints(self.who, self.pose).T
         c, s = math.cos(self.yaw), math.sin(self.yaw)
         return np.stack([c * x - s * y + self.spot[0], s * x + c * y + self.spot[1], z], axis=1)
+
+
+@functools.lru_cache(8)  # it is asked for at every place where a person is tried
+def _body(who: figure.Identity, pose: figure.Pose) -> list[Part]:
+    return figure.parts(who, pose, COLOURS)
 
 
 def draw_solid(rng: np.random.Generator, colour: str, others: list[str], material: str) -> Solid:
