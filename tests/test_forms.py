@@ -89,20 +89,20 @@ def test_frames_lie_within_a_window_where_one_is_set():
     for window in (0, 3):
         config = ConditionConfig(window=window)
         found = []
-        for seed in range(40):
+        for seed in range(200):
             taken = form.choose(RECORD, 4, np.random.default_rng(seed), config)
             ids = [frame.tobytes() for frame in RECORD["frames"]]
             found.append([ids.index(frame.tobytes()) for frame in taken["frames"]])
         spans[window] = {abs(a - b) for a, b in found}
-        assert {i for pair in found for i in pair} == set(range(6))
-    assert max(spans[0]) == 5 and max(spans[3]) == 2
+        assert {i for pair in found for i in pair} == set(range(12))
+    assert max(spans[0]) == 11 and max(spans[3]) == 2
 
 
 def test_too_few_pictures_are_a_fault_that_says_how_many():
     with pytest.raises(Fault, match="references holds 2 pictures; an example takes 3"):
         example("faceid", 4, record=RECORD | {"references": RECORD["references"][:2]})
-    with pytest.raises(Fault, match="frames holds 6 pictures"):
-        TASKS["multiview"].form.choose(RECORD, 14, np.random.default_rng(0), CONFIG)
+    with pytest.raises(Fault, match="frames holds 12 pictures"):
+        TASKS["multiview"].form.choose(RECORD, 26, np.random.default_rng(0), CONFIG)
 
 
 def test_a_condition_that_comes_with_the_record_is_not_made():

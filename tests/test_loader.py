@@ -303,7 +303,7 @@ def test_a_source_with_too_few_pictures_is_refused_before_anything_is_read():
         rows_of(config, sources={"blobs": few})
 
 
-@pytest.mark.parametrize("shares", [(1.0, 1.0), (1.0, -1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("shares", [(1.0,) * 5, (1.0, -1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)])
 def test_shares_of_view_counts_that_make_no_sense_are_refused(shares):
     with pytest.raises(InputError, match=r"data.counts.faceid is .*\(2, 3, 4, 5\) views"):
         DataConfig(tasks={"faceid": 1.0}, counts={"faceid": shares})

@@ -23,7 +23,7 @@ class Blobs(Source):
     """Pictures of one bright rectangle on a dark ground, with everything that a task can need."""
 
     fields = frozenset(Record.__annotations__) - {"pictures", "colors", "places"}
-    least = {"references": 4, "item_references": 4, "frames": 6}
+    least = {"references": 4, "item_references": 4, "frames": 12}
 
     def __init__(self, count: int = 24):
         self._count = count
@@ -44,7 +44,7 @@ class Blobs(Source):
 
         name = ("box", "ball")[index % 2]
         caption = f"a {('small', 'large')[index % 3 > 0]} {name}, number {index}"
-        others = [picture() for _ in range(6)]
+        others = [picture() for _ in range(12)]
         points = rng.uniform(0, (width, height), (1, 17, 2))
         return Record(
             image=picture(),
@@ -67,9 +67,9 @@ class Blobs(Source):
 
 
 def orbit(height: int, width: int, rng: np.random.Generator) -> list[Camera]:
-    """Six cameras about the origin."""
-    azimuth, elevation = np.sort(rng.uniform(0, 300, 6)), rng.uniform(0, 40, 6)
-    rig = orbit_cameras(azimuth, elevation, np.full(6, 1.5), (height, width))
+    """Twelve cameras about the origin."""
+    azimuth, elevation = np.sort(rng.uniform(0, 300, 12)), rng.uniform(0, 40, 12)
+    rig = orbit_cameras(azimuth, elevation, np.full(12, 1.5), (height, width))
     return [Camera(*parts) for parts in zip(*rig, strict=True)]
 
 

@@ -32,6 +32,7 @@ STAGES = (
     "stage2_multitask",
     "stage3_text2image_1024",
     "stage3_id",
+    "stage3_multiview",
 )
 HOME = "v3-256"
 OTHERS = ("v4-256", "v5e-256", "v5p-128", "v6e-256")

@@ -87,7 +87,7 @@ class DataConfig:
     tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)  # name -> weight
     counts: Mapping[str, tuple[float, ...]] = dataclasses.field(
         default_factory=dict
-    )  # name of a task -> shares of its numbers of views, where they are not equal
+    )  # name of a task -> shares of its numbers of views, where they are not equal; 0 of the rest
     row: tuple[SlotConfig, ...] = ()
     aspects: str = "any"  # of pictures: the slot's grid nearest to each, or "square"
     conditions: ConditionConfig = ConditionConfig()
@@ -102,11 +102,12 @@ class DataConfig:
             object.__setattr__(self, field, named)
         for name, shares in self.counts.items():
             possible = TASKS[name].form.counts
-            if len(shares) != len(possible) or min(shares) < 0 or not sum(shares):
+            if len(shares) > len(possible) or min(shares) < 0 or not sum(shares):
                 raise InputError(
-                    f"data.counts.{name} is {shares}; it must give a share to each of {possible} "
-                    "views."
+                    f"data.counts.{name} is {shares}; it gives shares to {possible} views, in this "
+                    "order."
                 )
+            self.counts[name] = (*shares, *[0.0] * (len(possible) - len(shares)))
         if self.aspects not in ("any", "square"):
             raise InputError(f"data.aspects is {self.aspects!r}; it can be any or square.")
         for name in ("prompt_dropout", "faults"):

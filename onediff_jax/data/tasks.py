@@ -70,7 +70,7 @@ TASKS = {
         sets("image item item_references"),
         subject("item_references", "item_captions", 4, "item"),
     ),
-    "multiview": Task("[[multiview]]", sets("frames cameras"), multiview(6)),
+    "multiview": Task("[[multiview]]", sets("frames cameras"), multiview(12)),
 }
 ALIASES = {"semantic2image": "semanticmap2image", "hed2img": "hed2image"}
 
