@@ -21,10 +21,16 @@ def places(seed, most=30):
     return jnp.asarray(np.random.default_rng(seed).integers(0, most, (2, 5, 3)))
 
 
+def rotate(x, turn):
+    """Tokens first, as these tests have them."""
+    last = [jnp.moveaxis(jnp.asarray(y), 1, -1) for y in (x, turn)]
+    return jnp.moveaxis(rope.rotate(*last), -1, 1)
+
+
 @jax.jit
 def scores(q, k, q_positions, k_positions):
-    q = rope.rotate(q, rope.angles(q_positions, WIDTH))
-    k = rope.rotate(k, rope.angles(k_positions, WIDTH))
+    q = rotate(q, rope.angles(q_positions, WIDTH))
+    k = rotate(k, rope.angles(k_positions, WIDTH))
     return jnp.einsum("bnhd,bmhd->bhnm", q, k)
 
 
@@ -53,24 +59,24 @@ def test_position_zero_turns_nothing():
     x = heads(0)
     turn = rope.angles(jnp.zeros((2, 5, 3), jnp.int32), WIDTH)
     assert_array_equal(turn, jnp.zeros_like(turn))
-    assert_array_equal(rope.rotate(x, turn), x)
+    assert_array_equal(rotate(x, turn), x)
 
 
 def test_rotation_keeps_norms_of_channels_and_turns_compose():
     x = heads(0)
     one, other = rope.angles(places(1), WIDTH), rope.angles(places(2), WIDTH)
     lengths = lambda x: np.hypot(*np.split(np.asarray(x), 2, axis=-1))  # noqa: E731
-    assert_allclose(lengths(rope.rotate(x, one)), lengths(x), rtol=1e-5, atol=1e-6)
-    twice = rope.rotate(rope.rotate(x, one), other)
-    assert_allclose(twice, rope.rotate(x, one + other), atol=1e-5)
-    assert_allclose(rope.rotate(rope.rotate(x, one), -one), x, atol=1e-5)
+    assert_allclose(lengths(rotate(x, one)), lengths(x), rtol=1e-5, atol=1e-6)
+    twice = rotate(rotate(x, one), other)
+    assert_allclose(twice, rotate(x, one + other), atol=1e-5)
+    assert_allclose(rotate(rotate(x, one), -one), x, atol=1e-5)
 
 
 def test_rotation_is_computed_in_float32_and_returned_in_the_type_of_its_input():
     x, turn = heads(0, jnp.bfloat16), rope.angles(places(1), WIDTH)
-    found = rope.rotate(x, turn)
+    found = rotate(x, turn)
     assert found.dtype == jnp.bfloat16
-    assert_array_equal(found, rope.rotate(x.astype(jnp.float32), turn).astype(jnp.bfloat16))
+    assert_array_equal(found, rotate(x.astype(jnp.float32), turn).astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("axis", range(3), ids=AXES)
@@ -96,7 +102,7 @@ def test_rotating_neighbouring_pairs_is_rotating_halves_of_permuted_channels():
     pairs = np.asarray(released, np.float64).reshape(2, 5, 3, WIDTH // 2, 2)
     turned = (pairs[..., 0] + 1j * pairs[..., 1]) * np.exp(1j * np.asarray(turn))[:, :, None]
     expected = np.stack([turned.real, turned.imag], -1).reshape(released.shape)
-    ours = rope.rotate(released[..., rope.halves_from_pairs(WIDTH)], turn)
+    ours = rotate(released[..., rope.halves_from_pairs(WIDTH)], turn)
     assert_allclose(ours[..., rope.pairs_from_halves(WIDTH)], expected, atol=1e-5)
 
 

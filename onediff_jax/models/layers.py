@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from onediff_jax.errors import InputError
+from onediff_jax.models.norms import Norm
 from onediff_jax.ops import attention, rope
 from onediff_jax.ops.dims import TextStates
 from onediff_jax.ops.layout import Layout
@@ -68,34 +69,44 @@ class Dense(nn.Module):
     dtype: DTypeLike = jnp.float32
     lora: LoraConfig = LoraConfig()
     parallel: Parallel = Parallel()
+    tokens_last: bool = False  # the product is [*batch o n], not [*batch n o]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "..."]:
         """The product, in `dtype`."""
         rows, columns = map(self.parallel.group, self.axes)
         features = columns.share(self.features)
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], features))
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = self.product(x, kernel)
         if self.lora.adapts(self.name):
             down, up = ((self.axes[0], "rank"), ("rank", self.axes[1]))
             init = nn.with_logical_partitioning(nn.initializers.he_uniform(), down)
             a = self.param(LORA[0], init, (x.shape[-1], self.lora.rank))
             init = nn.with_logical_partitioning(zeros, up)
             b = self.param(LORA[1], init, (self.lora.rank, features))
-            low = (x.astype(self.dtype) @ a.astype(self.dtype)) @ b.astype(self.dtype)
+            low = self.product(x.astype(self.dtype) @ a.astype(self.dtype), b)
             y = y + low * (self.lora.alpha / self.lora.rank)
         y = rows.sum(y)
         if self.use_bias:
             init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
-            y = y + self.param("bias", init, (features,)).astype(self.dtype)
+            bias = self.param("bias", init, (features,)).astype(self.dtype)
+            y = y + (bias[:, None] if self.tokens_last else bias)
         return y
 
+    def product(self, x, kernel):
+        """x W, with its axes in the order that is asked for."""
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if not self.tokens_last:
+            return x @ kernel
+        # In this order a compiler lays tokens last, too, rather than moving them there later.
+        y = jax.lax.dot_general(kernel, x, (((0,), (x.ndim - 1,)), ((), ())))
+        return jnp.moveaxis(y, 0, -2)
 
-def rms_norm(epsilon: float, axis: str, name: str) -> nn.RMSNorm:
-    """RMS normalisation with a weight, float32 in and out."""
-    ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (axis,))
-    return nn.RMSNorm(epsilon=epsilon, dtype=jnp.float32, scale_init=ones, name=name)
+
+def rms_norm(epsilon: float, axis: str, name: str) -> Norm:
+    """RMS normalisation with a weight, float32 out."""
+    return Norm(epsilon, axis, name=name)
 
 
 def layer_norm(
@@ -104,19 +115,11 @@ def layer_norm(
     name: str,
     affine: bool = True,
     parallel: Parallel = Parallel(),  # noqa: B008
-) -> nn.LayerNorm:
-    """Layer normalisation over all devices that share the axis, float32 in and out."""
-    return nn.LayerNorm(
-        epsilon=epsilon,
-        axis_name=parallel.group(axis).name,
-        dtype=jnp.float32,
-        use_fast_variance=False,
-        use_scale=affine,
-        use_bias=affine,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), (axis,)),
-        bias_init=nn.with_logical_partitioning(zeros, (axis,)),
-        name=name,
-    )
+    tokens_last: bool = False,
+) -> Norm:
+    """Layer normalisation over all devices that share the axis, float32 out."""
+    group, place = parallel.group(axis), -2 if tokens_last else -1
+    return Norm(epsilon, axis, True, affine, place, group, name=name)
 
 
 def unchanged(parameters: Any) -> Any:
@@ -154,6 +157,8 @@ def spread(values: Array, layout: Layout) -> Array:
 class Attention(nn.Module):
     """Attention of a row's tokens over their own example and its prompt.
 
+    Inside, tokens come last: heads of 120 channels are cut along the second axis for nothing.
+
     The two share queries and the way out.  Query and key norms run over all heads together.  Query
     head i reads key head i // (heads/kv_heads) of the row and text key head i mod kv_heads; text
     enters through a tanh gate per head, before `wo`.
@@ -174,7 +179,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "b n d"],
         text: TextStates,
-        turn: Float[Array, "b n half"],
+        turn: Float[Array, "b half n"],
         segments: tuple[Int[Array, "b n"], Int[Array, "b n"], Int[Array, "b e l"]],
         layout: Layout,
     ) -> Float[Array, "b n d"]:
@@ -185,13 +190,13 @@ class Attention(nn.Module):
 
         def project(features, axis, name, source=x):
             axes = ("text" if source is text else "embed", axis)
-            return dense(features, axes, name=name)(source)
+            return dense(features, axes, tokens_last=True, name=name)(source)
 
         def norm(epsilon, axis, name):
-            return layer_norm(epsilon, axis, name, parallel=self.parallel)
+            return layer_norm(epsilon, axis, name, parallel=self.parallel, tokens_last=True)
 
         def split(y):
-            return rearrange(y.astype(self.dtype), "... (k h) -> ... k h", h=head)
+            return rearrange(y.astype(self.dtype), "... (k h) n -> ... k h n", h=head)
 
         q = split(norm(1e-5, "heads", "q_norm")(project(width, "heads", "wq")))
         k = split(norm(1e-5, "kv", "k_norm")(project(kv_width, "kv", "wk")))
@@ -203,21 +208,21 @@ class Attention(nn.Module):
         q, k, v, text_k, text_v = (checkpoint_name(y, ATTENDING) for y in (q, k, v, text_k, text_v))
 
         init = nn.with_logical_partitioning(zeros, ("heads",))
-        gate = self.param("gate", init, q.shape[2:3])
+        gate = self.param("gate", init, q.shape[1:2])
         gate = jnp.tanh(gate)[:, None]
         q_segments, k_segments, text_segments = segments
         attended = []
         for run in layout.runs:
             # Equal slots become one batch: no score between slots is ever computed.
             def tokens(y, run=run):
-                return rearrange(y[:, run.tokens], "b (s n) ... -> (b s) n ...", s=run.count)
+                return rearrange(y[..., run.tokens], "b ... (s n) -> (b s) n ...", s=run.count)
 
             def keys(y, tokens=tokens):
                 return self.parallel.group("n").gather(tokens(y), 1)
 
             def prompts(y, run=run):
                 return rearrange(
-                    y[:, run.examples], "b (s e) l ... -> (b s) (e l) ...", s=run.count
+                    y[:, run.examples], "b (s e) ... l -> (b s) (e l) ...", s=run.count
                 )
 
             seen = attention.attend(
@@ -240,14 +245,14 @@ class Attention(nn.Module):
             attended.append(rearrange(together, "(b s) n k h -> b (s n) (k h)", s=run.count))
         return dense(width, ("heads", "embed"), name="wo")(jnp.concatenate(attended, 1))
 
-    def text_heads(self, y: Float[Array, "b e l g h"]) -> Float[Array, "b e l g2 h"]:
+    def text_heads(self, y: Float[Array, "b e g h l"]) -> Float[Array, "b e g2 h l"]:
         """Of this device's text key heads, those of all devices that its query heads read."""
         group = self.parallel.group("kv")
-        y, mine = group.gather(y, -2), group.share(self.heads)
+        y, mine = group.gather(y, -3), group.share(self.heads)
         if mine % self.kv_heads == 0:
             return y  # its first query head reads the first of them
         read = (group.index * mine + jnp.arange(mine)) % self.kv_heads
-        return jnp.take(y, read, axis=-2)
+        return jnp.take(y, read, axis=-3)
 
 
 class SwiGLU(nn.Module):

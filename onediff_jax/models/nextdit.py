@@ -36,6 +36,7 @@ from onediff_jax.models.layers import (
     unchanged,
     zeros,
 )
+from onediff_jax.models.norms import STATISTICS
 from onediff_jax.ops import rope
 from onediff_jax.ops.attention import NAMES
 from onediff_jax.ops.attention_reference import ATTENDED, LOG_TOTAL
@@ -53,16 +54,16 @@ from onediff_jax.sharding import SUMMED, Parallel
 
 TIME_SCALE = 1000.0  # the network is fed 1000 sigma
 policies = jax.checkpoint_policies
-KEPT = (ATTENDED, LOG_TOTAL)
+KEPT = (ATTENDED, LOG_TOTAL, STATISTICS, SUMMED)
 # What of a block is kept for its backward pass, by name; the rest is made again.
 REMAT = {
     "none": None,  # everything
     "dots": policies.save_from_both_policies(  # products and sums over devices, no logits
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SUMMED, *KEPT)
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*KEPT)
     ),
-    "attention": policies.save_only_these_names(ATTENDING, SUMMED, *KEPT),  # its in and outputs
+    "attention": policies.save_only_these_names(ATTENDING, *KEPT),  # its in and outputs
     "offload": policies.save_and_offload_only_these_names(  # these, in the memory of the host
-        names_which_can_be_saved=[SUMMED, LOG_TOTAL],
+        names_which_can_be_saved=[SUMMED, LOG_TOTAL, STATISTICS],
         names_which_can_be_offloaded=[ATTENDING, ATTENDED],
         offload_src="device",
         offload_dst="pinned_host",
@@ -217,6 +218,7 @@ class NextDiT(nn.Module):
             )
             interpolates = times.max() < scale_watershed
             turn = rope.angles(positions, config.width // config.heads, scale_factor, interpolates)
+            turn = jnp.swapaxes(turn, 1, 2)
         segments = segments_of(example_of_view, token_mask, text_mask, layout)
         x, _ = self.blocks()(x, text.astype(dtype), turn, segments, condition, layout)
         with jax.named_scope("final"):
