@@ -6,6 +6,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny import tiny_config
 
 from onediff_jax.data.cache import Cache
@@ -13,9 +14,10 @@ from onediff_jax.data.latents import LinearCodec
 from onediff_jax.data.loader import Rows, examples_per_row, layout_of
 from onediff_jax.data.text import vocabulary_of
 from onediff_jax.errors import InputError
+from onediff_jax.plan.topologies import GENERATIONS, devices_of, topology_of
 from onediff_jax.sharding import global_batch, mesh_of
 from onediff_jax.train.encoders import CodecConfig, TextConfig, frozen_shapes, tokenizer_of
-from onediff_jax.train.placed import Shapes, planned
+from onediff_jax.train.placed import COMPILER_OPTIONS, Shapes, planned
 from onediff_jax.train.run import RunConfig, opened
 
 
@@ -111,3 +113,26 @@ def test_frozen_parameters_are_split_as_the_table_says():
     wi = shapes.frozen["text"]["layers"]["wi_0"]["kernel"]
     assert wi.sharding.shard_shape(wi.shape) == (24, 2048, 5120 // 8)
     assert frozen_shapes(run.networks, config.text, mesh, ("text",)) == shapes.frozen
+
+
+def test_the_compiler_is_told_what_its_kind_of_device_needs(monkeypatch):
+    config = tiny_config(rows=8)
+    mesh, layout = mesh_of(config.mesh), layout_of(config.data)
+    assert jax.devices()[0].device_kind not in COMPILER_OPTIONS  # options of others are refused
+
+    monkeypatch.setitem(COMPILER_OPTIONS, jax.devices()[0].device_kind, {"xla_no_such": True})
+    run, shapes = planned(config, layout, mesh)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such"):
+        run.step.lower(*shapes).compile()
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("name", ["v3-8", "v4-8", "v5e-8", "v5p-8", "v6e-8"])
+def test_every_generation_of_tpu_takes_its_options(name):
+    pytest.importorskip("libtpu")
+    place = devices_of(topology_of(name))
+    kind = place[0].device_kind
+    here = NamedSharding(Mesh(place[:1], "x"), PartitionSpec())
+    one = jax.ShapeDtypeStruct((8,), np.float32, sharding=here)
+    jax.jit(lambda x: x + 1, compiler_options=COMPILER_OPTIONS.get(kind)).lower(one).compile()
+    assert set(COMPILER_OPTIONS) <= {machine.kind for machine in GENERATIONS.values()}

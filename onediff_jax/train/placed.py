@@ -24,6 +24,13 @@ from onediff_jax.train.start import state_shapes, with_sharding
 from onediff_jax.train.state import State, optimizer_of, state_shardings
 from onediff_jax.train.step import train_step_of
 
+# What the compiler is told beyond its defaults, by the kind of device; other kinds need nothing or
+# refuse it.  What each option did, and those that did nothing: docs/design.md, "Exchanges".
+COMPILER_OPTIONS: dict[str, dict[str, bool]] = {
+    # Gathers of parameters begin before they are needed, and run beside the products.
+    "TPU v3": {"xla_enable_async_all_gather": True, "xla_enable_async_collective_permute": True},
+}
+
 
 class Placed(NamedTuple):
     """What a run needs that does not depend on its data."""
@@ -43,7 +50,12 @@ def placed(
     step = train_step_of(
         networks, optimizer, layout, config.flow, config.optimizer, shardings, sources
     )
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    compiled = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].device_kind),
+    )
     return Placed(networks, optimizer, shardings, compiled)
 
 
