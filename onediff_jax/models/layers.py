@@ -7,6 +7,7 @@ names its two axes; one table (`onediff_jax/sharding.py`) says where an axis liv
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -144,14 +145,18 @@ def time_features(times: Float[Array, "*batch"], width: int) -> Float[Array, "*b
 
 
 def spread(values: Array, layout: Layout) -> Array:
-    """What every view holds, broadcast to each of its tokens: [b v ...] to [b n ...]."""
-    b, _, *rest = values.shape
-    parts = []
-    for tokens, views in layout.equal_views:
-        of_views = values[:, views, None]
-        of_tokens = jnp.broadcast_to(of_views, (*of_views.shape[:2], tokens, *rest))
-        parts.append(of_tokens.reshape(b, -1, *rest))
-    return jnp.concatenate(parts, 1)
+    """What every view holds, broadcast to each of its tokens: [b v ...] to [b n ...].
+
+    First to tiles of as many tokens as divide all views, then to tokens: the second step, which
+    makes everything large, is one broadcast, and becomes a part of what reads it.
+    """
+    tile = math.gcd(*(tokens for tokens, _ in layout.equal_views))
+    parts = [
+        jnp.repeat(values[:, views], tokens // tile, 1) for tokens, views in layout.equal_views
+    ]
+    tiles = jnp.concatenate(parts, 1)[:, :, None]
+    shape = (*tiles.shape[:2], tile, *values.shape[2:])
+    return jnp.broadcast_to(tiles, shape).reshape(values.shape[0], -1, *values.shape[2:])
 
 
 class Attention(nn.Module):

@@ -1,13 +1,14 @@
 """Attention with grouped keys, segments and a soft cap: several backends, one signature, one truth.
 
 A query sees the keys of its own segment; keys of segment -1 (padding) are seen by none, and a query
-that sees no key gets zeros.  Keys and values of grouped heads are never repeated.  Logits are
-float32: s = q.k / sqrt(h), capped as cap tanh(s / cap) where a cap is asked.
+that sees no key gets zeros.  Keys and values that neighbouring heads share are never repeated.
+Logits are float32: s = q.k / sqrt(h), capped as cap tanh(s / cap) where a cap is asked.
 """
 
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
@@ -47,10 +48,11 @@ def attend(
     Query head i reads key head i // (k/g), or, `tiled`, key head i mod g.
     """
     backend = chosen(backend, softcap, device_kind()).backend
-    heads = "(r g)" if tiled else "(g r)"
-    grouped = rearrange(q, f"b n {heads} h -> b n g r h", g=k.shape[2])
+    if tiled:  # keys of prompts are few: repeating them moves less than reordering queries
+        k, v = (jnp.tile(x, (1, 1, q.shape[2] // x.shape[2], 1)) for x in (k, v))
+    grouped = rearrange(q, "b n (g r) h -> b n g r h", g=k.shape[2])
     attended = BACKENDS[backend](grouped, k, v, q_segments, k_segments, softcap)
-    return rearrange(attended, f"b n g r h -> b n {heads} h").astype(q.dtype)
+    return rearrange(attended, "b n g r h -> b n (g r) h").astype(q.dtype)
 
 
 class Choice(NamedTuple):
