@@ -1,9 +1,11 @@
 """Seconds of a program: work by kind, exchanges hidden and waited for, kernels."""
 
 import dataclasses
+import itertools
 
 import pytest
 
+from onediff_jax.ops import attention_v3
 from onediff_jax.plan.estimate import Traffic, estimate_of, kernel_flops, seconds_of
 from onediff_jax.plan.program import Instruction, program_of
 from onediff_jax.plan.topologies import GENERATIONS
@@ -120,6 +122,14 @@ def test_a_kernel_takes_what_it_notes_at_the_stated_share_of_peak_or_of_the_memo
     assert seconds_of(silent, MACHINE, 0.5) == 4 * 1504 / 1000
     line = f"%k = f32[4] custom-call(%x){kernel(noted % (600, 0)).rest}"
     assert estimate_of(program(line), MACHINE, kernel_share=0.25).work == {"kernels": 24}
+
+
+@pytest.mark.parametrize(("part", "cap"), itertools.product(("forward", "backward"), (30.0, None)))
+def test_our_own_kernels_take_what_their_schedules_say(part, cap):
+    source = f"jit(f)/{attention_v3.named(part, cap)}/pallas_call"
+    noted = kernel('"flops":"600"', source=source)
+    share = {"forward": (0.62, 0.28), "backward": (0.71, 0.47)}[part][cap is None]
+    assert seconds_of(noted, MACHINE, 0.5) == pytest.approx(600 / (100 * share))
 
 
 @pytest.mark.parametrize(

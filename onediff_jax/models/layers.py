@@ -7,7 +7,6 @@ names its two axes; one table (`onediff_jax/sharding.py`) says where an axis liv
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +29,7 @@ zeros = nn.initializers.zeros_init()
 
 LORA = ("lora_a", "lora_b")  # names of an adapter's parameters: down, and up again
 ADAPTED = ("wq", "wk", "wv", "wk_y", "wv_y", "wo", "w1", "w2", "w3")
+GATED = "gated"  # what the feed-forward takes down, as rematerialisation knows it
 ATTENDING = "attending"  # queries, keys and values, as rematerialisation knows them
 
 
@@ -144,19 +144,29 @@ def time_features(times: Float[Array, "*batch"], width: int) -> Float[Array, "*b
     return jnp.concatenate([jnp.cos(turned), jnp.sin(turned)], -1)
 
 
-def spread(values: Array, layout: Layout) -> Array:
-    """What every view holds, broadcast to each of its tokens: [b v ...] to [b n ...].
-
-    First to tiles of as many tokens as divide all views, then to tokens: the second step, which
-    makes everything large, is one broadcast, and becomes a part of what reads it.
-    """
-    tile = math.gcd(*(tokens for tokens, _ in layout.equal_views))
+def of_tiles(values: Array, layout: Layout) -> Array:
+    """What every view holds for each of the equal tiles that all views are made of: [b t ...]."""
     parts = [
-        jnp.repeat(values[:, views], tokens // tile, 1) for tokens, views in layout.equal_views
+        jnp.repeat(values[:, views], tokens // layout.tile, 1)
+        for tokens, views in layout.equal_views
     ]
-    tiles = jnp.concatenate(parts, 1)[:, :, None]
-    shape = (*tiles.shape[:2], tile, *values.shape[2:])
-    return jnp.broadcast_to(tiles, shape).reshape(values.shape[0], -1, *values.shape[2:])
+    return jnp.concatenate(parts, 1)
+
+
+def spread(values: Array, layout: Layout) -> Array:
+    """What every view holds, for each of its tokens: [b v ...] to [b n ...]."""
+    return jnp.repeat(of_tiles(values, layout), layout.tile, 1)
+
+
+def modulated(
+    x: Float[Array, "b n d"], factors: Float[Array, "b v d"], layout: Layout
+) -> Float[Array, "b n d"]:
+    """Tokens times the factors of their view.
+
+    By tiles: so factors are broadcast where they are used, and are never as large as the tokens.
+    """
+    tiles = x.reshape(x.shape[0], -1, layout.tile, x.shape[-1])
+    return (tiles * of_tiles(factors, layout)[:, :, None]).reshape(x.shape)
 
 
 class Attention(nn.Module):
@@ -216,18 +226,22 @@ class Attention(nn.Module):
         gate = self.param("gate", init, q.shape[1:2])
         gate = jnp.tanh(gate)[:, None]
         q_segments, k_segments, text_segments = segments
+        backend = self.backend
+        if self.is_initializing():  # shapes are enough, of whatever device: nothing is kept of it
+            backend = "chunked"
         attended = []
         for run in layout.runs:
             # Equal slots become one batch: no score between slots is ever computed.
             def tokens(y, run=run):
-                return rearrange(y[..., run.tokens], "b ... (s n) -> (b s) n ...", s=run.count)
+                slots = jnp.split(y[..., run.tokens], run.count, -1)
+                return jnp.moveaxis(jnp.concatenate(slots), -1, 1)
 
             def keys(y, tokens=tokens):
                 return self.parallel.group("n").gather(tokens(y), 1)
 
             def prompts(y, run=run):
                 return rearrange(
-                    y[:, run.examples], "b (s e) ... l -> (b s) (e l) ...", s=run.count
+                    y[:, run.examples], "b (s e) ... l -> (s b) (e l) ...", s=run.count
                 )
 
             seen = attention.attend(
@@ -236,7 +250,7 @@ class Attention(nn.Module):
                 tokens(q_segments),
                 keys(k_segments),
                 softcap=self.softcap,
-                backend=self.backend,
+                backend=backend,
             )
             read = attention.attend(
                 tokens(q),
@@ -244,10 +258,11 @@ class Attention(nn.Module):
                 tokens(q_segments),
                 prompts(text_segments),
                 tiled=True,
-                backend=self.backend,
+                backend=backend,
             )
             together = seen + (gate * read).astype(self.dtype)
-            attended.append(rearrange(together, "(b s) n k h -> b (s n) (k h)", s=run.count))
+            together = rearrange(together, "b n k h -> b n (k h)")
+            attended.extend(jnp.split(together, run.count))
         return dense(width, ("heads", "embed"), name="wo")(jnp.concatenate(attended, 1))
 
     def text_heads(self, y: Float[Array, "b e g h l"]) -> Float[Array, "b e g2 h l"]:
@@ -275,4 +290,4 @@ class SwiGLU(nn.Module):
         w1 = dense(self.hidden, ("embed", "mlp"), name="w1")
         w2 = dense(x.shape[-1], ("mlp", "embed"), name="w2")
         w3 = dense(self.hidden, ("embed", "mlp"), name="w3")
-        return w2(jax.nn.silu(w1(x)) * w3(x))
+        return w2(checkpoint_name(jax.nn.silu(w1(x)) * w3(x), GATED))

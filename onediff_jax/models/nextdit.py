@@ -24,12 +24,14 @@ from jaxtyping import Array, Float
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import (
     ATTENDING,
+    GATED,
     Attention,
     Dense,
     LoraConfig,
     SwiGLU,
     gathering,
     layer_norm,
+    modulated,
     rms_norm,
     spread,
     time_features,
@@ -58,8 +60,8 @@ KEPT = (ATTENDED, LOG_TOTAL, STATISTICS, SUMMED)
 # What of a block is kept for its backward pass, by name; the rest is made again.
 REMAT = {
     "none": None,  # everything
-    "dots": policies.save_from_both_policies(  # products and sums over devices, no logits
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*KEPT)
+    "dots": policies.save_from_both_policies(  # what products give and take, sums; no logits
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(GATED, *KEPT)
     ),
     "attention": policies.save_only_these_names(ATTENDING, *KEPT),  # its in and outputs
     "offload": policies.save_and_offload_only_these_names(  # these, in the memory of the host
@@ -152,8 +154,7 @@ class Block(nn.Module):
 
         with jax.named_scope("modulation"):
             adaln = Dense(4 * config.width, ("condition", "embed4"), True, zeros, name="adaln")
-            modulation = jnp.split(adaln(nn.silu(condition)), 4, -1)
-            scale1, gate1, scale2, gate2 = (spread(m, layout) for m in modulation)
+            scale1, gate1, scale2, gate2 = jnp.split(adaln(nn.silu(condition)), 4, -1)
         with jax.named_scope("attention"):
             attention = Attention(
                 config.heads,
@@ -166,12 +167,13 @@ class Block(nn.Module):
                 name="attention",
             )
             text = norm(text, "attention_y_norm", "text")
-            y = attention(norm(x, "attention_norm1") * (1 + scale1), text, turn, segments, layout)
-            x = x + (jnp.tanh(gate1) * norm(y, "attention_norm2")).astype(dtype)
+            y = modulated(norm(x, "attention_norm1"), 1 + scale1, layout)
+            y = norm(attention(y, text, turn, segments, layout), "attention_norm2")
+            x = x + modulated(y, jnp.tanh(gate1), layout).astype(dtype)
         with jax.named_scope("feed_forward"):
             mlp = SwiGLU(config.hidden, dtype, config.lora, self.parallel, name="feed_forward")
-            y = mlp(norm(x, "ffn_norm1") * (1 + scale2))
-            x = x + (jnp.tanh(gate2) * norm(y, "ffn_norm2")).astype(dtype)
+            y = norm(mlp(modulated(norm(x, "ffn_norm1"), 1 + scale2, layout)), "ffn_norm2")
+            x = x + modulated(y, jnp.tanh(gate2), layout).astype(dtype)
         return x, None
 
 
@@ -224,7 +226,7 @@ class NextDiT(nn.Module):
         with jax.named_scope("final"):
             adaln = Dense(config.width, ("condition", "embed"), True, zeros, name="final_adaln")
             x = layer_norm(1e-6, "embed", "final_norm", affine=False)(x)
-            x = x * (1 + spread(adaln(nn.silu(condition)), layout))
+            x = modulated(x, 1 + adaln(nn.silu(condition)), layout)
             final = Dense(
                 config.features, ("embed", "patch"), True, zeros, dtype=dtype, name="final_linear"
             )

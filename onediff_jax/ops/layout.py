@@ -9,6 +9,7 @@ examples whose views fill it.  Everything here is static: sizes, offsets, index 
 import dataclasses
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -148,6 +149,11 @@ class Layout:
             groups.append((tokens, slice(view, view + views)))
             view += views
         return tuple(groups)
+
+    @property
+    def tile(self) -> int:
+        """The most tokens that all views are whole multiples of."""
+        return math.gcd(*(slot.tokens for slot in self.slots))
 
     @functools.cached_property
     def view_of_token(self) -> Int[np.ndarray, " n"]:

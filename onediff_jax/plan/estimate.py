@@ -1,9 +1,10 @@
 """Seconds that a compiled program would take: the compiler's cycles, and exchanges over a link.
 
 An estimate.  It adds the cycles that the compiler notes at every instruction, which know of no
-stalls; a Pallas kernel carries none and is taken at a stated share of peak, or at the memory's rate
-where that is longer.  Exchanges carry none either: each takes what a ring needs at the link's
-rate, one after the other, while instructions run on until they need its result.
+stalls; a Pallas kernel carries none and is taken at a stated share of peak, ours at that of their
+compiled schedules, or at the memory's rate where that is longer.  Exchanges carry none either: each
+takes what a ring needs at the link's rate, one after the other, while instructions run on until
+they need its result.
 """
 
 import dataclasses
@@ -17,6 +18,16 @@ from onediff_jax.plan.program import Instruction, Program, bytes_of
 from onediff_jax.plan.topologies import Generation
 
 KERNEL_SHARE = 0.5  # of peak, that a Pallas kernel is taken to reach
+
+# That our own are taken to reach, by the schedules that the kernels' compiler made of them: FLOPs
+# of a grid step at peak over the cycles of its bundles, of which none is a stall (docs/design.md,
+# "Attention and the block on TPU v3").  Without a cap: of 300 words of a prompt, 384 with padding.
+OWN_SHARES = {
+    "flash_v3_forward_capped": 0.62,
+    "flash_v3_backward_capped": 0.71,
+    "flash_v3_forward": 0.28,
+    "flash_v3_backward": 0.47,
+}
 
 # Products of a query and a key in splash attention's kernels, which note nothing themselves.
 SPLASH = (("fwd", 2), ("dkv", 4), ("dq", 3))
@@ -112,9 +123,9 @@ def seconds_of(instruction: Instruction, machine: Generation, kernel_share: floa
         return instruction.cycles / machine.clock
     noted = re.search(r'"bytes_accessed":"?(\d+)', instruction.rest)
     moved = int(noted[1]) if noted else bytes_of(instruction.result + taken_by(instruction))
-    return max(
-        kernel_flops(instruction) / (kernel_share * machine.peak), moved / machine.memory_rate
-    )
+    own = (share for name, share in OWN_SHARES.items() if name in instruction.source)
+    share = next(own, kernel_share)
+    return max(kernel_flops(instruction) / (share * machine.peak), moved / machine.memory_rate)
 
 
 def kernel_flops(instruction: Instruction) -> int:
