@@ -1,5 +1,6 @@
 """Several processes of a run on one machine: what they compute, and the script that starts them."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from drawn import drawn_params, relative_error
 from jax.experimental import multihost_utils
 from test_sharded_step import ONE_SLOT, OPTIMIZER, ROWS, drawn_batch, networks_of
+from test_stopping import Training, command, saved_state, steps_in
 
 from onediff_jax.ops.flow import FlowConfig
 from onediff_jax.sharding import MeshConfig, global_batch, local_rows, mesh_of, replicated
@@ -198,6 +200,48 @@ def test_a_request_to_end_reaches_every_process_and_waits_for_them(script):
     said, message = started.communicate(timeout=50)
     assert sorted(said.splitlines()) == ["[0] saving", "[1] saving"]
     assert started.returncode == 75 and message == ""
+
+
+# The script, with the program.
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_and_go_on_end_as_one_that_is_not(
+    script, tmp_path, monkeypatch
+):
+    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
+    python = tmp_path / ".venv/bin/python"
+    python.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n')
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+    monkeypatch.setenv("XLA_FLAGS", f"{flags}1")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+
+    def train(name: str, steps: int) -> list[str]:
+        return command(tmp_path, name, f"--config.steps={steps}", "--config.mesh.fsdp=2")
+
+    started, said = script("", "2", "--", *train("two", 1_000_000)), ""
+    while "step 3/" not in said:
+        said = started.stdout.readline()
+        assert said, started.communicate()
+    started.send_signal(signal.SIGTERM)
+    said, message = started.communicate(timeout=600)
+    (step,) = steps_in(tmp_path / "two")
+    assert started.returncode == 75, said + message
+    assert f"[0] stopped and saved after step {step:,};" in said
+    resumed = script("", "2", "--", *train("two", step + 2))
+    said, message = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0 and f"resumed after step {step:,}" in said, said + message
+
+    # Alone it has the two devices, so that even sums have the order of those of two processes.
+    alone = Training(tmp_path, train("one", step + 2), XLA_FLAGS=f"{flags}2")
+    assert alone.end() == 0, alone.errors
+    states = [saved_state(tmp_path / name, step + 2) for name in ("one", "two")]
+    equal = jax.tree.map(np.array_equal, *states)
+    assert all(jax.tree.leaves(equal)), equal
+    told = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("one", "two")]
+    one, two = ([json.loads(line) for line in lines.splitlines()] for lines in told)
+    assert [line["step"] for line in two] == list(range(1, step + 3))
+    assert [line["loss"] for line in two] == [line["loss"] for line in one]
 
 
 @pytest.mark.parametrize("arguments", [(), ("2",), ("0", "--", "train"), ("2", "train", "--x")])
