@@ -36,7 +36,8 @@ from onediff_jax.ops.attention_reference import (
     weights_of,
 )
 
-BLOCK = 1024  # queries that are looked at together
+BLOCK = 1024  # queries that are looked at together,
+KEYS = 4096  # where there are so many keys or more; where there are fewer, more queries
 NOBODY = -1  # the segment of padding
 apart = jax.lax.optimization_barrier  # what is computed from it is computed anew
 
@@ -69,7 +70,7 @@ def forward(q, k, v, q_segments, k_segments, softcap):
         out = both[:, :, :, :-1] / total[:, :, :, None]
         return (out.astype(q.dtype), highest + jnp.log(total)), ()
 
-    (out, log_total), _ = over_blocks(visit, (q, q_segments))
+    (out, log_total), _ = over_blocks(visit, (q, q_segments), k.shape[3])
     out, log_total = checkpoint_name(out, ATTENDED), checkpoint_name(log_total, LOG_TOTAL)
     kept = (q, k, v, q_segments, k_segments, out, log_total)
     return rearrange(out, "b g r h n -> b n g r h"), kept
@@ -99,7 +100,7 @@ def backward(softcap, kept, d_out):
         d_v = product("bgrnm,bgrhn->bghm", shares, d_out)
         return d_q.astype(q.dtype), (d_k, d_v)
 
-    d_q, (d_k, d_v) = over_blocks(visit, (q, q_segments, out, log_total, d_out))
+    d_q, (d_k, d_v) = over_blocks(visit, (q, q_segments, out, log_total, d_out), k.shape[3])
     d_k, d_v = (rearrange(d, "b g h m -> b m g h") for d in (d_k, d_v))
     d_q = rearrange(d_q, "b g r h n -> b n g r h")
     return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
@@ -125,20 +126,21 @@ def highest_logits(q, k, seen, softcap) -> Float[Array, "b g r n"]:
     return jnp.where(seen, logits_of(*apart((q, k)), softcap), NOTHING).max(-1)
 
 
-def over_blocks(visit: Callable, arrays: Any) -> tuple[Any, Any]:
-    """`visit` of every block of queries, which are the last axis of `arrays`.
+def over_blocks(visit: Callable, arrays: Any, keys: int) -> tuple[Any, Any]:
+    """`visit` of every block of queries, which are the last axis of `arrays`; each sees all keys.
 
     It returns what belongs to its queries, which is joined, and what is summed over all blocks.
     """
     n = jax.tree.leaves(arrays)[0].shape[-1]
-    if n <= BLOCK:
+    size = BLOCK * max(KEYS // keys, 1)
+    if n <= size:
         return visit(arrays)
-    padding = -n % BLOCK
+    padding = -n % size
 
     def cut(x):
         fill = NOBODY if jnp.issubdtype(x.dtype, jnp.integer) else 0
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)], constant_values=fill)
-        return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, BLOCK), -2, 0)
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, size), -2, 0)
 
     def join(x):
         x = jnp.moveaxis(x, 0, -2)
