@@ -29,7 +29,6 @@ zeros = nn.initializers.zeros_init()
 
 LORA = ("lora_a", "lora_b")  # names of an adapter's parameters: down, and up again
 ADAPTED = ("wq", "wk", "wv", "wk_y", "wv_y", "wo", "w1", "w2", "w3")
-GATED = "gated"  # what the feed-forward takes down, as rematerialisation knows it
 ATTENDING = "attending"  # queries, keys and values, as rematerialisation knows them
 
 
@@ -145,7 +144,7 @@ def time_features(times: Float[Array, "*batch"], width: int) -> Float[Array, "*b
 
 
 def of_tiles(values: Array, layout: Layout) -> Array:
-    """What every view holds for each of the equal tiles that all views are made of: [b t ...]."""
+    """What every view holds, for each of the equal tiles that all views are made of: [b t ...]."""
     parts = [
         jnp.repeat(values[:, views], tokens // layout.tile, 1)
         for tokens, views in layout.equal_views
@@ -156,17 +155,6 @@ def of_tiles(values: Array, layout: Layout) -> Array:
 def spread(values: Array, layout: Layout) -> Array:
     """What every view holds, for each of its tokens: [b v ...] to [b n ...]."""
     return jnp.repeat(of_tiles(values, layout), layout.tile, 1)
-
-
-def modulated(
-    x: Float[Array, "b n d"], factors: Float[Array, "b v d"], layout: Layout
-) -> Float[Array, "b n d"]:
-    """Tokens times the factors of their view.
-
-    By tiles: so factors are broadcast where they are used, and are never as large as the tokens.
-    """
-    tiles = x.reshape(x.shape[0], -1, layout.tile, x.shape[-1])
-    return (tiles * of_tiles(factors, layout)[:, :, None]).reshape(x.shape)
 
 
 class Attention(nn.Module):
@@ -290,4 +278,4 @@ class SwiGLU(nn.Module):
         w1 = dense(self.hidden, ("embed", "mlp"), name="w1")
         w2 = dense(x.shape[-1], ("mlp", "embed"), name="w2")
         w3 = dense(self.hidden, ("embed", "mlp"), name="w3")
-        return w2(checkpoint_name(jax.nn.silu(w1(x)) * w3(x), GATED))
+        return w2(jax.nn.silu(w1(x)) * w3(x))

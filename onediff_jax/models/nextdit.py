@@ -24,14 +24,13 @@ from jaxtyping import Array, Float
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import (
     ATTENDING,
-    GATED,
     Attention,
     Dense,
     LoraConfig,
     SwiGLU,
     gathering,
     layer_norm,
-    modulated,
+    of_tiles,
     rms_norm,
     spread,
     time_features,
@@ -60,8 +59,8 @@ KEPT = (ATTENDED, LOG_TOTAL, STATISTICS, SUMMED)
 # What of a block is kept for its backward pass, by name; the rest is made again.
 REMAT = {
     "none": None,  # everything
-    "dots": policies.save_from_both_policies(  # what products give and take, sums; no logits
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(GATED, *KEPT)
+    "dots": policies.save_from_both_policies(  # products and sums over devices, no logits
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*KEPT)
     ),
     "attention": policies.save_only_these_names(ATTENDING, *KEPT),  # its in and outputs
     "offload": policies.save_and_offload_only_these_names(  # these, in the memory of the host
@@ -138,14 +137,15 @@ class NextDiTConfig:
 class Block(nn.Module):
     """Attention, then feed-forward, each between two norms.
 
-    The modulation scales before each of them and gates after it.
+    The modulation scales before each of them and gates after it.  Tokens come in tiles of one view,
+    so that its factors are broadcast where they are used and are never as large as the tokens.
     """
 
     config: NextDiTConfig
     parallel: Parallel = Parallel()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], text, turn, segments, condition, layout):
+    def __call__(self, x: Float[Array, "b t tile d"], text, turn, segments, condition, layout):
         """The row after the block, and nothing (what `nn.scan` would stack)."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
 
@@ -154,7 +154,8 @@ class Block(nn.Module):
 
         with jax.named_scope("modulation"):
             adaln = Dense(4 * config.width, ("condition", "embed4"), True, zeros, name="adaln")
-            scale1, gate1, scale2, gate2 = jnp.split(adaln(nn.silu(condition)), 4, -1)
+            modulation = of_tiles(adaln(nn.silu(condition)), layout)[:, :, None]
+            scale1, gate1, scale2, gate2 = jnp.split(modulation, 4, -1)
         with jax.named_scope("attention"):
             attention = Attention(
                 config.heads,
@@ -167,13 +168,13 @@ class Block(nn.Module):
                 name="attention",
             )
             text = norm(text, "attention_y_norm", "text")
-            y = modulated(norm(x, "attention_norm1"), 1 + scale1, layout)
-            y = norm(attention(y, text, turn, segments, layout), "attention_norm2")
-            x = x + modulated(y, jnp.tanh(gate1), layout).astype(dtype)
+            y = row_of(norm(x, "attention_norm1") * (1 + scale1))
+            y = attention(y, text, turn, segments, layout).reshape(x.shape)
+            x = x + (jnp.tanh(gate1) * norm(y, "attention_norm2")).astype(dtype)
         with jax.named_scope("feed_forward"):
             mlp = SwiGLU(config.hidden, dtype, config.lora, self.parallel, name="feed_forward")
-            y = norm(mlp(modulated(norm(x, "ffn_norm1"), 1 + scale2, layout)), "ffn_norm2")
-            x = x + modulated(y, jnp.tanh(gate2), layout).astype(dtype)
+            y = mlp(row_of(norm(x, "ffn_norm1") * (1 + scale2))).reshape(x.shape)
+            x = x + (jnp.tanh(gate2) * norm(y, "ffn_norm2")).astype(dtype)
         return x, None
 
 
@@ -222,15 +223,16 @@ class NextDiT(nn.Module):
             turn = rope.angles(positions, config.width // config.heads, scale_factor, interpolates)
             turn = jnp.swapaxes(turn, 1, 2)
         segments = segments_of(example_of_view, token_mask, text_mask, layout)
+        x = x.reshape(x.shape[0], -1, layout.tile, x.shape[-1])
         x, _ = self.blocks()(x, text.astype(dtype), turn, segments, condition, layout)
         with jax.named_scope("final"):
             adaln = Dense(config.width, ("condition", "embed"), True, zeros, name="final_adaln")
             x = layer_norm(1e-6, "embed", "final_norm", affine=False)(x)
-            x = modulated(x, 1 + adaln(nn.silu(condition)), layout)
+            x = x * (1 + of_tiles(adaln(nn.silu(condition)), layout)[:, :, None])
             final = Dense(
                 config.features, ("embed", "patch"), True, zeros, dtype=dtype, name="final_linear"
             )
-            return final(x).astype(jnp.float32)
+            return final(row_of(x)).astype(jnp.float32)
 
     def blocks(self) -> nn.Module:
         """The stack: one block, gathered, rematerialised as `remat` says, scanned over depth."""
@@ -266,6 +268,11 @@ class NextDiT(nn.Module):
         )(normed)
         place = jnp.maximum(example_of_view, 0)[..., None]  # an empty range may read any prompt
         return jnp.take_along_axis(pooled, place, axis=1)
+
+
+def row_of(tiles: Float[Array, "b t tile d"]) -> Float[Array, "b n d"]:
+    """Tokens one after the other, of all tiles."""
+    return tiles.reshape(tiles.shape[0], -1, tiles.shape[-1])
 
 
 def segments_of(example_of_view, token_mask, text_mask, layout):
