@@ -7,6 +7,9 @@
 A picture of 256 px has 256 tokens, too few to keep a core busy, so a row has four: 1,024 samples a
 step.  The paper has 256 for 500,000 steps at a rate of 5e-4; this is as many samples in a quarter
 of the steps, at the same rate.  The warm-up is ours.
+
+Estimated on v3-256 (2026-11-22): 3.83 GiB, 25% of a core's memory;
+59.6% of peak, 50.8% with exchanges; 1,688 samples/s; 0.9 days.
 """
 
 from onediff_jax.config import base_config

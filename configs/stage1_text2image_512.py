@@ -7,8 +7,8 @@
 It goes on from the weights of the first part (`tune.start`) with a fresh optimizer.  Batch, steps
 and rate are the paper's.
 
-Estimated on v3-256 (2026-11-22): 3.84 GiB, 25% of a core's memory;
-60.6% of peak, 50.1% with exchanges; 462 samples/s; 3.2 days.
+Estimated on v3-256 (2026-11-22): 3.85 GiB, 25% of a core's memory;
+63.1% of peak, 51.4% with exchanges; 474 samples/s; 3.1 days.
 """
 
 from onediff_jax.config import base_config

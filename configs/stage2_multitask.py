@@ -9,8 +9,8 @@ and several views.  It has four examples: 1,024 samples a step, where the paper 
 1,000,000 steps; this is as many samples in a quarter of the steps, at the paper's rate.  Weights
 are those of stage 1, the optimizer is fresh.  How tasks share a slot is ours.
 
-Estimated on v3-256 (2026-11-22): 7.39 GiB, 48% of a core's memory;
-56.2% of peak, 53.3% with exchanges; 651 samples/s; 4.6 days.
+Estimated on v3-256 (2026-11-22): 7.46 GiB, 48% of a core's memory;
+63.6% of peak, 59.8% with exchanges; 730 samples/s; 4.1 days.
 """
 
 from onediff_jax.config import base_config

@@ -6,6 +6,9 @@
 
 Weights are those of stage 2, the optimizer is fresh.  The paper states neither steps nor rate of
 this stage; these are ours.
+
+Estimated on v3-256 (2026-11-22): 8.80 GiB, 57% of a core's memory;
+59.6% of peak, 57.1% with exchanges; 120 samples/s; 0.7 days.
 """
 
 from onediff_jax.config import base_config

@@ -26,9 +26,11 @@ from onediff_jax.train.step import train_step_of
 
 # What the compiler is told beyond its defaults, by the kind of device; other kinds need nothing or
 # refuse it.  What each option did, and those that did nothing: docs/design.md, "Exchanges".
-COMPILER_OPTIONS: dict[str, dict[str, bool]] = {
+COMPILER_OPTIONS: dict[str, dict[str, bool | int]] = {
     # Gathers of parameters begin before they are needed, and run beside the products.
     "TPU v3": {"xla_enable_async_all_gather": True, "xla_enable_async_collective_permute": True},
+    # Products take more of the vector memory (128 MiB) than the default 16, and so read less again.
+    "TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": 65536},
 }
 
 
