@@ -47,6 +47,8 @@ EXTRAS = {
         "kubeflow-trainer-api>=2",
         "pyyaml>=6",
         "transformers>=4.45",
+        # Plans of two stages are made again for a v3-256, which its compiler does anywhere.
+        "jax[tpu]>=0.10.2,<0.13; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],
 }
 
