@@ -1,13 +1,15 @@
 """Every shipped configuration builds, and its networks have shapes."""
 
+import itertools
 import pathlib
 import runpy
+from collections import Counter
 
 import jax
 import pytest
 
 from onediff_jax.config import as_dict, base_config, run_config, settings_help
-from onediff_jax.data.packing import Packing
+from onediff_jax.data.packing import PERIOD, Packing
 from onediff_jax.errors import InputError
 from onediff_jax.train.encoders import networks_of
 
@@ -32,8 +34,15 @@ def test_the_examples_of_a_shipped_configuration_fill_its_packed_slots(file):
     data = run_config(runpy.run_path(str(file))["get_config"]()).data
     for slot in data.row:
         fits = slot.tasks_of(data.tasks, data.counts)
-        if slot.packed:  # raises where no recipes have the proportions that are wanted
-            Packing(slot.views, {count: sum(tasks.values()) for count, tasks in fits.items()}, 0)
+        if slot.packed:
+            wanted = {count: sum(tasks.values()) for count, tasks in fits.items()}
+            packing = Packing(slot.views, wanted, 0)
+            rows = [[count for count, _ in packing.fill(row)] for row in range(PERIOD)]
+            assert all(sum(row) == slot.views for row in rows)
+            drawn = Counter(itertools.chain.from_iterable(rows))
+            for count, weight in wanted.items():
+                share = weight / sum(wanted.values())
+                assert drawn[count] / drawn.total() == pytest.approx(share, abs=0.01)
 
 
 def test_the_base_is_the_released_model_and_names_no_data():

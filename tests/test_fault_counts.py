@@ -28,6 +28,8 @@ def test_faults_below_the_share_never_stop_a_run():
     watch = Faults(0.1, ["good"])
     for _ in range(1000):
         watch.add(counted([9], [100]))
+    with pytest.raises(InputError, match="11000 of 102000 records of source good"):
+        watch.add(counted([2000], [2000]))  # all of them counted
 
 
 def test_a_step_counts_examples_and_faults_by_source():

@@ -7,6 +7,7 @@ processes, workers or threads, and no iterator has a state worth saving.
 """
 
 import dataclasses
+import itertools
 import signal
 from collections.abc import Mapping, Sequence
 
@@ -74,7 +75,8 @@ class SlotConfig:
 def shares_of(task: str, counts: Mapping[str, Sequence[float]]) -> dict[int, float]:
     """Which share of a task's examples has how many views, before slots choose what fits."""
     possible = TASKS[task].form.counts
-    return dict(zip(possible, counts.get(task, (1.0,) * len(possible)), strict=True))
+    shares = counts.get(task, (1.0,) * len(possible))
+    return dict(itertools.zip_longest(possible, shares, fillvalue=0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,6 @@ class DataConfig:
                     f"data.counts.{name} is {shares}; it gives shares to {possible} views, in this "
                     "order."
                 )
-            self.counts[name] = (*shares, *[0.0] * (len(possible) - len(shares)))
         if self.aspects not in ("any", "square"):
             raise InputError(f"data.aspects is {self.aspects!r}; it can be any or square.")
         for name in ("prompt_dropout", "faults"):
