@@ -12,40 +12,45 @@ from onediff_jax.errors import InputError
 from onediff_jax.ops import (
     attention,
     attention_cudnn,
+    attention_flash,
     attention_splash,
     attention_triton,
-    attention_v3,
+    device,
 )
 from onediff_jax.plan.topologies import devices_of, topologies
 
-N, M = 140, 300  # several blocks, of which the last is not full
-KIND = {"flash_v3": "TPU v3", "splash": "TPU v4", "triton": "NVIDIA H100 80GB HBM3"}
-KERNELS = pytest.mark.parametrize("backend", KIND)
+N, M = 140, 300  # tokens: several blocks, of which the last is not full
+H100 = "NVIDIA H100 80GB HBM3"
+KERNELS = pytest.mark.parametrize(
+    ("backend", "kind"),
+    [("flash", "TPU v3"), ("flash", "TPU v5 lite"), ("splash", "TPU v4"), ("triton", H100)],
+)
 
 
-def segments():
+def segments(n=N, m=M):
     """Three examples and padding, of which one has no key and padding among queries sees none."""
     rng = np.random.default_rng(5)
-    return rng.integers(-1, 3, (B, N)), rng.integers(-1, 2, (B, M))
+    return rng.integers(-1, 3, (B, n)), rng.integers(-1, 2, (B, m))
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch, request):
     """Kernels run on the host, with small blocks, as if the device were theirs."""
-    for module in (attention_splash, attention_triton, attention_v3):
+    for module in (attention_splash, attention_triton, attention_flash):
         monkeypatch.setattr(module, "INTERPRET", True)
     monkeypatch.setattr(attention_splash, "BLOCK", 128)
     for name, size in dict(QUERIES=128, KEYS=256, CHUNK=128).items():
-        monkeypatch.setattr(attention_v3, name, size)
-    if "backend" in request.fixturenames:
-        kind = KIND[request.getfixturevalue("backend")]
-        monkeypatch.setattr(attention, "device_kind", lambda: kind)
+        monkeypatch.setattr(attention_flash, name, size)
+    if "kind" in request.fixturenames:
+        kind = request.getfixturevalue("kind")
+        monkeypatch.setattr(device, "kind", lambda: kind)
 
 
 @KERNELS
+@pytest.mark.parametrize(("n", "m"), [(N, M), (100, 60)])
 @pytest.mark.parametrize(("softcap", "tiled"), [(30.0, False), (None, True)])
-def test_a_kernel_is_the_reference_in_values_and_gradients(backend, softcap, tiled):
-    arrays, ids, settings = drawn(n=N, m=M), segments(), dict(softcap=softcap, tiled=tiled)
+def test_a_kernel_is_the_reference_in_values_and_gradients(backend, kind, n, m, softcap, tiled):
+    arrays, ids, settings = drawn(n=n, m=m), segments(n, m), dict(softcap=softcap, tiled=tiled)
     expected = value_and_cotangents(*arrays, *ids, **settings, backend="reference")
     found = value_and_cotangents(*arrays, *ids, **settings, backend=backend)
     for ours, truth in zip(found, expected, strict=True):
@@ -58,7 +63,7 @@ def test_a_kernel_is_the_reference_in_values_and_gradients(backend, softcap, til
 
 
 @KERNELS
-def test_a_kernel_keeps_logits_in_float32_where_inputs_are_bfloat16(backend):
+def test_a_kernel_keeps_logits_in_float32_where_inputs_are_bfloat16(backend, kind):
     ids = dict(zip(("q_segments", "k_segments"), segments(), strict=True))
     found, exact = in_both_types(drawn(n=N, m=M, sharpness=3.0), backend, **ids)
     for ours, truth in zip(found, exact, strict=True):
@@ -75,7 +80,7 @@ def test_cudnn_is_asked_for_what_it_has(monkeypatch):
 
     attend = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    monkeypatch.setattr(attention, "device_kind", lambda: KIND["triton"])
+    monkeypatch.setattr(device, "kind", lambda: H100)
     ids = dict(zip(("q_segments", "k_segments"), segments(), strict=True))
     settings = dict(softcap=None, tiled=True, **ids)
     found, exact = in_both_types(drawn(n=N, m=M, sharpness=3.0), "cudnn", **settings)
@@ -104,12 +109,11 @@ def test_cudnn_refuses_a_cap_and_float32():
         ("TPU v5 lite", "splash", "splash"),
         ("TPU v5", "splash", "splash"),
         ("TPU v6 lite", "splash", "splash"),
-        ("NVIDIA H100 80GB HBM3", "triton", "cudnn"),
+        (H100, "triton", "cudnn"),
         ("AMD Instinct MI300X", "chunked", "chunked"),
     ],
 )
 def test_the_device_decides_where_nothing_is_asked(kind, row, text, monkeypatch):
-    monkeypatch.setattr(attention, "device_kind", lambda: kind)
     line = attention.described("auto", 30.0)
     assert line.startswith(f"attention: {row} within the row (")
     assert f", {text} over prompts (" in line
@@ -130,8 +134,8 @@ KNOWN = tuple(attention.BACKENDS)
     ("asked", "kind", "softcap", "message"),
     [
         ("splash", "cpu", 30.0, "'splash', which is no backend for attention with a cap on cpu"),
-        ("splash", "TPU v3", None, "without a cap on TPU v3; it can be auto, chunked, flash_v3"),
-        ("flash_v3", "TPU v4", 30.0, "on TPU v4; it can be auto, splash, chunked, reference"),
+        ("splash", "TPU v3", None, "without a cap on TPU v3; it can be auto, chunked, flash"),
+        ("flash", "TPU v2", 30.0, "with a cap on TPU v2; it can be auto, chunked, reference"),
         ("cudnn", "NVIDIA A100", 30.0, "with a cap on NVIDIA A100; it can be auto, triton"),
         ("triton", "AMD Instinct", None, "it can be auto, chunked, reference"),
     ],
@@ -189,11 +193,11 @@ def test_kernels_for_gpus_run_on_one(kernel, softcap, monkeypatch):
     ("generation", "asked", "kernel"),
     [
         ("v3", "auto", None),
-        ("v3", "flash_v3", "flash_v3_backward"),
-        ("v4", "auto", "splash_mha_dkv"),
-        ("v5e", "auto", "splash_mha_dkv"),
-        ("v5p", "auto", "splash_mha_dkv"),
-        ("v6e", "auto", "splash_mha_dkv"),
+        *((generation, "auto", "splash_mha_dkv") for generation in ("v4", "v5e", "v5p", "v6e")),
+        *(
+            (generation, "flash", "flash_backward")
+            for generation in ("v3", "v4", "v5e", "v5p", "v6e")
+        ),
     ],
 )
 def test_what_suits_a_tpu_is_compiled_for_it(generation, asked, kernel, monkeypatch):

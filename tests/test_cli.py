@@ -66,7 +66,7 @@ def test_a_command_that_cannot_be_understood_is_refused(capsys, arguments, expec
         ("modle.width=3", "model"),
         ("model.width=100", "use 72 or 108"),
         ("model.width=wide", "model.width"),
-        ("model.attention=flash", "chunked"),
+        ("model.attention=flush", "chunked"),
         ("rows=7", "use 8"),
         ("optimizer.accumulate=3", "accumulated"),
         ("mesh.fsdp=3", "divisor of"),

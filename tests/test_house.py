@@ -35,10 +35,11 @@ LINES = 350
 TESTED_BY = {
     "attention_chunked": "test_attention",
     "attention_cudnn": "test_attention_kernels",
+    "attention_flash": "test_attention_kernels",
     "attention_reference": "test_attention",
     "attention_splash": "test_attention_kernels",
     "attention_triton": "test_attention_kernels",
-    "attention_v3": "test_attention_kernels",
+    "device": "test_attention",
     "layers": "test_nextdit",
     "networks": "test_nextdit",
     "example": "test_tasks",

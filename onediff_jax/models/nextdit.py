@@ -88,7 +88,7 @@ class NextDiTConfig:
     softcap: float | None = (
         30.0  # of self-attention's logits; None: no cap, as the released float32 path
     )
-    attention: str = "auto"  # auto: by the device; or reference, chunked, flash_v3, splash, triton
+    attention: str = "auto"  # auto: by the device; or reference, chunked, flash, splash, triton
     dtype: str = "bfloat16"  # of activations; parameters are float32
     unroll: int = (
         1  # blocks in a turn of the scan; all of them on a CPU, where its copies cost most

@@ -7,23 +7,23 @@ Logits are float32: s = q.k / sqrt(h), capped as cap tanh(s / cap) where a cap i
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from onediff_jax.errors import InputError
+from onediff_jax.ops import device
 from onediff_jax.ops.attention_chunked import chunked
 from onediff_jax.ops.attention_cudnn import cudnn
+from onediff_jax.ops.attention_flash import flash
 from onediff_jax.ops.attention_reference import reference
 from onediff_jax.ops.attention_splash import splash
 from onediff_jax.ops.attention_triton import triton_attention
-from onediff_jax.ops.attention_v3 import flash_v3
 
 BACKENDS = {
     "reference": reference,
     "chunked": chunked,
-    "flash_v3": flash_v3,
+    "flash": flash,
     "splash": splash,
     "triton": triton_attention,
     "cudnn": cudnn,
@@ -47,7 +47,7 @@ def attend(
 
     Query head i reads key head i // (k/g), or, `tiled`, key head i mod g.
     """
-    backend = chosen(backend, softcap, device_kind()).backend
+    backend = chosen(backend, softcap, device.kind()).backend
     if tiled:  # keys of prompts are few: repeating them moves less than reordering queries
         k, v = (jnp.tile(x, (1, 1, q.shape[2] // x.shape[2], 1)) for x in (k, v))
     grouped = rearrange(q, "b n (g r) h -> b n g r h", g=k.shape[2])
@@ -83,10 +83,11 @@ def chosen(asked: str, softcap: float | None, kind: str) -> Choice:
 def suitable(softcap: float | None, kind: str) -> tuple[Choice, ...]:
     """What can be done on a device of that kind, the best first."""
     plain = Choice("chunked", "plain XLA, for any device"), Choice("reference", "for tests")
-    if kind == "TPU v3":
-        return *plain[:1], Choice("flash_v3", "a kernel that multiplies float32"), *plain[1:]
     if kind.startswith("TPU") and kind != "TPU v2":
-        return Choice("splash", "JAX's kernel for TPU v4 and later"), *plain
+        ours = Choice("flash", "our kernel for TPUs")  # compiled for all of them, run on none yet
+        if kind == "TPU v3":
+            return *plain[:1], ours, *plain[1:]
+        return Choice("splash", "JAX's kernel for TPU v4 and later"), ours, *plain
     if kind.startswith("NVIDIA"):
         kernel = Choice("triton", "a kernel with segments and a cap")
         uncapped = (Choice("cudnn", "no cap is asked"),) if softcap is None else ()
@@ -94,15 +95,9 @@ def suitable(softcap: float | None, kind: str) -> tuple[Choice, ...]:
     return plain
 
 
-def device_kind() -> str:
-    """The kind of device that is compiled for: inside `jax.shard_map` that of its mesh."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.device_kind if device else jax.devices()[0].device_kind
-
-
 def described(asked: str, softcap: float | None) -> str:
     """A line that says what is chosen for the row and for its prompts, and why."""
-    row, text = (chosen(asked, cap, device_kind()) for cap in (softcap, None))
+    row, text = (chosen(asked, cap, device.kind()) for cap in (softcap, None))
     return (
         f"attention: {row.backend} within the row ({row.reason}), {text.backend} over prompts "
         f"({text.reason})"

@@ -1,36 +1,18 @@
 """Seconds that a compiled program would take: the compiler's cycles, and exchanges over a link.
 
 An estimate.  It adds the cycles that the compiler notes at every instruction, which know of no
-stalls; a Pallas kernel carries none and is taken at a stated share of peak, ours at that of their
-compiled schedules, or at the memory's rate where that is longer.  Exchanges carry none either: each
-takes what a ring needs at the link's rate, one after the other, while instructions run on until
-they need its result.
+stalls; kernels have a module of their own.  Exchanges carry no cycles: each takes what a ring needs
+at the link's rate, one after the other, while instructions run on until they need its result.
 """
 
 import dataclasses
-import math
-import re
 from collections import Counter
 from typing import NamedTuple
 
 from onediff_jax.plan.collectives import collective_of
-from onediff_jax.plan.program import Instruction, Program, bytes_of
+from onediff_jax.plan.kernels import kernel_seconds
+from onediff_jax.plan.program import Instruction, Program
 from onediff_jax.plan.topologies import Generation
-
-KERNEL_SHARE = 0.5  # of peak, that a Pallas kernel is taken to reach
-
-# That our own are taken to reach, by the schedules that the kernels' compiler made of them: FLOPs
-# of a grid step at peak over the cycles of its bundles, of which none is a stall (docs/design.md,
-# "Attention and the block on TPU v3").  Without a cap: of 300 words of a prompt, 384 with padding.
-OWN_SHARES = {
-    "flash_v3_forward_capped": 0.62,
-    "flash_v3_backward_capped": 0.71,
-    "flash_v3_forward": 0.28,
-    "flash_v3_backward": 0.47,
-}
-
-# Products of a query and a key in splash attention's kernels, which note nothing themselves.
-SPLASH = (("fwd", 2), ("dkv", 4), ("dq", 3))
 
 # Opcodes that move numbers and compute none.
 MOVES = {
@@ -70,9 +52,7 @@ class Estimate:
         return self.compute + self.exposed
 
 
-def estimate_of(
-    program: Program, machine: Generation, link: float = 0, kernel_share: float = KERNEL_SHARE
-) -> Estimate:
+def estimate_of(program: Program, machine: Generation, link: float = 0) -> Estimate:
     """The estimate of a run from the entry on; `link` in bytes a second, 0: the machine's."""
 
     def along(computation: str) -> Estimate:
@@ -97,7 +77,7 @@ def estimate_of(
                 one = Traffic(1, exchange.bytes, bool(exchange.begins))
                 add(total, Estimate(Counter(), taken, 0.0, {exchange.kind: one}), 1)
             else:
-                taken = seconds_of(instruction, machine, kernel_share)
+                taken = seconds_of(instruction, machine)
                 if taken:
                     total.work[work_of(program, instruction)] += taken
                     now += taken
@@ -117,39 +97,11 @@ def add(total: Estimate, each: Estimate, times: int) -> None:
         total.traffic[kind] = Traffic(*(a + times * b for a, b in zip(before, more, strict=True)))
 
 
-def seconds_of(instruction: Instruction, machine: Generation, kernel_share: float) -> float:
+def seconds_of(instruction: Instruction, machine: Generation) -> float:
     """What an instruction takes; 0 where nothing is known of it."""
-    if 'target="tpu_custom_call"' not in instruction.rest:
-        return instruction.cycles / machine.clock
-    noted = re.search(r'"bytes_accessed":"?(\d+)', instruction.rest)
-    moved = int(noted[1]) if noted else bytes_of(instruction.result + taken_by(instruction))
-    own = (share for name, share in OWN_SHARES.items() if name in instruction.source)
-    share = next(own, kernel_share)
-    return max(kernel_flops(instruction) / (share * machine.peak), moved / machine.memory_rate)
-
-
-def kernel_flops(instruction: Instruction) -> int:
-    """FLOPs of a kernel as it notes them; of a splash attention kernel by its shapes; else 0."""
-    if noted := re.search(r'"flops":"?(\d+)', instruction.rest):
-        return int(noted[1])
-    for part, products in SPLASH:
-        if re.search(rf"splash_m[hq]a_{part}", instruction.source):
-            arrays = re.compile(r"\b(?:bf16|f32)\[([\d,]+)\]")
-            queries, keys = (
-                [int(size) for size in sizes.split(",")]
-                for sizes in arrays.findall(taken_by(instruction))[:2]
-            )
-            # Of the backward pass's two kernels the first may do the work of both, with one more
-            # result: that of the second takes one product more, not three.
-            fused = part == "dkv" and len(arrays.findall(instruction.result)) == 5
-            return 2 * (products + fused) * math.prod(queries) * keys[-2]
-    return 0
-
-
-def taken_by(instruction: Instruction) -> str:
-    """The types of what a kernel takes."""
-    found = re.search(r"operand_layout_constraints=\{(.*?\})\}", instruction.rest)
-    return found[1] if found else ""
+    if 'target="tpu_custom_call"' in instruction.rest:
+        return kernel_seconds(instruction, machine)
+    return instruction.cycles / machine.clock
 
 
 def work_of(program: Program, instruction: Instruction) -> str:

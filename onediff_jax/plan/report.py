@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from onediff_jax.plan.estimate import KERNEL_SHARE, Estimate, seconds_of, work_of
+from onediff_jax.plan.estimate import Estimate, seconds_of, work_of
 from onediff_jax.plan.program import Program
 from onediff_jax.plan.topologies import Generation
 
@@ -30,12 +30,10 @@ def traffic_lines(estimate: Estimate) -> list[str]:
     ]
 
 
-def costliest_lines(
-    program: Program, machine: Generation, count: int = 10, kernel_share: float = KERNEL_SHARE
-) -> list[str]:
+def costliest_lines(program: Program, machine: Generation, count: int = 10) -> list[str]:
     """The instructions that take longest in all their runs, and where they come from."""
     spent = [
-        (seconds_of(instruction, machine, kernel_share) * times, times, instruction)
+        (seconds_of(instruction, machine) * times, times, instruction)
         for instruction, times in program.running()
     ]
     spent.sort(key=lambda item: -item[0])
@@ -46,13 +44,11 @@ def costliest_lines(
     ]
 
 
-def source_lines(
-    program: Program, machine: Generation, count: int = 30, kernel_share: float = KERNEL_SHARE
-) -> list[str]:
+def source_lines(program: Program, machine: Generation, count: int = 30) -> list[str]:
     """Seconds by the part of the network that an instruction comes from, and by pass."""
     spent: Counter[tuple[str, str]] = Counter()
     for instruction, times in program.running():
-        seconds = seconds_of(instruction, machine, kernel_share) * times
+        seconds = seconds_of(instruction, machine) * times
         spent[part_of(instruction.source)] += seconds
     return [
         f"  {seconds:9.4f} s  {part:40} {direction}"

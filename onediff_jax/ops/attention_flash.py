@@ -1,9 +1,9 @@
-"""A kernel for TPU v3 (Pallas) with segments and soft cap, forward and backward.
+"""A kernel for TPUs (Pallas) with segments and soft cap, forward and backward.
 
-The compiler of kernels for v3 refuses products of bfloat16 (E2001), as splash attention has them,
-but multiplies float32 operands in one pass of the matrix unit: so blocks are loaded as they are and
-widened on the chip.  Scores are keys x queries, tokens last in queries and results, so that nothing
-is summed across lanes or transposed: maxima, sums and the logarithms of sums are rows.
+Scores are keys x queries, tokens last in queries and results, as the network has them: nothing is
+summed across lanes, transposed or padded, and maxima, sums and the logarithms of sums are rows.
+The compiler of kernels for v3 refuses products of bfloat16 (E2001), but multiplies float32 operands
+in one pass of the matrix unit: there, blocks are loaded as they are and widened on the chip.
 
 After FlashAttention-2 (Dao 2023).  Forward, a program has a block of queries of one head and goes
 over blocks of keys.  Backward, a program has a block of keys of one head and goes over all queries
@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from onediff_jax.ops import device
 from onediff_jax.ops.attention_reference import (
     ATTENDED,
     HARMLESS,
@@ -30,15 +31,17 @@ from onediff_jax.ops.attention_reference import (
     weights_of,
 )
 
-LANES = 128  # of a vector register: tokens come in multiples of it
+LANES = 128  # of a vector register: blocks are multiples of it where there are several
 QUERIES = 512  # in a block, at most
 KEYS = 1024  # in a block, at most
 CHUNK = 256  # keys of a block whose scores are held together, at most
+# Axes of a grid: whether the cores of a chip that is one device (v4, v5p) share its programs.
+SHARED, IN_ORDER = pltpu.PARALLEL, pltpu.ARBITRARY
 INTERPRET = False  # tests run the kernel without a TPU
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def flash_v3(
+def flash(
     q: Float[Array, "b n g r h"],
     k: Float[Array, "b m g h"],
     v: Float[Array, "b m g h"],
@@ -60,9 +63,12 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, n: int, m: int) -> "Sizes":
-        """Equal blocks, as few as the limits allow."""
+        """Equal blocks, as few as the limits allow; one has all tokens and no others."""
         blocks = -(-n // QUERIES), -(-m // KEYS)
-        queries, keys = (-(-x // (y * LANES)) * LANES for x, y in zip((n, m), blocks, strict=True))
+        queries, keys = (
+            x if y == 1 else -(-x // (y * LANES)) * LANES
+            for x, y in zip((n, m), blocks, strict=True)
+        )
         return cls(queries, blocks[0], keys, blocks[1])
 
     def of_queries(self, x: Array, fill: int = 0) -> Array:
@@ -94,7 +100,7 @@ def forward(q, k, v, q_segments, k_segments, softcap):
         grid=(b, g, r, sizes.query_blocks, sizes.key_blocks),
         in_specs=[
             pl.BlockSpec((1, 1, sizes.queries), lambda b, g, r, i, j: (b, 0, i)),
-            pl.BlockSpec((1, sizes.keys, LANES), lambda b, g, r, i, j: (b, j, 0)),
+            pl.BlockSpec((1, sizes.keys, 1), lambda b, g, r, i, j: (b, j, 0)),
             pl.BlockSpec((1, 1, 1, h, sizes.queries), lambda b, g, r, i, j: (b, g, r, 0, i)),
             pl.BlockSpec((1, 1, sizes.keys, h), lambda b, g, r, i, j: (b, g, j, 0)),
             pl.BlockSpec((1, 1, h, sizes.keys), lambda b, g, r, i, j: (b, g, 0, j)),
@@ -113,9 +119,10 @@ def forward(q, k, v, q_segments, k_segments, softcap):
             pltpu.VMEM((1, sizes.queries), jnp.float32),
         ],
         cost_estimate=cost(2, b, g * r, n, m, h),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=(SHARED,) * 4 + (IN_ORDER,)),
         interpret=INTERPRET,
         name=named("forward", softcap),
-    )(*segments(q_segments, k_segments, sizes), queries, widened(keys), widened(values))
+    )(*segments(q_segments, k_segments, sizes), queries, operands(keys), operands(values))
     out, log_total = out[..., :n], log_total[:, :, :, 0, :n]
     out, log_total = checkpoint_name(out, ATTENDED), checkpoint_name(log_total, LOG_TOTAL)
     kept = (q, k, v, q_segments, k_segments, out, log_total)
@@ -142,7 +149,7 @@ def backward(softcap, kept, d_out):
         grid=(b, g, sizes.key_blocks, r, sizes.query_blocks),
         in_specs=[
             pl.BlockSpec((1, 1, sizes.queries), lambda b, g, j, r, i: (b, 0, i)),
-            pl.BlockSpec((1, sizes.keys, LANES), lambda b, g, j, r, i: (b, j, 0)),
+            pl.BlockSpec((1, sizes.keys, 1), lambda b, g, j, r, i: (b, j, 0)),
             block,
             of_keys,
             pl.BlockSpec((1, 1, h, sizes.keys), lambda b, g, j, r, i: (b, g, 0, j)),
@@ -162,14 +169,15 @@ def backward(softcap, kept, d_out):
             jax.ShapeDtypeStruct(keys.shape, jnp.float32),
         ],
         cost_estimate=cost(5, b, g * r, n, m, h),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=(SHARED,) * 3 + (IN_ORDER,) * 2),
         interpret=INTERPRET,
         name=named("backward", softcap),
     )(
         *segments(q_segments, k_segments, sizes),
         queries,
-        widened(keys),
-        widened(jnp.swapaxes(keys, 2, 3)),
-        widened(values),
+        operands(keys),
+        operands(jnp.swapaxes(keys, 2, 3)),
+        operands(values),
         sizes.of_queries(d_out),
         sizes.of_queries(inner)[:, :, :, None],
         sizes.of_queries(log_total)[:, :, :, None],
@@ -180,7 +188,7 @@ def backward(softcap, kept, d_out):
     return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 
-flash_v3.defvjp(forward, backward)
+flash.defvjp(forward, backward)
 
 
 def forward_kernel(
@@ -195,7 +203,7 @@ def forward_kernel(
         total[...] = jnp.zeros_like(total)
         highest[...] = jnp.full_like(highest, 0 if bounded else NOTHING)
 
-    queries = q[0, 0, 0].astype(jnp.float32)
+    queries = q[0, 0, 0].astype(k.dtype)
     for rows in chunks(k.shape[2], whole=not bounded):
         seen = sees(q_segments, k_segments, rows)
         logits = capped(product(k[0, 0, rows], queries, 1, 0), q.shape[3], softcap)
@@ -207,7 +215,7 @@ def forward_kernel(
             total[...] *= fade
             highest[...] = higher
         weights = weights_of(logits, seen, 0.0 if bounded else highest[...])
-        acc[...] += product(v[0, 0, :, rows], weights, 1, 0)
+        acc[...] += product(v[0, 0, :, rows], weights.astype(v.dtype), 1, 0)
         total[...] += weights.sum(0, keepdims=True)
 
     @pl.when(pl.program_id(4) == pl.num_programs(4) - 1)
@@ -227,17 +235,18 @@ def backward_kernel(
         d_k[...] = jnp.zeros_like(d_k)
         d_v[...] = jnp.zeros_like(d_v)
 
-    queries = q[0, 0, 0].astype(jnp.float32)
-    d_result = d_out[0, 0, 0].astype(jnp.float32)
+    queries = q[0, 0, 0].astype(k.dtype)
+    d_result = d_out[0, 0, 0].astype(v.dtype)
     total = jnp.zeros(queries.shape, jnp.float32)
     for rows in chunks(k.shape[2]):
         logits = capped(product(k[0, 0, rows], queries, 1, 0), q.shape[3], softcap)
         shares = weights_of(logits, sees(q_segments, k_segments, rows), log_total[0, 0, 0])
-        d_v[0, 0, rows] += product(shares, d_result, 1, 1)
+        d_v[0, 0, rows] += product(shares.astype(v.dtype), d_result, 1, 1)
         d_scores = shares * (product(v[0, 0, rows], d_result, 1, 0) - inner[0, 0, 0])
         d_scores = d_scores * q.shape[3] ** -0.5
         if softcap is not None:
             d_scores = d_scores * (1 - (logits / softcap) * (logits / softcap))
+        d_scores = d_scores.astype(k.dtype)
         d_k[0, 0, rows] += product(d_scores, queries, 1, 1)
         total += product(k_channels[0, 0, :, rows], d_scores, 1, 0)
     d_q[0, 0, 0, 0] = total.astype(d_q.dtype)
@@ -251,8 +260,7 @@ def chunks(keys: int, whole: bool = False) -> list[slice]:
 
 def sees(q_segments, k_segments, rows):
     """Which queries (columns) see which keys (rows)."""
-    columns = q_segments.shape[2] // LANES
-    return jnp.tile(k_segments[0, rows], (1, columns)) == q_segments[0]
+    return k_segments[0, rows] == q_segments[0]
 
 
 def product(x, y, of_x: int, of_y: int):
@@ -261,21 +269,23 @@ def product(x, y, of_x: int, of_y: int):
     return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
 
 
-def widened(x: Array) -> Array:
-    """Float32: keys and values are small, since heads share them, and many blocks read them."""
-    return x.astype(jnp.float32)
+def operands(x: Array) -> Array:
+    """Keys or values in the type that products are made in, to which a kernel brings the rest.
+
+    Where that is wider they are still small, since heads share them.
+    """
+    return x.astype(jnp.float32) if device.kind() == "TPU v3" else x
 
 
 def segments(q_segments, k_segments, sizes: Sizes) -> tuple[Array, Array]:
-    """Segments of queries as rows and of keys as columns of whole registers; padding meets none."""
+    """Segments of queries as a row and of keys as a column; padding meets none."""
     k_segments = sizes.of_keys(jnp.where(k_segments < 0, -2, k_segments), 1, -2)
-    columns = jnp.broadcast_to(k_segments[:, :, None], (*k_segments.shape, LANES))
-    return sizes.of_queries(q_segments, -1)[:, None], columns
+    return sizes.of_queries(q_segments, -1)[:, None], k_segments[:, :, None]
 
 
 def named(part: str, softcap: float | None) -> str:
     """What the kernel is called where plans look for it: a cap bounds logits, which is faster."""
-    return f"flash_v3_{part}" + ("" if softcap is None else "_capped")
+    return f"flash_{part}" + ("" if softcap is None else "_capped")
 
 
 def cost(products: int, b: int, heads: int, n: int, m: int, h: int) -> pl.CostEstimate:
