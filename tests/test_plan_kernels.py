@@ -1,7 +1,6 @@
 """Seconds of kernels: by what they note or by their shapes, at the share that each reaches."""
 
 import dataclasses
-import itertools
 
 import pytest
 
@@ -26,10 +25,19 @@ def test_a_kernel_takes_what_it_notes_at_half_of_peak_or_at_the_rate_of_the_memo
     assert kernel_seconds(silent, MACHINE) == 4 * 1504 / 1000
 
 
-@pytest.mark.parametrize(("part", "cap"), itertools.product(("forward", "backward"), (30.0, None)))
-def test_our_own_kernels_are_known_by_their_names(part, cap):
-    source = f"jit(f)/{attention_flash.named(part, cap)}/pallas_call"
-    share = {"forward": (0.67, 0.47), "backward": (0.82, 0.83)}[part][cap is None]
+@pytest.mark.parametrize(
+    ("part", "cap", "keys", "share"),
+    [
+        ("forward", 30.0, 1024, 0.67),
+        ("backward", 30.0, 1024, 0.82),
+        ("forward", 30.0, 512, 0.68),
+        ("backward", 30.0, 640, 0.83),
+        ("forward", None, 300, 0.47),
+        ("backward", None, 1024, 0.83),
+    ],
+)
+def test_our_own_kernels_are_known_by_their_names(part, cap, keys, share):
+    source = f"jit(f)/{attention_flash.named(part, cap, keys)}/pallas_call"
     seconds = kernel_seconds(kernel(NOTED % (600, 0), source=source), MACHINE)
     assert seconds == pytest.approx(600 / (100 * share))
 

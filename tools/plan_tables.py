@@ -5,9 +5,9 @@
     python tools/plan_tables.py --plan stage2_multitask.v3-256    # one of them
     python tools/plan_tables.py                                   # only writes the tables
 
-A plan is kept in tests/plans/CONFIG.SLICE[.states].json, with its command and date; a test compares
-new ones with it.  Tables go between the marks of docs/pod.md and docs/plan.md, and a line to a
-config's docstring.
+A plan is kept in tests/plans/CONFIG.SLICE[.VARIANT].json, with its command and date; a test
+compares new ones with it.  Tables go between the marks of docs/pod.md and docs/plan.md, and a line
+to a config's docstring.
 """
 
 import argparse
@@ -37,8 +37,13 @@ STAGES = (
 HOME = "v3-256"
 OTHERS = ("v4-256", "v5e-256", "v5p-128", "v6e-256")
 KNOWN = [f"{stage}.{HOME}" for stage in STAGES]
-KNOWN += [f"{stage}.{HOME}.states" for stage in STAGES]
+VARIANTS = {
+    "states": "--states",  # of the text encoder, from caches
+    "flash": "--config.model.attention=flash",  # our own kernel
+}
+KNOWN += [f"{stage}.{HOME}.{variant}" for variant in VARIANTS for stage in STAGES]
 KNOWN += [f"{stage}.{other}" for stage in STAGES for other in OTHERS]
+KNOWN += [f"stage2_multitask.{other}.flash" for other in OTHERS]
 
 COLUMNS = (
     "memory a device",
@@ -91,9 +96,9 @@ def make(name: str) -> None:
 
 def command_of(name: str) -> list[str]:
     """The command line of a plan."""
-    stage, slice_name, *states = name.split(".")
+    stage, slice_name, *variants = name.split(".")
     command = ["python", "-m", "onediff_jax", "plan", "--config", f"configs/{stage}.py"]
-    return [*command, "--topology", slice_name, *(["--states"] if states else [])]
+    return [*command, "--topology", slice_name, *(VARIANTS[variant] for variant in variants)]
 
 
 def is_kept(name: str) -> bool:

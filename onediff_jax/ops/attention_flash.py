@@ -121,7 +121,7 @@ def forward(q, k, v, q_segments, k_segments, softcap):
         cost_estimate=cost(2, b, g * r, n, m, h),
         compiler_params=pltpu.CompilerParams(dimension_semantics=(SHARED,) * 4 + (IN_ORDER,)),
         interpret=INTERPRET,
-        name=named("forward", softcap),
+        name=named("forward", softcap, sizes.keys),
     )(*segments(q_segments, k_segments, sizes), queries, operands(keys), operands(values))
     out, log_total = out[..., :n], log_total[:, :, :, 0, :n]
     out, log_total = checkpoint_name(out, ATTENDED), checkpoint_name(log_total, LOG_TOTAL)
@@ -171,7 +171,7 @@ def backward(softcap, kept, d_out):
         cost_estimate=cost(5, b, g * r, n, m, h),
         compiler_params=pltpu.CompilerParams(dimension_semantics=(SHARED,) * 3 + (IN_ORDER,) * 2),
         interpret=INTERPRET,
-        name=named("backward", softcap),
+        name=named("backward", softcap, sizes.keys),
     )(
         *segments(q_segments, k_segments, sizes),
         queries,
@@ -283,9 +283,9 @@ def segments(q_segments, k_segments, sizes: Sizes) -> tuple[Array, Array]:
     return sizes.of_queries(q_segments, -1)[:, None], k_segments[:, :, None]
 
 
-def named(part: str, softcap: float | None) -> str:
-    """What the kernel is called where plans look for it: a cap bounds logits, which is faster."""
-    return f"flash_{part}" + ("" if softcap is None else "_capped")
+def named(part: str, softcap: float | None, keys: int) -> str:
+    """What the kernel is called where plans look for it: its speed depends on the cap and block."""
+    return f"flash_{part}{'' if softcap is None else '_capped'}_{keys}"
 
 
 def cost(products: int, b: int, heads: int, n: int, m: int, h: int) -> pl.CostEstimate:
