@@ -26,11 +26,22 @@ from onediff_jax.train.step import train_step_of
 
 # What the compiler is told beyond its defaults, by the kind of device; other kinds need nothing or
 # refuse it.  What each option did, and those that did nothing: docs/design.md, "Exchanges".
+BESIDE_PRODUCTS = {"xla_enable_async_all_gather": True, "xla_enable_async_collective_permute": True}
+IN_PRODUCTS = {
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+}
 COMPILER_OPTIONS: dict[str, dict[str, bool | int]] = {
-    # Gathers of parameters begin before they are needed, and run beside the products.
-    "TPU v3": {"xla_enable_async_all_gather": True, "xla_enable_async_collective_permute": True},
+    # Gathers of parameters begin before they are needed, and run beside or inside products.
+    "TPU v3": BESIDE_PRODUCTS,
+    "TPU v4": BESIDE_PRODUCTS,
+    "TPU v5": IN_PRODUCTS,
+    "TPU v6 lite": IN_PRODUCTS,
     # Products take more of the vector memory (128 MiB) than the default 16, and so read less again.
-    "TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": 65536},
+    "TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": 32768},
 }
 
 
