@@ -182,8 +182,26 @@ def test_kernels_for_gpus_run_on_one(kernel, softcap, monkeypatch):
     if jax.devices()[0].platform != "gpu":
         pytest.skip("needs a GPU: TEST_PLATFORM=cuda pytest -m gpu")
     monkeypatch.undo()
+    check_on_device(kernel, softcap)
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(("kernel", "softcap"), [("auto", 30.0), ("flash", 30.0), ("flash", None)])
+def test_kernels_for_tpus_run_on_one(kernel, softcap, monkeypatch):
+    if jax.devices()[0].platform != "tpu":
+        pytest.skip("needs a TPU: TEST_PLATFORM=tpu pytest -m tpu")
+    monkeypatch.undo()
+    check_on_device(kernel, softcap)
+
+
+def check_on_device(kernel, softcap):
+    """Values and gradients in bfloat16 are those of the reference in float32."""
     ids = dict(zip(("q_segments", "k_segments"), segments(), strict=True))
-    found, exact = in_both_types(drawn(n=N, m=M), kernel, softcap=softcap, **ids)
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in drawn(n=N, m=M)]
+    with jax.default_matmul_precision("default"):  # as in a run: tests ask for exact products
+        found = value_and_cotangents(*arrays, softcap=softcap, **ids, backend=kernel)
+    exact = [x.astype(jnp.float32) for x in arrays]
+    exact = value_and_cotangents(*exact, softcap=softcap, **ids, backend="reference")
     for ours, truth in zip(found, exact, strict=True):
         assert relative_error(ours, truth) < 1.5e-2
 
