@@ -1,7 +1,7 @@
 """Attention in plain XLA, block by block of queries, which never holds the scores of all of them.
 
 The default where no kernel is at hand: CPU, TPU v2 and v3.  How it is written follows what the
-compiler for TPU v3 makes of it (docs/design.md, "Attention and the block on TPU v3"):
+compiler for TPU v3 makes of it (docs/design.md, "Attention and the block on TPUs"):
 
 - Tokens come last in q, k and v ([b g r h n], [b g h m]), so that heads of 120 channels are cut
   along sublanes and a product needs no transpose.
