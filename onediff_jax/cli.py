@@ -323,10 +323,12 @@ def refused(message: str, status: int) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message in one line, and ml_collections' hint in the words of ours."""
+    """An exception's message in one line, and ml_collections' hints in the words of ours."""
     text = " ".join(str(error).replace("\\n", " ").split())
     if found := re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text):
         return f"config has no setting {found[2]!r}; did you mean {found[1]!r}?"
+    if found := re.search(r"config file .* No such file or directory: '(.*)'", text):
+        return f"--config is {found[1]!r}, and there is no such file; configs/ has those we ship."
     return text
 
 

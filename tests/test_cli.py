@@ -48,7 +48,10 @@ def test_help_names_the_commands_and_every_setting(capsys):
     [
         (["tran"], "did you mean 'train'"),
         (["train", "--config", SCENES], "workdir"),
-        (["train", "--config", "configs/none.py", "--workdir", "w"], "configs/none.py"),
+        (
+            ["train", "--config", "configs/none.py", "--workdir", "w"],
+            "'configs/none.py', and there",
+        ),
         (["train", "--config", SCENES, "--workdir", "w", "--wrkdir=2"], "wrkdir"),
         (["train", "--config", SCENES, "--workdir", "w", "extra"], "'extra'"),
         (["sample", "--checkpoint", "c", "--task", "text2image", "--out", "o", "--num=x"], "num"),
