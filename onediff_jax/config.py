@@ -135,7 +135,8 @@ def settings_help(kind: type = RunConfig, path: str = "config") -> list[str]:
         if dataclasses.is_dataclass(hints[field.name]):
             lines += settings_help(hints[field.name], name)
             continue
-        said = re.search(rf"^    {field.name}:.*?  # (.*)$", source, re.MULTILINE)
+        own = rf"^    {field.name}:(.*?)(?=^    \w|\Z)"  # up to the next field or method
+        said = re.findall("# (.*)", re.search(own, source, re.MULTILINE | re.DOTALL)[1])
         default = "" if field.default is dataclasses.MISSING else f" = {field.default}"
-        lines.append(f"  {name + default:44} {said[1] if said else ''}".rstrip())
+        lines.append(f"  {name + default:44} {' '.join(said)}".rstrip())
     return lines
