@@ -63,12 +63,13 @@ REMAT = {
         policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*KEPT)
     ),
     "attention": policies.save_only_these_names(ATTENDING, *KEPT),  # its in and outputs
-    "offload": policies.save_and_offload_only_these_names(  # these, in the memory of the host
+    "offload": policies.save_and_offload_only_these_names(  # what `attention` keeps, on the host
         names_which_can_be_saved=[SUMMED, LOG_TOTAL, STATISTICS],
         names_which_can_be_offloaded=[ATTENDING, ATTENDED],
         offload_src="device",
         offload_dst="pinned_host",
     ),
+    "attended": policies.save_only_these_names(*KEPT),  # what attention gives
     "full": policies.nothing_saveable,
 }
 

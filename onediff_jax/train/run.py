@@ -81,7 +81,8 @@ class RunConfig:
     seed: int = 0
     steps: int = 1000
     rows: int = 8  # of a batch, over all devices
-    remat: str = "none"  # kept of a block: none (all), dots, attention, offload, full (nothing)
+    remat: str = "none"
+    # kept of a block: none (all), dots, attention, offload, attended, full (nothing)
     model: NextDiTConfig = NextDiTConfig()
     flow: FlowConfig = FlowConfig()
     data: DataConfig = DataConfig()
