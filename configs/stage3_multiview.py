@@ -6,10 +6,11 @@
 
 Every picture has its camera as a view of its own, so that these are 12 and 24 views.  The paper
 trains on 2 to 6 pictures of 256 px in stage 2 and has no such stage: this one shows that longer
-rows fit, with whole blocks made again for the backward pass.  Weights are those of stage 2.
+rows fit, with all of a block but what attention gives made again for the backward pass.  Weights
+are those of stage 2.
 
-Estimated on v3-256 (2026-11-22): 10.57 GiB, 68% of a core's memory;
-42.7% of peak, 42.5% with exchanges; 32 samples/s; 1.9 days.
+Estimated on v3-256 (2026-11-23): 13.74 GiB, 89% of a core's memory;
+46.7% of peak, 46.3% with exchanges; 35 samples/s; 1.7 days.
 """
 
 from onediff_jax.config import base_config
@@ -20,8 +21,8 @@ def get_config():
     config.steps = 10_000
     config.rows = 256
     config.tune.start = "runs/stage2"
-    config.remat = "full"
-    config.mesh.update(data=-1, fsdp=32)
+    config.remat = "attended"
+    config.mesh.update(data=-1, fsdp=128)
     config.text.update(kind="t5", path="weights/onediffusion")
     config.codec.update(kind="sd3_vae", path="weights/onediffusion")
     config.optimizer.update(learning_rate=1e-4, warmup=1000)
