@@ -23,6 +23,7 @@ from typing import Any
 from onediff_jax.config import run_config
 from onediff_jax.data.loader import examples_per_row
 from onediff_jax.plan.topologies import topology_of
+from onediff_jax.train.run import RunConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 PLANS = ROOT / "tests" / "plans"
@@ -98,7 +99,16 @@ def command_of(name: str) -> list[str]:
     """The command line of a plan."""
     stage, slice_name, *variants = name.split(".")
     command = ["python", "-m", "onediff_jax", "plan", "--config", f"configs/{stage}.py"]
-    return [*command, "--topology", slice_name, *(VARIANTS[variant] for variant in variants)]
+    command += ["--topology", slice_name, *(VARIANTS[variant] for variant in variants)]
+    devices = topology_of(slice_name).devices
+    if config_of(stage).mesh.fsdp > devices:  # such as v5p-128, which has 64
+        command.append(f"--config.mesh.fsdp={devices}")
+    return command
+
+
+def config_of(stage: str) -> RunConfig:
+    """A stage's settings."""
+    return run_config(runpy.run_path(str(ROOT / "configs" / f"{stage}.py"))["get_config"]())
 
 
 def is_kept(name: str) -> bool:
@@ -121,8 +131,7 @@ def cells(name: str) -> list[str]:
     if not plan["fits"]:
         return [memory, work, "does not fit", *[""] * (len(COLUMNS) - 3)]
     compute, seconds = plan["estimated_compute_seconds"], seconds_of(plan)
-    file = ROOT / "configs" / f"{name.split('.')[0]}.py"
-    config = run_config(runpy.run_path(str(file))["get_config"]())
+    config = config_of(name.split(".")[0])
     samples = config.rows * examples_per_row(config.data)
     return [
         memory,
