@@ -101,7 +101,7 @@ def write_pictures(new: Path, folder: Path, progress: Progress) -> None:
         with (new / LISTING).open("w", encoding="utf-8") as listing:
             for member in sorted(members, key=lambda member: member.name):
                 file = Path(member.name)
-                pictures.extract(member.replace(name=file.name, deep=False), new, filter="data")
+                (new / file.name).write_bytes(pictures.extractfile(member).read())
                 line = {"file_name": file.name, "text": caption(file.stem, names)}
                 listing.write(json.dumps(line, ensure_ascii=False) + "\n")
                 progress.advance(task)
