@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onediff_jax.ops import attention, attention_chunked
+from onediff_jax.ops import attention, attention_chunked, device
 
 B, N, M, K, G, H = 2, 7, 12, 6, 2, 8  # rows, queries, keys, query heads, key heads, head width
 # Queries of segment 4 and -1 see no key; keys of segment 7 and -1 are seen by no query.
@@ -34,9 +34,12 @@ def drawn(seed=0, sharpness=12.0, n=N, m=M):
 
 
 @functools.cache
-def compiled(block, **settings):
-    """A program of attention and its gradient, for that block size of the chunked backend."""
-    assert block == attention_chunked.BLOCK
+def compiled(block, kind, **settings):
+    """A program of attention and its gradient.
+
+    `block` is that of the chunked backend, `kind` the device's: either makes another program.
+    """
+    assert (block, kind) == (attention_chunked.BLOCK, device.kind())
 
     def run(q, k, v, d_out, q_segments, k_segments):
         attend = functools.partial(
@@ -61,7 +64,8 @@ def value_and_cotangents(
     backend,
 ):
     """What attention gives, and what q, k and v get back for `d_out`."""
-    run = compiled(attention_chunked.BLOCK, softcap=softcap, tiled=tiled, backend=backend)
+    settings = dict(softcap=softcap, tiled=tiled, backend=backend)
+    run = compiled(attention_chunked.BLOCK, device.kind(), **settings)
     return jax.device_get(run(q, k, v, d_out, q_segments, k_segments))
 
 

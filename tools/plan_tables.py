@@ -101,8 +101,8 @@ def command_of(name: str) -> list[str]:
     command = ["python", "-m", "onediff_jax", "plan", "--config", f"configs/{stage}.py"]
     command += ["--topology", slice_name, *(VARIANTS[variant] for variant in variants)]
     devices = topology_of(slice_name).devices
-    if config_of(stage).mesh.fsdp > devices:  # such as v5p-128, which has 64
-        command.append(f"--config.mesh.fsdp={devices}")
+    if config_of(stage).mesh.fsdp >= devices:  # gathers from all of a slice run beside nothing
+        command.append(f"--config.mesh.fsdp={devices // 2}")
     return command
 
 
