@@ -2,8 +2,8 @@
 
 import pytest
 
-from onediff_jax.plan.collectives import Collective, collective_of
-from onediff_jax.plan.program import bytes_of, program_of
+from onediff_jax.plan.collectives import Collective, collective_of, group_of
+from onediff_jax.plan.program import Instruction, bytes_of, program_of
 
 NOTES = 'backend_config={"flag_configs":[],"window_config":{"estimated_cycles":"%d"}}'
 
@@ -145,6 +145,26 @@ ENTRY %main (x: f32[16], y: bf16[64,8]) -> f32[64] {{
   ROOT %copy.1 = f32[64]{{0}} copy(%done.1), {NOTES % 9}
 }}
 """
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest", "devices"),
+    [
+        ("all-gather", "replica_groups={{0,1,2},{3,4,5}}", 3),
+        ("all-reduce-start", "replica_groups=[8,32]<=[32,8]T(1,0)", 32),
+        ("all-reduce", "replica_groups=mesh['axis_0'=32,'axis_1'=8] {'axis_1'}", 8),
+        ("all-reduce", "replica_groups=mesh['axis_0'=8,'axis_1'=2] {'axis_0','axis_1'}", 16),
+        ("all-reduce", "replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", 4),
+        ("collective-permute", "source_target_pairs={{0,1},{1,2},{2,0}}", 2),
+    ],
+)
+def test_groups_are_read_in_every_spelling(kind, rest, devices):
+    assert group_of(Instruction("x", kind, "f32[]", "", rest)) == devices
+
+
+def test_groups_in_an_unknown_spelling_are_an_error():
+    with pytest.raises(ValueError, match="no groups are known of x: replica_groups=all"):
+        group_of(Instruction("x", "all-reduce", "f32[]", "", "replica_groups=all"))
 
 
 def test_every_exchange_is_found_once_with_its_kind_size_and_group():

@@ -6,6 +6,7 @@ reduce-scatter.  A fusion that begins an exchange hides it inside the fusions th
 which holds a copy of it, until one ends it.
 """
 
+import math
 import re
 from typing import NamedTuple
 
@@ -78,7 +79,13 @@ def base(kind: str) -> str:
 
 def group_of(instruction: Instruction) -> int:
     """Devices that exchange; 2 for a permutation."""
+    if base(instruction.kind) == "collective-permute":
+        return 2
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", instruction.rest):
         return found[1].count(",") + 1
-    found = re.search(r"replica_groups=\[\d+,(\d+)\]<=", instruction.rest)
-    return int(found[1]) if found else 2
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", instruction.rest):
+        return int(found[1])
+    if found := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", instruction.rest):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in found[2].split(","))
+    raise ValueError(f"no groups are known of {instruction.name}: {instruction.rest[:200]}")
