@@ -25,10 +25,10 @@ CASES = pytest.mark.parametrize(
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling costs more than running
 
 
-def drawn(seed=0, sharpness=12.0, n=N, m=M):
+def drawn(seed=0, sharpness=12.0, n=N, m=M, h=H):
     """Queries, keys and values with logits of order `sharpness`, and a cotangent."""
     rng = np.random.default_rng(seed)
-    shapes = (B, n, K, H), (B, m, G, H), (B, m, G, H), (B, n, K, H)
+    shapes = (B, n, K, h), (B, m, G, h), (B, m, G, h), (B, n, K, h)
     q, k, v, d_out = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     return sharpness * q, k, v, d_out
 

@@ -196,8 +196,9 @@ def test_kernels_for_tpus_run_on_one(kernel, softcap, monkeypatch):
 
 def check_on_device(kernel, softcap):
     """Values and gradients in bfloat16 are those of the reference in float32."""
-    ids = dict(zip(("q_segments", "k_segments"), segments(), strict=True))
-    arrays = [jnp.asarray(x, jnp.bfloat16) for x in drawn(n=N, m=M)]
+    n, m = 640, 1300  # several blocks of every kernel, of which the last is not full
+    ids = dict(zip(("q_segments", "k_segments"), segments(n, m), strict=True))
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in drawn(n=n, m=m, h=120)]
     with jax.default_matmul_precision("default"):  # as in a run: tests ask for exact products
         found = value_and_cotangents(*arrays, softcap=softcap, **ids, backend=kernel)
     exact = [x.astype(jnp.float32) for x in arrays]
@@ -235,8 +236,9 @@ def test_what_suits_a_tpu_is_compiled_for_it(generation, asked, kernel, monkeypa
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
 
-    arrays = shape(1, 1024, 32, 120), *[shape(1, n, 8, 120) for n in (1024, 1024, 300, 300)]
-    ids = [shape(1, n, dtype=jnp.int32) for n in (1024, 300)]
+    n = 2048  # several blocks of every kernel
+    arrays = shape(1, n, 32, 120), *[shape(1, m, 8, 120) for m in (n, n, 300, 300)]
+    ids = [shape(1, m, dtype=jnp.int32) for m in (n, 300)]
     everywhere = jax.sharding.PartitionSpec()
     gradients = jax.shard_map(
         jax.grad(total, range(5)),

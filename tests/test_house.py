@@ -39,7 +39,6 @@ TESTED_BY = {
     "attention_reference": "test_attention",
     "attention_splash": "test_attention_kernels",
     "attention_triton": "test_attention_kernels",
-    "device": "test_attention",
     "layers": "test_nextdit",
     "networks": "test_nextdit",
     "example": "test_tasks",

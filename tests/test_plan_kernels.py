@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from onediff_jax.ops import attention_flash
-from onediff_jax.plan.kernels import KINDS, SHARES, kernel_flops, kernel_seconds
+from onediff_jax.plan.kernels import KINDS, SHARES, kernel_flops, kernel_seconds, kernel_share
 from onediff_jax.plan.program import Instruction
 from onediff_jax.plan.topologies import GENERATIONS
 
@@ -40,6 +40,15 @@ def test_our_own_kernels_are_known_by_their_names(part, cap, keys, share):
     source = f"jit(f)/{attention_flash.named(part, cap, keys)}/pallas_call"
     seconds = kernel_seconds(kernel(NOTED % (600, 0), source=source), MACHINE)
     assert seconds == pytest.approx(600 / (100 * share))
+
+
+@pytest.mark.parametrize(
+    ("generation", "share"),
+    [("v3", 0.64), ("v4", 0.51), ("v5e", 0.83), ("v5p", 0.80), ("v6e", 0.27)],
+)
+def test_a_kernel_has_a_share_on_each_generation(generation, share):
+    held = kernel(NOTED % (600, 0), source="jit(f)/flash_backward_capped_512/pallas_call")
+    assert kernel_share(held, GENERATIONS[generation]) == share
 
 
 def test_every_generation_has_a_share_of_every_kernel():

@@ -1,7 +1,8 @@
 """A kernel for TPUs (Pallas) with segments and soft cap, forward and backward.
 
 Scores are keys x queries, tokens last in queries and results, as the network has them: nothing is
-summed across lanes, transposed or padded, and maxima, sums and the logarithms of sums are rows.
+summed across lanes or transposed in a kernel, and maxima, sums and logarithms of sums are rows.
+Tokens are padded only where there are several blocks and they do not divide them.
 The compiler of kernels for v3 refuses products of bfloat16 (E2001), but multiplies float32 operands
 in one pass of the matrix unit: there, blocks are loaded as they are and widened on the chip.
 
@@ -36,6 +37,7 @@ QUERIES = 512  # in a block, at most
 KEYS = 1024  # in a block, at most
 CHUNK = 256  # keys of a block whose scores are held together, at most
 # Axes of a grid: whether the cores of a chip that is one device (v4, v5p) share its programs.
+# Programs that add to the same result go in order; interpretation would not tell if they did not.
 SHARED, IN_ORDER = pltpu.PARALLEL, pltpu.ARBITRARY
 INTERPRET = False  # tests run the kernel without a TPU
 
@@ -118,7 +120,7 @@ def forward(q, k, v, q_segments, k_segments, softcap):
             pltpu.VMEM((1, sizes.queries), jnp.float32),
             pltpu.VMEM((1, sizes.queries), jnp.float32),
         ],
-        cost_estimate=cost(2, b, g * r, n, m, h),
+        cost_estimate=cost(2, b * g * r, sizes, h),
         compiler_params=pltpu.CompilerParams(dimension_semantics=(SHARED,) * 4 + (IN_ORDER,)),
         interpret=INTERPRET,
         name=named("forward", softcap, sizes.keys),
@@ -168,7 +170,7 @@ def backward(softcap, kept, d_out):
             jax.ShapeDtypeStruct(keys.shape, jnp.float32),
             jax.ShapeDtypeStruct(keys.shape, jnp.float32),
         ],
-        cost_estimate=cost(5, b, g * r, n, m, h),
+        cost_estimate=cost(5, b * g * r, sizes, h),
         compiler_params=pltpu.CompilerParams(dimension_semantics=(SHARED,) * 3 + (IN_ORDER,) * 2),
         interpret=INTERPRET,
         name=named("backward", softcap, sizes.keys),
@@ -288,10 +290,11 @@ def named(part: str, softcap: float | None, keys: int) -> str:
     return f"flash_{part}{'' if softcap is None else '_capped'}_{keys}"
 
 
-def cost(products: int, b: int, heads: int, n: int, m: int, h: int) -> pl.CostEstimate:
-    """What the kernel does, for the estimates of plans."""
+def cost(products: int, heads: int, sizes: Sizes, h: int) -> pl.CostEstimate:
+    """What the kernel does for that many heads of all rows, for the estimates of plans."""
+    queries, keys = sizes.queries * sizes.query_blocks, sizes.keys * sizes.key_blocks
     return pl.CostEstimate(
-        flops=2 * products * b * heads * n * m * h,
-        transcendentals=2 * b * heads * n * m,
-        bytes_accessed=2 * products * b * heads * n * h,
+        flops=2 * products * heads * queries * keys * h,
+        transcendentals=2 * heads * queries * keys,
+        bytes_accessed=2 * products * heads * queries * h,
     )

@@ -11,7 +11,8 @@ from onediff_jax.plan.program import Instruction, bytes_of
 from onediff_jax.plan.topologies import Generation
 
 # Of a device's peak, by what the compiler of kernels makes of them: the least over the sizes of
-# `tools/kernel_shares.py`, which prints them.  The first name that is found counts.
+# `tools/kernel_shares.py`, which prints them.  The first name that is found counts.  Of v4 and v5p
+# both cores work, which splash's backward pass has them do only for several rows on a device.
 KINDS = ("TPU v3", "TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite")
 SHARES = {
     "flash_forward_capped_1024": (0.61, 0.38, 0.67, 0.66, 0.21),
@@ -23,7 +24,7 @@ SHARES = {
     "splash_m[hq]a_fwd": (0.50, 0.30, 0.38, 0.38, 0.17),
     "splash_m[hq]a_dkv": (0.50, 0.50, 0.81, 0.76, 0.26),
     "splash_m[hq]a_dq": (0.50, 0.45, 0.66, 0.65, 0.24),
-    "": (0.50, 0.50, 0.50, 0.50, 0.50),  # of any other, a guess
+    "": (0.50, 0.50, 0.50, 0.50, 0.50),  # of any other, a guess, as of splash on v3
 }
 
 # Products of a query and a key in splash attention's kernels, which note nothing themselves.
