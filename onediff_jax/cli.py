@@ -327,7 +327,7 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).replace("\\n", " ").split())
     if found := re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text):
         return f"config has no setting {found[2]!r}; did you mean {found[1]!r}?"
-    if found := re.search(r"config file .* No such file or directory: '(.*)'", text):
+    if found := re.search(r"path\]: (\S+) \[Errno 2\] No such .*: '\1'", text):
         return f"--config is {found[1]!r}, and there is no such file; configs/ has those we ship."
     return text
 

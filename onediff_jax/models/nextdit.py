@@ -69,7 +69,7 @@ REMAT = {
         offload_src="device",
         offload_dst="pinned_host",
     ),
-    "attended": policies.save_only_these_names(*KEPT),  # what attention gives
+    "attended": policies.save_only_these_names(*KEPT),  # its results alone
     "full": policies.nothing_saveable,
 }
 
@@ -89,7 +89,8 @@ class NextDiTConfig:
     softcap: float | None = (
         30.0  # of self-attention's logits; None: no cap, as the released float32 path
     )
-    attention: str = "auto"  # auto: by the device; or reference, chunked, flash, splash, triton
+    attention: str = "auto"
+    # auto: by the device; or reference, chunked, flash, splash, triton, cudnn
     dtype: str = "bfloat16"  # of activations; parameters are float32
     unroll: int = (
         1  # blocks in a turn of the scan; all of them on a CPU, where its copies cost most

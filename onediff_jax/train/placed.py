@@ -24,8 +24,6 @@ from onediff_jax.train.start import state_shapes, with_sharding
 from onediff_jax.train.state import State, optimizer_of, state_shardings
 from onediff_jax.train.step import train_step_of
 
-# What the compiler is told beyond its defaults, by the kind of device; other kinds need nothing or
-# refuse it.  What each option did, and those that did nothing: docs/design.md, "Exchanges".
 BESIDE_PRODUCTS = {"xla_enable_async_all_gather": True, "xla_enable_async_collective_permute": True}
 IN_PRODUCTS = {
     "xla_enable_async_all_gather": True,
@@ -34,6 +32,9 @@ IN_PRODUCTS = {
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
 }
+
+# What the compiler is told beyond its defaults, by the kind of device; other kinds need nothing or
+# refuse it.  What each option did, and those that did nothing: docs/design.md, "Exchanges".
 COMPILER_OPTIONS: dict[str, dict[str, bool | int]] = {
     # Gathers of parameters begin before they are needed, and run beside or inside products.
     "TPU v3": BESIDE_PRODUCTS,
