@@ -18,6 +18,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 from onediff_jax.config import run_config
@@ -83,16 +84,19 @@ def main() -> None:
 
 def make(name: str) -> None:
     """Plans a stage and keeps what comes of it, a step that does not fit as well."""
-    file = PLANS / f"{name}.json"
     command = command_of(name)
     print(" ".join(command), flush=True)
-    subprocess.run([sys.executable, *command[1:], "--json", str(file)], cwd=ROOT, check=False)
-    kept = {
-        "command": " ".join(command),
-        "date": datetime.date.today().isoformat(),
-        "plan": json.loads(file.read_text()),
-    }
-    file.write_text(json.dumps(kept, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        made = pathlib.Path(folder) / "plan.json"
+        run = subprocess.run([sys.executable, *command[1:], "--json", str(made)], cwd=ROOT)
+        if not made.exists():
+            sys.exit(f"{name} was not planned; the command ended with status {run.returncode}.")
+        kept = {
+            "command": " ".join(command),
+            "date": datetime.date.today().isoformat(),
+            "plan": json.loads(made.read_text()),
+        }
+    (PLANS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def command_of(name: str) -> list[str]:
