@@ -9,10 +9,12 @@ step of the grid multiplies, at peak, over the cycles of its bundles; waiting fo
 of it.  The last lines are the table of onediff_jax/plan/kernels.py: the least share of each.
 """
 
+import argparse
 import collections
 import os
 import pathlib
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -24,6 +26,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
+from onediff_jax.errors import InputError  # noqa: E402
 from onediff_jax.ops import attention, attention_flash, attention_splash  # noqa: E402
 from onediff_jax.plan.kernels import SHARES, kernel_flops  # noqa: E402
 from onediff_jax.plan.program import program_of  # noqa: E402
@@ -37,6 +40,9 @@ SIZES = ((512, 512, CAP), (1024, 1024, CAP), (4096, 4096, CAP), (1024, 300, None
 
 def main() -> None:
     """Prints every share as it is found, then the table."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     least: dict[str, dict[str, float]] = collections.defaultdict(dict)
     for generation in GENERATIONS:
         for backend in ("flash",) if generation == "v3" else ("flash", "splash"):
@@ -120,4 +126,7 @@ def cycles_of(name: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"kernel_shares: {error}")

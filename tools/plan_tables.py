@@ -91,12 +91,12 @@ def make(name: str) -> None:
         run = subprocess.run([sys.executable, *command[1:], "--json", str(made)], cwd=ROOT)
         if not made.exists():
             sys.exit(f"{name} was not planned; the command ended with status {run.returncode}.")
-        kept = {
+        found = {
             "command": " ".join(command),
             "date": datetime.date.today().isoformat(),
             "plan": json.loads(made.read_text()),
         }
-    (PLANS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+    (PLANS / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 def command_of(name: str) -> list[str]:
