@@ -1,5 +1,8 @@
 """Kernels against the truth, without the devices they are for: interpreted, and compiled."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +14,12 @@ from numpy.testing import assert_array_equal
 from onediff_jax.errors import InputError
 from onediff_jax.ops import (
     attention,
-    attention_cudnn,
     attention_flash,
     attention_splash,
     attention_triton,
     device,
 )
+from onediff_jax.ops.attention_backend import Case
 from onediff_jax.plan.topologies import devices_of, topologies
 
 N, M = 140, 300  # tokens: several blocks, of which the last is not full
@@ -44,6 +47,7 @@ def interpreted(monkeypatch, request):
     if "kind" in request.fixturenames:
         kind = request.getfixturevalue("kind")
         monkeypatch.setattr(device, "kind", lambda: kind)
+    monkeypatch.setattr(device, "partitioned", lambda: False)  # tests have eight devices
 
 
 @KERNELS
@@ -90,65 +94,89 @@ def test_cudnn_is_asked_for_what_it_has(monkeypatch):
     assert_array_equal(found[0][~np.isin(ids["q_segments"], (0, 1))], 0)
 
 
-def test_cudnn_refuses_a_cap_and_float32():
-    q, k = jnp.zeros((1, 4, 1, 2, 8), jnp.bfloat16), jnp.zeros((1, 4, 1, 8), jnp.bfloat16)
-    ids = jnp.zeros((1, 4), jnp.int32)
-    with pytest.raises(InputError, match="no cap, and 30.0 is asked; use 'triton'"):
-        attention_cudnn.cudnn(q, k, k, ids, ids, 30.0)
-    with pytest.raises(InputError, match="float32, and attention by 'cudnn' needs bfloat16"):
-        attention_cudnn.cudnn(q.astype(jnp.float32), k, k, ids, ids, None)
+RELEASED = Case(head=120, queries=1024, keys=1024, softcap=30.0)
+PROMPTS = RELEASED._replace(keys=300, softcap=None)
+VAE = Case(head=512, queries=4096, keys=4096, softcap=None)
 
 
 @pytest.mark.parametrize(
-    ("kind", "row", "text"),
+    ("kind", "row", "text", "vae"),
     [
-        ("cpu", "chunked", "chunked"),
-        ("TPU v2", "chunked", "chunked"),
-        ("TPU v3", "chunked", "chunked"),
-        ("TPU v4", "splash", "splash"),
-        ("TPU v5 lite", "splash", "splash"),
-        ("TPU v5", "splash", "splash"),
-        ("TPU v6 lite", "splash", "splash"),
-        (H100, "triton", "cudnn"),
-        ("AMD Instinct MI300X", "chunked", "chunked"),
+        ("cpu", "chunked", "chunked", "chunked"),
+        ("TPU v2", "chunked", "chunked", "chunked"),
+        ("TPU v3", "chunked", "chunked", "chunked"),
+        ("TPU v4", "splash", "splash", "splash"),
+        ("TPU v5 lite", "splash", "splash", "splash"),
+        ("TPU v5", "splash", "splash", "splash"),
+        ("TPU v6 lite", "splash", "splash", "splash"),
+        (H100, "chunked", "chunked", "chunked"),
+        ("AMD Instinct MI300X", "chunked", "chunked", "chunked"),
     ],
 )
-def test_the_device_decides_where_nothing_is_asked(kind, row, text, monkeypatch):
-    line = attention.described("auto", 30.0)
-    assert line.startswith(f"attention: {row} within the row (")
-    assert f", {text} over prompts (" in line
-    watched = {name: lambda q, *_, name=name: called.append(name) or q for name in KNOWN}
-    monkeypatch.setattr(attention, "BACKENDS", watched)
+def test_auto_takes_what_has_run_on_such_a_device_and_serves_the_case(kind, row, text, vae):
+    found = [attention.chosen("auto", case, kind).backend for case in (RELEASED, PROMPTS, VAE)]
+    assert found == [row, text, vae]
+
+
+def test_what_is_chosen_is_what_runs_and_what_the_log_says(monkeypatch):
+    monkeypatch.setattr(device, "kind", lambda: "TPU v4")
     called = []
+    for name, backend in attention.BACKENDS.items():
+
+        def stand_in(q, *_, name=name):
+            called.append(name)
+            return q
+
+        watched = dataclasses.replace(backend, attend=stand_in)
+        monkeypatch.setitem(attention.BACKENDS, name, watched)
     arrays = [jnp.asarray(x) for x in drawn()[:3]]
-    for softcap in (30.0, None):
-        ids = jnp.zeros((B, 7), jnp.int32), jnp.zeros((B, 12), jnp.int32)
-        attention.attend(*arrays, *ids, softcap=softcap)
-    assert called == [row, text]
+    ids = jnp.zeros((B, 7), jnp.int32), jnp.zeros((B, 12), jnp.int32)
+    attention.attend(*arrays, *ids, softcap=30.0)
+    monkeypatch.setattr(device, "partitioned", lambda: True)
+    attention.attend(*arrays, *ids)
+    assert called == ["splash", "chunked"]
+    line = attention.described("auto", RELEASED, PROMPTS._replace(partitioned=True))
+    assert line.startswith("attention: splash within the row (")
+    assert ", chunked over prompts (" in line
 
 
-KNOWN = tuple(attention.BACKENDS)
+KINDS = ("cpu", "TPU v2", "TPU v3", "TPU v4", "TPU v5 lite", "TPU v6 lite", "NVIDIA A100", "AMD")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_serves_every_case_on_every_device_and_plain_xla_can_be_asked_for(kind):
+    values = itertools.product(
+        (8, 30, 120, 128, 160, 512), (1, 77, 1024), (1, 77, 300), (None, 30.0),
+        (jnp.float32, jnp.bfloat16), (False, True),
+    )  # fmt: skip
+    for case in itertools.starmap(Case, values):
+        backend = attention.chosen("auto", case, kind).backend
+        assert attention.BACKENDS[backend].refusal(case, kind) is None
+        for asked in ("chunked", "reference"):
+            assert attention.chosen(asked, case, kind).backend == asked
 
 
 @pytest.mark.parametrize(
-    ("asked", "kind", "softcap", "message"),
+    ("asked", "kind", "changes", "message"),
     [
-        ("splash", "cpu", 30.0, "'splash', which is no backend for attention with a cap on cpu"),
-        ("splash", "TPU v3", None, "without a cap on TPU v3; it can be auto, chunked, flash"),
-        ("flash", "TPU v2", 30.0, "with a cap on TPU v2; it can be auto, chunked, reference"),
-        ("cudnn", "NVIDIA A100", 30.0, "with a cap on NVIDIA A100; it can be auto, triton"),
-        ("triton", "AMD Instinct", None, "it can be auto, chunked, reference"),
+        ("splash", "cpu", {}, "'splash', .*needs a TPU v4 or later, and this is cpu"),
+        ("splash", "TPU v3", {}, "this is TPU v3; set it to auto or flash or chunked"),
+        ("splash", "TPU v4", dict(partitioned=True), "cannot split a kernel.*auto or chunked"),
+        ("flash", "TPU v2", {}, "this is TPU v2; set it to auto or chunked or reference"),
+        ("flash", "TPU v4", dict(head=160), "at most 128 channels, and these have 160"),
+        ("cudnn", H100, {}, "model.softcap is 30.0; set it to auto or triton or chunked"),
+        ("cudnn", H100, dict(softcap=None, dtype=jnp.float32), "bfloat16, and this is float32"),
+        ("cudnn", H100, dict(softcap=None, head=132), "a multiple of 8, and these have 132"),
+        ("cudnn", H100, dict(softcap=None, keys=77), "even numbers.*1024 read 77"),
+        ("triton", "AMD Instinct", {}, "this is AMD Instinct; set it to auto or chunked"),
+        ("triton", H100, dict(head=512), "at most 128 channels, and these have 512"),
     ],
 )
-def test_what_a_device_cannot_do_is_refused_with_what_it_can(asked, kind, softcap, message):
+def test_a_case_that_a_backend_cannot_serve_is_refused_with_those_that_can(
+    asked, kind, changes, message
+):
     with pytest.raises(InputError, match=message):
-        attention.chosen(asked, softcap, kind)
-
-
-@pytest.mark.parametrize("asked", ["reference", "chunked"])
-def test_plain_xla_can_be_asked_for_anywhere(asked):
-    for kind in ("cpu", "TPU v2", "TPU v3", "TPU v6 lite", "NVIDIA A100", "AMD Instinct"):
-        assert attention.chosen(asked, 30.0, kind).backend == asked
+        attention.chosen(asked, RELEASED._replace(**changes), kind)
 
 
 def gradient_of(backend, h, dtype):
@@ -159,7 +187,7 @@ def gradient_of(backend, h, dtype):
 
     def run(q, k, v, q_segments, k_segments):
         def total(q, k, v):
-            run = attention.BACKENDS[backend](q, k, v, q_segments, k_segments, 30.0)
+            run = attention.BACKENDS[backend].attend(q, k, v, q_segments, k_segments, 30.0)
             return run.astype(jnp.float32).sum()
 
         return jax.grad(total, (0, 1, 2))(q, k, v)

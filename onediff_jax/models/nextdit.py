@@ -40,6 +40,7 @@ from onediff_jax.models.layers import (
 from onediff_jax.models.norms import STATISTICS
 from onediff_jax.ops import rope
 from onediff_jax.ops.attention import NAMES
+from onediff_jax.ops.attention_backend import Case
 from onediff_jax.ops.attention_reference import ATTENDED, LOG_TOTAL
 from onediff_jax.ops.dims import (
     ExampleOfView,
@@ -134,6 +135,14 @@ class NextDiTConfig:
     def condition(self) -> int:
         """Width of the time and pooled text embedding."""
         return min(self.width, 1024)
+
+    def attention_cases(self, layout: Layout, length: int) -> tuple[Case, Case]:
+        """What attention is asked for within the largest slot of a row, and over its prompts of so
+        many tokens each."""
+        slot = max(layout.slots, key=lambda slot: slot.views * slot.tokens)
+        tokens, head = slot.views * slot.tokens, self.width // self.heads
+        own = Case(head, tokens, tokens, self.softcap, jnp.dtype(self.dtype))
+        return own, own._replace(keys=slot.examples * length, softcap=None)
 
 
 class Block(nn.Module):

@@ -1,7 +1,8 @@
 """Attention in plain XLA, block by block of queries, which never holds the scores of all of them.
 
-The default where no kernel is at hand: CPU, TPU v2 and v3.  How it is written follows what the
-compiler for TPU v3 makes of it (docs/design.md, "Attention and the block on TPUs"):
+It serves every case on every device, and is what `auto` takes on CPUs, GPUs, TPU v2 and v3.  How it
+is written follows what the compiler for TPU v3 makes of it (docs/design.md, "Attention and the
+block on TPUs"):
 
 - Tokens come last in q, k and v ([b g r h n], [b g h m]), so that heads of 120 channels are cut
   along sublanes and a product needs no transpose.
@@ -25,6 +26,7 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from onediff_jax.ops.attention_backend import Backend, no_refusal
 from onediff_jax.ops.attention_reference import (
     ATTENDED,
     HARMLESS,
@@ -156,3 +158,6 @@ def over_blocks(visit: Callable, arrays: Any, keys: int) -> tuple[Any, Any]:
 
     total, own = jax.lax.scan(step, zeros, blocks)
     return jax.tree.map(join, own), total
+
+
+CHUNKED = Backend(chunked, "plain XLA, for any device", no_refusal, lambda kind: True)

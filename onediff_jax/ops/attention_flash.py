@@ -23,6 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from onediff_jax.ops import device
+from onediff_jax.ops.attention_backend import LANES, Backend, Case, kernel_refusal
 from onediff_jax.ops.attention_reference import (
     ATTENDED,
     HARMLESS,
@@ -32,7 +33,7 @@ from onediff_jax.ops.attention_reference import (
     weights_of,
 )
 
-LANES = 128  # of a vector register: blocks are multiples of it where there are several
+# Blocks are multiples of LANES where there are several.
 QUERIES = 512  # in a block, at most
 KEYS = 1024  # in a block, at most
 CHUNK = 256  # keys of a block whose scores are held together, at most
@@ -298,3 +299,13 @@ def cost(products: int, heads: int, sizes: Sizes, h: int) -> pl.CostEstimate:
         transcendentals=2 * heads * queries * keys,
         bytes_accessed=2 * products * heads * queries * h,
     )
+
+
+def refusal(case: Case, kind: str) -> str | None:
+    """Why it cannot serve a case on that kind of device, or None."""
+    suits = kind.startswith("TPU") and kind != "TPU v2"
+    return kernel_refusal(case, kind, suits, "a TPU v3 or later", widest=LANES)
+
+
+# It is compiled for all of these by a test, and no TPU has run it yet: `auto` leaves it alone.
+FLASH = Backend(flash, "our kernel for TPUs", refusal, lambda kind: False)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from onediff_jax.ops.attention_backend import Backend, no_refusal
+
 NOTHING = -1e30  # a masked logit: finite, so that the difference of two of them is a number
 HARMLESS = 60.0  # exp of a logit up to here, summed over all keys, is a float32 number
 # What comes of attention, as rematerialisation knows it: the output, and log(sum(exp(logits))).
@@ -52,3 +54,6 @@ def reference(
     weights = weights_of(logits, seen, jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     shares = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
     return product("bgrnm,bmgh->bngrh", shares.astype(v.dtype), v)
+
+
+REFERENCE = Backend(reference, "all logits at once, for tests", no_refusal, lambda kind: False)

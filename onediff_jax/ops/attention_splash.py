@@ -13,9 +13,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float, Int
 
+from onediff_jax.ops.attention_backend import LANES, Backend, Case, kernel_refusal
 from onediff_jax.ops.attention_reference import ATTENDED, visible
 
-LANES = 128  # channels of a vector register
 BLOCK = 512  # queries and keys that are looked at together
 INTERPRET = False  # tests run the kernel without a TPU
 
@@ -73,3 +73,16 @@ def padded(x: Float[Array, "b n k h"], tokens: int) -> Float[Array, "b k m w"]:
     """Heads first, with so many more tokens and with channels up to a whole register."""
     x = jnp.pad(x, ((0, 0), (0, tokens), (0, 0), (0, -x.shape[-1] % LANES)))
     return jnp.moveaxis(x, 2, 1)
+
+
+def refusal(case: Case, kind: str) -> str | None:
+    """Why it cannot serve a case on that kind of device, or None."""
+    return kernel_refusal(case, kind, suits(kind), "a TPU v4 or later", widest=512)
+
+
+def suits(kind: str) -> bool:
+    """Whether the kernel is for devices of that kind."""
+    return kind.startswith("TPU") and kind not in ("TPU v2", "TPU v3")
+
+
+SPLASH = Backend(splash, "JAX's kernel for TPU v4 and later", refusal, suits)

@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+from onediff_jax.ops.attention_backend import Backend, Case, kernel_refusal
 from onediff_jax.ops.attention_reference import ATTENDED, LOG_TOTAL, NOTHING, capped, weights_of
 
 BLOCK = 64  # queries, and keys, that are looked at together
@@ -252,3 +253,12 @@ def padded(q, k, v, q_segments, k_segments):
     k_segments = jnp.where(k_segments < 0, -2, k_segments)
     k_segments = jnp.pad(k_segments, ((0, 0), (0, -k.shape[1] % BLOCK)), constant_values=-2)
     return *map(padded_tokens, (q, k, v)), q_segments, k_segments
+
+
+def refusal(case: Case, kind: str) -> str | None:
+    """Why it cannot serve a case on that kind of device, or None."""
+    return kernel_refusal(case, kind, kind.startswith("NVIDIA"), "an NVIDIA GPU", widest=128)
+
+
+# No GPU has run it yet: `auto` leaves it alone until `TEST_PLATFORM=cuda pytest -m gpu` has passed.
+TRITON = Backend(triton_attention, "our kernel for GPUs", refusal, lambda kind: False)

@@ -187,7 +187,8 @@ def introduce(
         f"vocabulary: {rows.tokenizer.size} pieces"
     )
     model = networks.denoiser.config
-    writer.line(attention.described(model.attention, model.softcap))
+    cases = model.attention_cases(rows.layout, rows.tokenizer.length)
+    writer.line(attention.described(model.attention, *cases))
     if done:
         writer.line(f"resumed after step {done:,}")
     for name, (before, now) in changes.items():
