@@ -19,6 +19,37 @@ from onediff_jax.errors import InputError, Stopped
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 
+TEXT, NUMBER, COUNT = flags.DEFINE_string, flags.DEFINE_float, flags.DEFINE_integer
+# Options of `sample`: kind, default and help.
+SAMPLE_OPTIONS: dict[str, tuple[Callable, object, str]] = {
+    "checkpoint": (TEXT, None, "a workdir (its newest checkpoint) or one step's folder"),
+    "task": (TEXT, None, "a task, such as text2image or depth2image"),
+    "given": (flags.DEFINE_multi_string, [], "NAME=FILE: a view that is given; may be repeated"),
+    "prompt": (TEXT, "", "the caption, without the task's token"),
+    "item": (TEXT, "", "subject_driven: what the references show"),
+    "orbit": (TEXT, "", "multiview: AZIMUTH,ELEVATION[,DISTANCE] of every camera; ? where unknown"),
+    "cameras": (TEXT, None, "multiview: nerfstudio's transforms.json with a frame for every view"),
+    "views": (COUNT, None, "multiview: how many pictures"),
+    "out": (TEXT, None, "the folder for the pictures"),
+    "seed": (COUNT, 0, "equal seeds, equal samples"),
+    "num": (COUNT, 1, "how many samples"),
+    "size": (TEXT, None, "HEIGHTxWIDTH in pixels; else that of the given views or of training"),
+    "text_path": (TEXT, None, "where text_encoder/ and tokenizer/ are now, if the run's own moved"),
+    "codec_path": (TEXT, None, "where vae/ is now, if the run's own moved"),
+}
+# And those that are settings of generate.SampleConfig, by the same names.
+SAMPLE_SETTINGS: dict[str, tuple[Callable, object, str]] = {
+    "steps": (COUNT, 50, "of the solver"),
+    "guidance": (NUMBER, 4.0, "how strongly the prompt is followed; 1: as trained"),
+    "negative": (TEXT, "", "a prompt that guidance leads away from, as it is"),
+    "method": (TEXT, "euler", "of the solver: euler or heun"),
+    "shift": (NUMBER, None, "static, of the schedule; else the import's, or by the target tokens"),
+    "noise_scale": (NUMBER, 1.0, "factor of the target tokens by which the schedule is shifted"),
+    "given_time": (TEXT, "smallest", "noise level of given views: smallest or zero"),
+    "scale_factor": (NUMBER, 1.0, "of rotary positions beyond those trained: 1.1 to 1.5"),
+    "scale_watershed": (NUMBER, 1.0, "time, 1000 sigma, below which scale_factor interpolates"),
+}
+
 USAGE = """onediff_jax: OneDiffusion in JAX, every image task as a sequence of views
 
   python -m onediff_jax train  --config FILE --workdir DIR [--config.a.b=VALUE ...]
@@ -73,61 +104,8 @@ def train(options: flags.FlagValues) -> None:
 
 def sample_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """The options of `sample`."""
-
-    def define(kind, name, default, text):
+    for name, (kind, default, text) in (SAMPLE_OPTIONS | SAMPLE_SETTINGS).items():
         kind(name, default, text, flag_values=values)
-
-    define(
-        flags.DEFINE_string,
-        "checkpoint",
-        None,
-        "a workdir (its newest checkpoint) or one step's folder",
-    )
-    define(flags.DEFINE_string, "task", None, "a task, such as text2image or depth2image")
-    define(
-        flags.DEFINE_multi_string,
-        "given",
-        [],
-        "NAME=FILE: a view that is given; repeat it for several",
-    )
-    define(flags.DEFINE_string, "prompt", "", "the caption, without the task's token")
-    define(flags.DEFINE_string, "item", "", "subject_driven: what the references show")
-    define(
-        flags.DEFINE_string,
-        "orbit",
-        "",
-        "multiview: AZIMUTH,ELEVATION[,DISTANCE] of every camera, or ? for an unknown one",
-    )
-    define(
-        flags.DEFINE_string,
-        "cameras",
-        None,
-        "multiview: nerfstudio's transforms.json with a frame for every view",
-    )
-    define(flags.DEFINE_integer, "views", None, "multiview: how many pictures")
-    define(flags.DEFINE_string, "out", None, "the folder for the pictures")
-    define(flags.DEFINE_integer, "seed", 0, "equal seeds, equal samples")
-    define(flags.DEFINE_integer, "steps", 50, "of the solver")
-    define(
-        flags.DEFINE_float, "guidance", 4.0, "how strongly the prompt is followed; 1: as trained"
-    )
-    define(flags.DEFINE_string, "method", "euler", "of the solver: euler or heun")
-    define(
-        flags.DEFINE_string,
-        "given_time",
-        "smallest",
-        "noise level of given views: smallest or zero",
-    )
-    define(flags.DEFINE_integer, "num", 1, "how many samples")
-    define(
-        flags.DEFINE_string,
-        "size",
-        None,
-        "HEIGHTxWIDTH in pixels; else that of the given views or of training",
-    )
-    for part, folder in (("text", "text_encoder/ and tokenizer/"), ("codec", "vae/")):
-        name, text = f"{part}_path", f"a folder with {folder}, where the run's own has moved"
-        define(flags.DEFINE_string, name, None, text)
     flags.mark_flags_as_required(["checkpoint", "task", "out"], flag_values=values)
 
 
@@ -152,9 +130,7 @@ def sample(options: flags.FlagValues) -> None:
         seed=options.seed,
         num=options.num,
         size=options.size,
-        settings={
-            name: options[name].value for name in ("steps", "guidance", "method", "given_time")
-        },
+        settings={name: options[name].value for name in SAMPLE_SETTINGS},
         moved={
             part: folder for part in ("text", "codec") if (folder := options[f"{part}_path"].value)
         },

@@ -42,6 +42,7 @@ class Trained(NamedTuple):
     params: Any
     codec: Codec
     tokenizer: Tokenizer
+    schedule: solve.Schedule = solve.Schedule()
 
     @property
     def edge(self) -> int:
@@ -94,11 +95,17 @@ class SampleConfig:
 
     steps: int = 50
     guidance: float = 4.0  # 1 follows the prompt as trained, 0 ignores it
+    negative: str = ""  # prompt that guidance leads away from, as it is, without a task's token
     method: str = "euler"
-    shift: float | None = None  # of the schedule; None: by the number of tokens to make
+    shift: float | None = None
+    # static, of the schedule; None: as the import's scheduler says, else by the target tokens
+    noise_scale: float = 1.0  # factor of the target tokens by which the schedule is shifted
     given_time: str = (
         "smallest"  # noise level of given views: "smallest" of the schedule, or "zero"
     )
+    scale_factor: float = 1.0  # of rotary positions beyond those trained: 1.1 to 1.5 for more views
+    scale_watershed: float = 1.0
+    # time, 1000 sigma, below which frequencies are divided by scale_factor; above, theta grows
 
     def __post_init__(self):
         if self.steps < 1:
@@ -107,6 +114,15 @@ class SampleConfig:
             raise InputError(f"method is {self.method!r}; it can be {' or '.join(solve.METHODS)}.")
         if self.given_time not in ("smallest", "zero"):
             raise InputError(f"given_time is {self.given_time!r}; it can be 'smallest' or 'zero'.")
+        if self.negative and self.guidance == 1:
+            raise InputError(
+                f"negative is {self.negative!r} and guidance 1, which does not read it; set "
+                "guidance above 1, or leave negative out."
+            )
+        for name in ("shift", "noise_scale", "scale_factor"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} is {value}; it must be positive.")
 
 
 class Request(NamedTuple):
@@ -196,15 +212,18 @@ def _completed(
             clean[i, names.index(name)] = patchify(latents, patch)
     is_wanted = np.array([name in wanted for name in names])
     prompts = [trained.tokenizer(request.prompt) for request in requests]
-    empty = [trained.tokenizer("")] * len(requests)
-    ids, mask = (np.stack(x)[:, None] for x in zip(*prompts, *empty, strict=True))
+    negative = [trained.tokenizer(config.negative)] * len(requests)
+    ids, mask = (np.stack(x)[:, None] for x in zip(*prompts, *negative, strict=True))
     positions = np.concatenate(
         [
             np.insert(grid_positions(columns, rows * columns), 0, view, axis=1)
             for view in range(len(names))
         ]
     )
-    shift = config.shift or solve.resolution_shift(len(wanted) * rows * columns)
+    schedule = trained.schedule
+    if config.shift:
+        schedule = solve.Schedule(config.shift, use_dynamic_shifting=False)
+    tokens = config.noise_scale * len(wanted) * rows * columns
     patches = _sample(
         trained.networks,
         layout,
@@ -215,7 +234,7 @@ def _completed(
         is_wanted,
         ids,
         mask,
-        solve.schedule(config.steps, shift),
+        schedule.levels(config.steps, tokens),
         jax.random.key(seed),
         first,
     )
@@ -240,7 +259,7 @@ def _sample(
     key,
     first,
 ) -> Float[Array, "b n p"]:
-    """Patches of all views; `ids` holds the prompts, then as many empty ones."""
+    """Patches of all views; `ids` holds the prompts, then as many negative ones."""
     b = clean.shape[0]
     guided = config.guidance != 1
     copies = 2 if guided else 1
@@ -259,6 +278,8 @@ def _sample(
             text,
             mask[: copies * b],
             layout,
+            config.scale_factor,
+            config.scale_watershed,
         )
         return solve.guide(v[b:], v[:b], config.guidance) if guided else v
 

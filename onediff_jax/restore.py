@@ -46,4 +46,5 @@ def restored(path: pathlib.PurePath, moved: Mapping[str, str] = NOWHERE_ELSE) ->
     params = jax.tree.map(np.asarray, checkpoint.weights(path, shapes))
     params |= encoders.frozen_params(networks, config.text, config.codec, None)
     codec = run.codec_of(networks, params, assets)
-    return Restored(config, Trained(networks, params, codec, tokenizer), step)
+    trained = Trained(networks, params, codec, tokenizer, assets.schedule)
+    return Restored(config, trained, step)

@@ -220,7 +220,9 @@ def asked_of(config: NextDiTConfig, wanted: Trajectory) -> Asked:
     return Asked(noise, given, pictures, (states[:2], mask[:2]), (states[[2, 2]], mask[[2, 2]]))
 
 
-def sampled(config: NextDiTConfig, tensors, wanted: Trajectory, asked: Asked) -> np.ndarray:
+def sampled(
+    config: NextDiTConfig, tensors, wanted: Trajectory, asked: Asked, **scaling: float
+) -> np.ndarray:
     """The latents (B, w, C, H, W) of the views that `generate` makes."""
     table, mask = (np.append(a, b[:1], 0) for a, b in zip(asked.prompts, asked.empty, strict=True))
     prompts = ("first", "second", "")
@@ -242,7 +244,7 @@ def sampled(config: NextDiTConfig, tensors, wanted: Trajectory, asked: Asked) ->
         generate.Request(prompt, dict(zip(wanted.given, given, strict=True)))
         for prompt, given in zip(prompts, asked.pictures, strict=False)
     ]
-    settings = generate.SampleConfig(steps=wanted.steps, guidance=GUIDANCE)
+    settings = generate.SampleConfig(steps=wanted.steps, guidance=GUIDANCE, **scaling)
     with mock.patch.object(generate, "shown", shown):  # latents, before they are pictures
         generate.generate(
             trained, wanted.task, wanted.views, requests, (2 * h, 2 * w), settings, SEED
@@ -304,14 +306,16 @@ def module_gradients(module, inputs: Inputs, sigmas, noise) -> dict[str, np.ndar
     return {name: grad.numpy() for name, grad in zip(weights, found, strict=True)}
 
 
-def module_sampled(module, asked: Asked, steps: int) -> np.ndarray:
+def module_sampled(module, asked: Asked, steps: int, **scaling: float) -> np.ndarray:
     """The latents (B, w, C, H, W) of the views that the module's sampler makes."""
     from released import modeling, torch
 
     prompts, empty = (tuple(map(torch.from_numpy, text)) for text in (asked.prompts, asked.empty))
     given = {view: torch.from_numpy(latents.copy()) for view, latents in asked.given.items()}
     noise = torch.from_numpy(asked.noise)
-    views = modeling.sample(module, noise, prompts, empty, given, steps=steps, guidance=GUIDANCE)
+    views = modeling.sample(
+        module, noise, prompts, empty, given, steps=steps, guidance=GUIDANCE, **scaling
+    )
     return np.delete(views.numpy(), list(given), 1)
 
 

@@ -1,5 +1,6 @@
 """Every mistake is one line that names the setting, the value and the way out."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ from PIL import Image
 
 from onediff_jax import cli, processes
 from onediff_jax.errors import InputError
+from onediff_jax.generate import SampleConfig
 from onediff_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -178,3 +180,9 @@ def test_one_of_several_processes_says_which_failed_and_waits_for_none(
     said = capsys.readouterr().err
     assert ended.value.args == (status,) and expected in said
     assert ("Traceback" in said) == isinstance(error, RuntimeError)
+
+
+def test_options_of_sample_are_all_its_settings_with_their_defaults():
+    defaults = {name: default for name, (_, default, _) in cli.SAMPLE_SETTINGS.items()}
+    assert SampleConfig(**defaults) == SampleConfig()
+    assert defaults.keys() == {field.name for field in dataclasses.fields(SampleConfig)}

@@ -27,7 +27,7 @@ from tiny import tiny_config
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.torch_names import nextdit_names
 from onediff_jax.models.torch_weights import released
-from onediff_jax.ops.solve import resolution_shift, schedule
+from onediff_jax.ops.solve import Schedule
 from onediff_jax.release.configs import nextdit_json
 from onediff_jax.train.checkpoint import described
 
@@ -151,25 +151,26 @@ def test_diffusers_reads_the_scheduler_as_ours(plain):
         plain[1] / "out", subfolder="scheduler"
     )
     for tokens in (256, 1024, 6000):
-        mu = float(np.log(resolution_shift(tokens)))
+        mu = float(np.log(Schedule().factor(tokens)))
         config = theirs.config
         slope = (config.max_shift - config.base_shift) / (
             config.max_image_seq_len - config.base_image_seq_len
         )
         assert_allclose(config.base_shift + slope * (tokens - config.base_image_seq_len), mu)
         theirs.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20), mu=mu)
-        assert_allclose(theirs.sigmas, schedule(20, resolution_shift(tokens)), rtol=1e-6)
-        assert_allclose(
-            theirs.timesteps, 1000 * schedule(20, resolution_shift(tokens))[:-1], rtol=1e-6
-        )
+        levels = Schedule().levels(20, tokens)
+        assert_allclose(theirs.sigmas, levels, rtol=1e-6)
+        assert_allclose(theirs.timesteps, 1000 * levels[:-1], rtol=1e-6)
 
 
 def test_frozen_parts_and_the_licence_go_along(tmp_path):
     parts = tmp_path / "parts"
-    for part in ("vae", "tokenizer"):
+    for part in ("vae", "tokenizer", "scheduler"):
         (parts / part).mkdir(parents=True)
         (parts / part / "file").write_text(part)
-    origin = json.dumps({"licence": "cc-by-nc-4.0", "config": TINY}).encode()
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.5}
+    origin = {"licence": "cc-by-nc-4.0", "config": TINY, "scheduler": scheduler}
+    origin = json.dumps(origin).encode()
     made(tmp_path / "run", origin=origin)
     options = dict(checkpoint=tmp_path / "run", frozen=parts, link=True)
     assert run(export_torch, out=tmp_path / "out", **options) == 0
@@ -180,6 +181,8 @@ def test_frozen_parts_and_the_licence_go_along(tmp_path):
     assert manifest["licence"] == "cc-by-nc-4.0"
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlicense: cc-by-nc-4.0\n---\n") and "holds for these too" in card
+    written = tmp_path / "out" / "scheduler" / "scheduler_config.json"
+    assert json.loads(written.read_text()) == scheduler and len([*written.parent.iterdir()]) == 1
     # Keys that do not follow from the model are those of the imported file; averages are the run's.
     found = json.loads((tmp_path / "out" / "transformer" / "config.json").read_text())
     run_values = {"optimization_step": 7, "forward_dtype": "float32"}

@@ -9,6 +9,7 @@ from onediff_jax.data.tasks import TASKS
 from onediff_jax.errors import InputError
 from onediff_jax.evaluate.held_out import complete
 from onediff_jax.generate import Request, SampleConfig, Trained, generate
+from onediff_jax.ops import solve
 from onediff_jax.train import run
 
 CONFIG = tiny_config()
@@ -62,6 +63,50 @@ def test_guidance_follows_the_prompt_more_and_one_needs_no_second_pass():
     ignored = made(config=SampleConfig(steps=3, guidance=0.0))
     assert same(ignored, made(config=SampleConfig(steps=3, guidance=0.0), prompts="xyz"))
     assert not same(plain, WHOLE)
+
+
+def test_a_negative_prompt_is_what_guidance_leads_away_from():
+    """v = v_n + s (v_c - v_n): at s = 0 the negative prompt is all that is followed."""
+
+    def guided(guidance, negative="", prompts=("a", "a", "a")):
+        return made(config=SampleConfig(3, guidance, negative), prompts=prompts)
+
+    assert same(guided(0.0, "b"), guided(1.0, prompts="bbb"))
+    assert not same(guided(2.0, "b"), guided(2.0))
+    assert same(guided(2.0, "a"), guided(1.0))  # nothing to lead away from
+
+
+def test_a_scheduler_and_its_scale_decide_the_noise_levels():
+    def scheduled(schedule=TRAINED.schedule, **changes):
+        requests = [Request("a", {"depth": GIVEN[0]})]
+        config = SampleConfig(steps=3, guidance=2.0, **changes)
+        trained = TRAINED._replace(schedule=schedule)
+        (found,) = generate(trained, "depth2image", 2, requests, (8, 12), config, 0)
+        return [found["image"]]
+
+    tokens = 2 * 3  # of the view that is made
+    plain, scaled = (solve.Schedule().factor(n * tokens) for n in (1, 500))
+    assert same(scheduled(), scheduled(shift=plain))
+    assert same(scheduled(noise_scale=500.0), scheduled(shift=scaled))
+    assert not same(scheduled(), scheduled(noise_scale=500.0))
+    static = solve.Schedule(scaled, use_dynamic_shifting=False)
+    assert same(scheduled(static), scheduled(shift=scaled))
+    assert same(scheduled(static, shift=plain), scheduled())
+    assert same(scheduled(static, noise_scale=3.0), scheduled(static))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(negative="b", guidance=1.0), "negative is 'b' and guidance 1"),
+        (dict(noise_scale=0.0), "noise_scale is 0.0; it must be positive"),
+        (dict(scale_factor=-1.0), "scale_factor is -1.0"),
+        (dict(shift=0.0), "shift is 0.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        SampleConfig(**settings)
 
 
 def test_given_views_can_be_shown_at_the_smallest_level_or_at_zero():

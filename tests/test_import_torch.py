@@ -34,7 +34,8 @@ from onediff_jax.errors import InputError
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.torch_names import T5_NAMES, VAE_NAMES, nextdit_names
 from onediff_jax.models.torch_weights import from_released, released_shapes
-from onediff_jax.release.configs import t5_config, vae_config
+from onediff_jax.ops.solve import Schedule
+from onediff_jax.release.configs import SCHEDULER_FILE, t5_config, vae_config
 from onediff_jax.release.folders import licence_in
 from onediff_jax.release.shapes import autoencoder_shapes, denoiser_shapes, encoder_shapes
 from onediff_jax.restore import restored
@@ -47,6 +48,12 @@ SMALL_VAE = VAE | {
 }  # fmt: skip
 SMALL_T5 = T5 | {
     "d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1, "vocab_size": PIECES,
+}  # fmt: skip
+
+
+SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.30.3",
+    "num_train_timesteps": 1000, "shift": 2.5, "use_dynamic_shifting": False,
 }  # fmt: skip
 
 
@@ -69,7 +76,7 @@ def whole(tmp_path_factory):
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "spiece.model").write_bytes(spiece_model())
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "file.json").write_text("{}")
+    (folder / "scheduler" / SCHEDULER_FILE).write_text(json.dumps(SCHEDULER))
     return folder
 
 
@@ -146,6 +153,15 @@ def test_frozen_parts_are_copied_or_linked_without_pickles(whole, tmp_path, link
     assert link or not (tmp_path / "out" / "vae" / "old.bin").exists()
 
 
+def test_its_scheduler_decides_how_it_is_sampled_and_goes_back(whole, tmp_path):
+    assert run(import_torch, source=whole, out=tmp_path / "in") == 0
+    schedule = restored(tmp_path / "in").trained.schedule
+    assert schedule == Schedule(2.5, use_dynamic_shifting=False)
+    assert run(export_torch, checkpoint=tmp_path / "in", out=tmp_path / "out", frozen=whole) == 0
+    file = tmp_path / "out" / "scheduler" / SCHEDULER_FILE
+    assert json.loads(file.read_text()) == SCHEDULER
+
+
 def changed(file: Path, **changes) -> None:
     """Changes keys of a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -208,6 +224,14 @@ BAD = {
     "vae's tensors": (
         lambda s: changed(s / "vae" / "config.json", layers_per_block=2),
         "source/vae: .* not those of an AutoencoderKL: missing",
+    ),
+    "scheduler": (
+        lambda s: changed(s / "scheduler" / SCHEDULER_FILE, use_beta_sigmas=True),
+        "scheduler/scheduler_config.json: use_beta_sigmas: expected False, found True",
+    ),
+    "scheduler's file": (
+        lambda s: (s / "scheduler" / SCHEDULER_FILE).unlink(),
+        "scheduler/scheduler_config.json is missing",
     ),
     "tokenizer": (
         lambda s: (s / "tokenizer" / "spiece.model").unlink(),

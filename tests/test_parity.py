@@ -149,9 +149,18 @@ def test_sampling_walks_where_the_module_does(wanted):
         assert relative_error(found[:, view], expected[:, view]) < SAMPLED
 
 
+def test_positions_beyond_training_are_scaled_as_the_module_scales_them():
+    tensors, wanted = tensors_of(SMALL), Trajectory("faceid", 4, ("reference_1", "reference_2"))
+    asked, scaling = asked_of(SMALL, wanted), dict(scale_factor=1.5, scale_watershed=500.0)
+    found = sampled(SMALL, tensors, wanted, asked, **scaling)
+    expected = module_sampled(module_of(SMALL, tensors), asked, wanted.steps, **scaling)
+    assert relative_error(found, expected) < SAMPLED
+    assert relative_error(sampled(SMALL, tensors, wanted, asked), expected) > 10 * SAMPLED
+
+
 @pytest.mark.parametrize("tokens", [12, 256, 1024, 4096, 12288])
 def test_schedules_are_those_of_the_module(tokens):
-    found = solve.schedule(50, solve.resolution_shift(tokens))
+    found = solve.Schedule().levels(50, tokens)
     assert np.abs(found - modeling.shifted_sigmas(50, tokens)).max() < 1e-6
 
 

@@ -9,7 +9,8 @@ from onediff_jax.errors import InputError
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.t5 import T5Config
 from onediff_jax.models.vae import VAEConfig
-from onediff_jax.release.configs import nextdit_config, t5_config, vae_config
+from onediff_jax.ops.solve import Schedule
+from onediff_jax.release.configs import nextdit_config, schedule_in, t5_config, vae_config
 
 # The released one, key by key.
 NEXTDIT = {
@@ -162,6 +163,42 @@ def test_a_missing_key_is_named(tmp_path, network, key):
     values = {name: value for name, value in VALUES[network].items() if name != key}
     with pytest.raises(InputError, match=f"config.json: {key}: expected .*, found (none|None|'r)"):
         config_of(tmp_path, network, values)
+
+
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"_class_name": "DDIMScheduler"}, "_class_name: expected 'FlowMatchEulerDiscreteSched"),
+        ({"beta_schedule": "linear"}, "beta_schedule: expected no such entry, found 'linear'"),
+        ({"num_train_timesteps": 500}, "num_train_timesteps: expected 1000, found 500"),
+        ({"invert_sigmas": True}, "invert_sigmas: expected False, found True"),
+        ({"stochastic_sampling": True}, "stochastic_sampling: expected False, found True"),
+        ({"use_beta_sigmas": True}, "use_beta_sigmas: expected False, found True"),
+        ({"time_shift_type": "cubic"}, "time_shift_type: expected 'exponential' or 'linear'"),
+        ({"shift": 0}, "shift: expected a positive number, found 0"),
+        ({"shift_terminal": 1.5}, "shift_terminal: expected a number below 1, found 1.5"),
+        ({"max_image_seq_len": 256}, "scheduler_config.json: base_image_seq_len is 256 and max"),
+        (
+            {"use_karras_sigmas": True, "use_exponential_sigmas": True},
+            "expected one of them, found both",
+        ),
+    ],
+)
+def test_a_scheduler_that_is_not_ours_is_refused_in_one_line(tmp_path, values, said):
+    file = tmp_path / "scheduler_config.json"
+    file.write_text(json.dumps(SCHEDULER | values))
+    with pytest.raises(InputError) as caught:
+        schedule_in(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(str(file)) and said in message and "\n" not in message
+
+
+def test_a_scheduler_is_read_with_the_library_s_defaults(tmp_path):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    assert schedule_in(tmp_path) == (Schedule(1.0, use_dynamic_shifting=False), SCHEDULER)
 
 
 def test_a_folder_without_a_readable_configuration_is_refused(tmp_path):

@@ -1,11 +1,15 @@
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from witnesses import FILE, SAMPLED, SCHEDULERS
 
 from onediff_jax.errors import InputError
 from onediff_jax.ops import solve
+from onediff_jax.release.configs import Settings, schedule_of
 
 MEAN, STD = np.float32([1.5, -0.5, 0.2]), np.float32([0.3, 0.7, 1.2])
 
@@ -90,21 +94,34 @@ def test_the_schedule_falls_from_noise_to_clean_by_its_formula():
     ],
 )
 def test_the_last_times_are_those_of_the_released_pipeline(tokens, last_of_50, last_of_100):
-    factor = solve.resolution_shift(tokens) if tokens else 3.0
-    assert_allclose(1000 * solve.schedule(50, factor)[-2], last_of_50, atol=0.006)
-    assert_allclose(1000 * solve.schedule(100, factor)[-2], last_of_100, atol=0.006)
+    schedule = solve.Schedule(use_dynamic_shifting=tokens is not None)
+    assert_allclose(1000 * schedule.levels(50, tokens or 1)[-2], last_of_50, atol=0.006)
+    assert_allclose(1000 * schedule.levels(100, tokens or 1)[-2], last_of_100, atol=0.006)
 
 
 @pytest.mark.parametrize(
     ("tokens", "mu"), [(256, 0.5), (1024, 0.63), (3072, 0.9766), (4096, 1.15), (12 * 1024, 2.5367)]
 )
 def test_more_tokens_shift_more_and_without_a_clip(tokens, mu):
-    assert_allclose(np.log(solve.resolution_shift(tokens)), mu, atol=1e-4)
+    assert_allclose(np.log(solve.Schedule().factor(tokens)), mu, atol=1e-4)
 
 
-def test_the_ends_of_the_resolution_shift_are_settings():
-    assert_allclose(np.log(solve.resolution_shift(256, 0.2, 0.9)), 0.2)
-    assert_allclose(np.log(solve.resolution_shift(4096, 0.2, 0.9)), 0.9)
+@pytest.mark.parametrize("case", SCHEDULERS)
+def test_noise_levels_are_those_of_diffusers(case):
+    settings = Settings(pathlib.Path("scheduler_config.json"), SCHEDULERS[case])
+    schedule, expected = schedule_of(settings), np.load(FILE)
+    for steps, tokens in SAMPLED:
+        found = schedule.levels(steps, tokens)
+        assert found.dtype == np.float32 and found[0] == 1 and found[-1] == 0
+        assert (np.diff(found) < 0).all()
+        assert_allclose(found, expected[f"scheduler/{case}/{steps}/{tokens}"], rtol=1e-6, atol=1e-7)
+
+
+def test_a_schedule_that_cannot_be_is_refused():
+    with pytest.raises(InputError, match="the second must be larger"):
+        solve.Schedule(max_image_seq_len=256)
+    with pytest.raises(InputError, match="linear shift is -0.0.* for 16 tokens.*--shift"):
+        solve.Schedule(base_shift=0.02, time_shift_type="linear").levels(4, 16)
 
 
 def test_no_steps_are_refused():

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from drawn import drawn_tensors
@@ -29,6 +30,20 @@ PICTURES = {
     "faint": (FAINT, (1, 16, 16, 3), 1e-3),
     "tiled": (dataclasses.replace(SMALL, tile=16), (1, 28, 20, 3), 1),
 }
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+DYNAMIC = SCHEDULER | {"use_dynamic_shifting": True}
+SCHEDULERS = {
+    "defaults": SCHEDULER,
+    "static": SCHEDULER | {"shift": 3.0, "num_train_timesteps": 1000},
+    "static, ends": SCHEDULER | {"shift": 3.0, "shift_terminal": 0.02},
+    "dynamic": DYNAMIC | {"shift": 3.0, "_diffusers_version": "0.30.3"},
+    "dynamic, ends": DYNAMIC | {"shift_terminal": 0.02, "base_shift": 0.7, "max_shift": 0.9},
+    "dynamic, lengths": DYNAMIC | {"base_image_seq_len": 1024, "max_image_seq_len": 2048},
+    "dynamic, linear": DYNAMIC | {"time_shift_type": "linear"},
+    "dynamic, karras": DYNAMIC | {"use_karras_sigmas": True, "use_beta_sigmas": False},
+    "static, exponential": SCHEDULER | {"shift": 2.0, "use_exponential_sigmas": True},
+}
+SAMPLED = ((4, 100), (20, 256), (50, 6000))  # steps and target tokens
 TEXT = T5Config(width=24, depth=2, heads=3, head_width=8, hidden=40, dtype="float32")
 VOCABULARY = 50
 XL = T5Config(depth=1, dtype="float32")
@@ -126,6 +141,25 @@ def encoded(t5, ids: np.ndarray, mask: np.ndarray, **settings):
     return t5(torch.from_numpy(ids), torch.from_numpy(mask).long(), **settings)
 
 
+def released_levels(settings: Mapping[str, Any], steps: int, tokens: int) -> np.ndarray:
+    """Noise levels by diffusers' scheduler, as its pipelines ask for them."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
+    config = scheduler.config
+    mu = calculate_shift(
+        tokens,
+        config.base_image_seq_len,
+        config.max_image_seq_len,
+        config.base_shift,
+        config.max_shift,
+    )
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
+    assert np.allclose(scheduler.timesteps, 1000 * scheduler.sigmas[:-1])
+    return scheduler.sigmas.numpy()
+
+
 def kept() -> dict[str, np.ndarray]:
     """Everything that the file holds."""
     import torch
@@ -144,6 +178,11 @@ def kept() -> dict[str, np.ndarray]:
             "t5/shapes": shapes_of(released_t5(T5Config(), 32128)),
         }
     made |= {name: np.array(json.dumps(values)) for name, values in shapes.items()}
+    made |= {
+        f"scheduler/{case}/{steps}/{tokens}": released_levels(settings, steps, tokens)
+        for case, settings in SCHEDULERS.items()
+        for steps, tokens in SAMPLED
+    }
     return made | {"t5/states": states.numpy()}
 
 

@@ -38,7 +38,7 @@ from onediff_jax.models.layers import LORA, LoraConfig
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.torch_names import adapter_names, nextdit_names
 from onediff_jax.models.torch_weights import released, released_shapes
-from onediff_jax.release.configs import nextdit_json
+from onediff_jax.release.configs import SCHEDULER_FILE, nextdit_json, schedule_in
 from onediff_jax.release.folders import CARD, bring_frozen, new_folder
 from onediff_jax.release.shapes import denoiser_shapes
 from onediff_jax.release.tensors import STEMS
@@ -49,8 +49,9 @@ from onediff_jax.train.run import RunConfig
 MODELING = Path(__file__).parent / "released" / "modeling_nextdit.py"
 TEXT_WIDTH = "denoiser/layers/attention/wk_y/kernel"  # whose second axis has it
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-# The released file was not found.  FLUX.1's values, which the released pipeline's own formula for
-# the shift has as its defaults, and the paper's shift for whoever turns the dynamic one off.
+# Where no import says otherwise, for the released file was not found: FLUX.1's values, which the
+# released pipeline's own formula for the shift has as its defaults, and the paper's shift for
+# whoever turns the dynamic one off.
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "_diffusers_version": "0.30.3",
@@ -143,9 +144,10 @@ def export_torch(
             write_adapters(denoiser, folder, kind)
         else:
             write_transformer(denoiser, folder / "transformer", kind, int(shard_gb * 1e9))
-            write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
             if frozen:
-                bring_frozen(frozen, folder, link)
+                bring_frozen(frozen, folder, link, but=("scheduler",))
+            values = denoiser.origin.get("scheduler") or scheduler_in(frozen) or SCHEDULER
+            write_json(folder / "scheduler" / SCHEDULER_FILE, values)
         (folder / CARD).write_text(card_of(denoiser, kind))
         manifest = {
             "step": denoiser.step,
@@ -176,6 +178,13 @@ def write_transformer(denoiser: Denoiser, folder: Path, dtype: np.dtype, shard: 
                 file.write(tensor, values)
     write_json(folder / "config.json", config_of(denoiser))
     shutil.copyfile(MODELING, folder / MODELING.name)
+
+
+def scheduler_in(frozen: Path | None) -> Mapping[str, Any] | None:
+    """The scheduler's settings in a folder with parts that are never trained, if it has one."""
+    if not frozen or not (frozen / "scheduler").is_dir():
+        return None
+    return schedule_in(frozen / "scheduler")[1]
 
 
 def numbered(name: str) -> list[tuple[bool, int | str]]:

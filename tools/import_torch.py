@@ -4,6 +4,7 @@
 
 DIR holds `transformer` and perhaps vae, text_encoder, tokenizer and scheduler, as diffusers lays
 them out; or it is such a transformer itself.  Only safetensors are read, and torch is not needed.
+The scheduler's settings decide how samples are made of what starts here.
 OUT gets checkpoints/0 and copies of (or links to) the parts that are never trained.  With vae,
 text_encoder and tokenizer it can be sampled from; without, a run that starts from it brings a codec
 and a text encoder of its own.
@@ -34,7 +35,7 @@ from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.t5 import T5Config
 from onediff_jax.models.torch_names import T5_NAMES, VAE_NAMES, nextdit_names
 from onediff_jax.models.torch_weights import from_released, sources_of
-from onediff_jax.release.configs import nextdit_config, t5_config, vae_config
+from onediff_jax.release.configs import nextdit_config, schedule_in, t5_config, vae_config
 from onediff_jax.release.folders import bring_frozen, licence_in, new_folder
 from onediff_jax.release.shapes import autoencoder_shapes, denoiser_shapes, encoder_shapes
 from onediff_jax.release.tensors import json_in, read_tensors
@@ -62,6 +63,8 @@ def import_torch(source: Path, out: Path, link: bool, licence: str | None, force
         "dtype": str(dtype),
         "config": {key: value for key, value in kept.items() if key != "_name_or_path"},
     }
+    if (source / "scheduler").is_dir():
+        _, origin["scheduler"] = schedule_in(source / "scheduler")
     config, assets = run_config_of(model, text_width, kept), Assets(None, b"")
     if all((source / part).is_dir() for part in ENCODERS):
         config = dataclasses.replace(config, **encoders_in(source))

@@ -4,6 +4,7 @@ A velocity is a function (x, sigma) -> v with sigma a scalar.  `hold` and `guide
 out of velocities or their values; `solve` walks them.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -29,13 +30,57 @@ def schedule(steps: int, factor: float = 1.0) -> Float[np.ndarray, " {steps}+1"]
     return np.append(shift(np.linspace(1, 1 / steps, steps), factor), 0.0).astype(np.float32)
 
 
-def resolution_shift(tokens: int, base: float = 0.5, most: float = 1.15) -> float:
-    """Shift factor e^mu for `tokens` tokens to denoise.
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Noise levels by diffusers' FlowMatchEulerDiscreteScheduler, whose names the settings have.
 
-    mu runs from `base` at 256 tokens to `most` at 4096, unclipped, as in FLUX.1 and the released
-    pipeline: more tokens, more shift.
+    The defaults are FLUX.1's, which the released pipeline's formula for the shift has as its own:
+    a dynamic shift that grows with the number of tokens, without a clip.
     """
-    return math.exp(base + (most - base) * (tokens - 256) / (4096 - 256))
+
+    shift: float = 3.0  # factor of the shift that is not dynamic
+    use_dynamic_shifting: bool = True
+    base_shift: float = 0.5  # mu at base_image_seq_len tokens
+    max_shift: float = 1.15  # mu at max_image_seq_len tokens
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    time_shift_type: str = "exponential"  # the dynamic factor is e^mu; "linear": mu
+    shift_terminal: float | None = None  # the last level before 0; None: as the shift leaves it
+    spacing: str = "shifted"  # between first and last level; or "karras", "exponential"
+
+    def __post_init__(self):
+        if self.base_image_seq_len >= self.max_image_seq_len:
+            raise InputError(
+                f"base_image_seq_len is {self.base_image_seq_len} and max_image_seq_len "
+                f"{self.max_image_seq_len}; the second must be larger."
+            )
+
+    def factor(self, tokens: float | int) -> float:
+        """Of the shift, for so many target tokens."""
+        if not self.use_dynamic_shifting:
+            return self.shift
+        slope = (self.max_shift - self.base_shift) / (
+            self.max_image_seq_len - self.base_image_seq_len
+        )
+        mu = self.base_shift + slope * (tokens - self.base_image_seq_len)
+        factor = math.exp(mu) if self.time_shift_type == "exponential" else mu
+        if factor <= 0:
+            raise InputError(
+                f"The scheduler's linear shift is {factor:.3g} for {tokens:,.0f} tokens; it must "
+                "be positive, so give a static one: --shift."
+            )
+        return factor
+
+    def levels(self, steps: int, tokens: float | int) -> Float[np.ndarray, " {steps}+1"]:
+        """Noise levels 1 = s_0 > ... > s_steps = 0 for so many target tokens."""
+        levels = schedule(steps, self.factor(tokens))[:-1].astype(np.float64)
+        if self.shift_terminal and steps > 1:
+            levels = 1 - (1 - levels) * (1 - self.shift_terminal) / (1 - levels[-1])
+        if self.spacing == "karras":  # arXiv 2206.00364, equation 5, rho 7
+            levels = np.linspace(*levels[[0, -1]] ** (1 / 7), steps) ** 7
+        if self.spacing == "exponential":
+            levels = np.geomspace(*levels[[0, -1]], steps)
+        return np.append(levels, 0).astype(np.float32)
 
 
 def guide(

@@ -13,9 +13,12 @@ from onediff_jax.errors import InputError
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.t5 import T5Config
 from onediff_jax.models.vae import VAEConfig
+from onediff_jax.ops.solve import Schedule
 from onediff_jax.release.tensors import json_in
 
 FILE = "config.json"
+SCHEDULER_FILE = "scheduler_config.json"
+SCHEDULER_CLASS = "FlowMatchEulerDiscreteScheduler"
 REQUIRED = object()
 
 # Keys of the released config.json that say nothing about what is computed, or what we always do.
@@ -89,11 +92,11 @@ class Settings:
             raise InputError(f"{self.file}: {error}") from error
 
 
-def settings_in(folder: pathlib.Path, key: str, *expected: str) -> Settings:
+def settings_in(folder: pathlib.Path, key: str, *expected: str, file: str = FILE) -> Settings:
     """The configuration of a folder whose `key` names the kind of network that is expected."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; expected one with {FILE}.")
-    settings = Settings(folder / FILE, json_in(folder / FILE))
+        raise InputError(f"{folder} is no folder; expected one with {file}.")
+    settings = Settings(folder / file, json_in(folder / file))
     settings.same(key, *expected, default=None)
     return settings
 
@@ -200,3 +203,52 @@ def t5_config(folder: pathlib.Path) -> tuple[T5Config, int]:
         farthest=settings.number("relative_attention_max_distance", 128),
     )
     return config, settings.number("vocab_size")
+
+
+def schedule_in(folder: pathlib.Path) -> tuple[Schedule, dict[str, Any]]:
+    """The schedule of a folder `scheduler`, and the values of its file."""
+    settings = settings_in(folder, "_class_name", SCHEDULER_CLASS, file=SCHEDULER_FILE)
+    return schedule_of(settings), settings.values
+
+
+def schedule_of(settings: Settings) -> Schedule:
+    """The schedule of a scheduler_config.json, by the defaults of diffusers' class.
+
+    Raises InputError for an entry that is not known, or that asks for what is not implemented.
+    """
+    numbers = {"shift": 1.0, "base_shift": 0.5, "max_shift": 1.15}
+    lengths = {"base_image_seq_len": 256, "max_image_seq_len": 4096}
+    spacings = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential"}
+    constants = {"num_train_timesteps": 1000}
+    constants |= dict.fromkeys(("invert_sigmas", "stochastic_sampling", "use_beta_sigmas"), False)
+    others = ("use_dynamic_shifting", "time_shift_type", "shift_terminal")
+    known = (*numbers, *lengths, *spacings, *constants, *others)
+    for key, value in settings.values.items():
+        if key not in known and not key.startswith("_"):
+            raise InputError(
+                f"{settings.file}: {key}: expected no such entry, found {value!r}; known are "
+                f"{', '.join(known)}."
+            )
+    for key, value in constants.items():
+        settings.same(key, value, default=value)
+    settings.same("time_shift_type", "exponential", "linear", default="exponential")
+    spacing = [name for key, name in spacings.items() if settings.flag(key, False)]
+    if len(spacing) > 1:
+        raise InputError(
+            f"{settings.file}: use_karras_sigmas and use_exponential_sigmas: expected one of them, "
+            "found both."
+        )
+    terminal = settings.get("shift_terminal", None)
+    if terminal and not settings.number("shift_terminal", kind=float) < 1:
+        raise InputError(
+            f"{settings.file}: shift_terminal: expected a number below 1, found {terminal!r}."
+        )
+    return settings.built(
+        Schedule,
+        use_dynamic_shifting=settings.flag("use_dynamic_shifting", False),
+        time_shift_type=settings.get("time_shift_type", "exponential"),
+        shift_terminal=terminal or None,
+        spacing=spacing[0] if spacing else "shifted",
+        **{key: settings.number(key, default, float) for key, default in numbers.items()},
+        **{key: settings.number(key, default) for key, default in lengths.items()},
+    )

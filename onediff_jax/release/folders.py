@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onediff_jax.errors import InputError
 from onediff_jax.release.tensors import PICKLES
@@ -36,12 +36,14 @@ def new_folder(path: pathlib.Path, force: bool) -> Iterator[pathlib.Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def bring_frozen(source: pathlib.Path, target: pathlib.Path, link: bool) -> list[str]:
+def bring_frozen(
+    source: pathlib.Path, target: pathlib.Path, link: bool, but: Sequence[str] = ()
+) -> list[str]:
     """Copies the parts that are never trained, or links to them; returns which there are.
 
-    Pickles stay behind.
+    Pickles stay behind, and so do the parts named in `but`.
     """
-    parts = [part for part in FROZEN if (source / part).is_dir()]
+    parts = [part for part in FROZEN if (source / part).is_dir() and part not in but]
     for part in parts:
         if link:
             (target / part).symlink_to((source / part).resolve(), target_is_directory=True)

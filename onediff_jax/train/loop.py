@@ -102,7 +102,8 @@ def train(
                         checkpoints.save(step, state, assets, as_json)
                 if samples:
                     with clock.counting("sample"):
-                        trained = Trained(networks, state.weights | frozen, codec, tokenizer)
+                        weights = state.weights | frozen
+                        trained = Trained(networks, weights, codec, tokenizer, assets.schedule)
                         sample_grids(writer, step, trained, config, held_out)
                 if step == last:
                     break

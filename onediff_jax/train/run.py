@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from onediff_jax.generate import PictureCodec, SampleConfig
 from onediff_jax.models.networks import Networks
 from onediff_jax.models.nextdit import REMAT, NextDiTConfig
 from onediff_jax.ops.flow import FlowConfig
+from onediff_jax.ops.solve import Schedule
+from onediff_jax.release.configs import SCHEDULER_FILE, Settings, schedule_of
 from onediff_jax.sharding import MeshConfig
 from onediff_jax.train.encoders import (
     CodecConfig,
@@ -114,6 +117,14 @@ class Assets(NamedTuple):
     vocabulary: bytes
     origin: bytes = b""  # JSON: what came with released weights that training began with
     fingerprints: Mapping[str, str] = MappingProxyType({})  # of released encoders: text, codec
+
+    @property
+    def schedule(self) -> Schedule:
+        """Of samples: that of the import that the weights began with, if its scheduler is known."""
+        values = json.loads(self.origin or b"{}").get("scheduler")
+        if values is None:
+            return Schedule()
+        return schedule_of(Settings(pathlib.Path(SCHEDULER_FILE), values))
 
     @property
     def partial(self) -> bool:
