@@ -16,6 +16,7 @@ from typing import Any
 
 import ml_collections
 
+from onediff_jax.data.records import SourceSettings
 from onediff_jax.data.sources import SOURCES
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.errors import InputError
@@ -129,7 +130,7 @@ def nearest(name: str, names: typing.Iterable[str]) -> str:
 def settings_help(kind: type = RunConfig, path: str = "config") -> list[str]:
     """A line for every setting: its name, its default, and what its dataclass says of it."""
     hints, lines = typing.get_type_hints(kind), []
-    source = inspect.getsource(kind)
+    source = "".join(map(inspect.getsource, kind.__mro__[:-1]))  # of what it inherits, too
     for field in dataclasses.fields(kind):
         name = f"{path}.{field.name}"
         if dataclasses.is_dataclass(hints[field.name]):
@@ -139,4 +140,7 @@ def settings_help(kind: type = RunConfig, path: str = "config") -> list[str]:
         said = re.findall("# (.*)", re.search(own, source, re.MULTILINE | re.DOTALL)[1])
         default = "" if field.default is dataclasses.MISSING else f" = {field.default}"
         lines.append(f"  {name + default:44} {' '.join(said)}".rstrip())
+        if typing.get_args(hints[field.name])[1:] == (object,):  # sources by their names
+            lines.append(f"  {name + '.NAME.kind':44} {', '.join(SOURCES)}: docs/data.md")
+            lines += settings_help(SourceSettings, f"{name}.NAME")
     return lines

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from onediff_jax.config import as_dict, run_config
 from onediff_jax.data.cache import Cache, CachedSource, Part, unpacked_example
-from onediff_jax.data.loader import served
+from onediff_jax.data.mixture import served
 from onediff_jax.data.records import SPLITS, Source
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.data.text import t5_vocabulary

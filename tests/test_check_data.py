@@ -68,6 +68,20 @@ def test_whole_data_is_counted_by_task_and_size(folder, capsys):
     assert "photos text2image" in said and "padding:" in said
 
 
+def test_the_mixture_is_a_table_of_all_sources(folder, capsys):
+    status, found = report(folder)
+    assert status == 0
+    depth, text = found["mixture"]
+    # A row has an example of one view and two of two; a batch eight rows of ten records.
+    assert text == dict(task="text2image", source="photos", share=1 / 3, records=10, epochs=800)
+    assert depth["task"] == "depth2image" and depth["share"] == pytest.approx(2 / 3)
+    said = capsys.readouterr().out
+    assert "epochs in 1,000 steps" in said
+    (line,) = [line for line in said.splitlines() if "depth2image │" in line]
+    assert line.split()[3::2] == ["photos", "66.7%", "10", "1,600"]
+    assert report(folder, "--split", "validation")[1]["mixture"] == []
+
+
 def test_padding_is_what_the_grids_leave_empty(folder):
     # No grid has 17 tokens, so 16 of them are used; 9 are 3 x 3.
     _, found = report(folder)

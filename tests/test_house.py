@@ -46,6 +46,7 @@ TESTED_BY = {
     "making": "test_loader",
     "full_builder": "test_scene_source",
     "parts": "test_full_render",
+    "settings": "test_loader",
     "shading": "test_full_render",
     "scenes_builder": "test_scenes",
     "solids": "test_full_render",

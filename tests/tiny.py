@@ -6,8 +6,8 @@ import numpy as np
 
 from onediff_jax.data.conditions import ConditionConfig
 from onediff_jax.data.example import Record
-from onediff_jax.data.loader import DataConfig, SlotConfig
-from onediff_jax.data.records import Source
+from onediff_jax.data.records import Source, SourceSettings
+from onediff_jax.data.settings import DataConfig, SlotConfig
 from onediff_jax.data.sources import SOURCES
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.models.nextdit import NextDiTConfig
@@ -74,12 +74,12 @@ def orbit(height: int, width: int, rng: np.random.Generator) -> list[Camera]:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlobSettings:
+class BlobSettings(SourceSettings):
     """Settings of such a source."""
 
     count: int = 24
 
-    def open(self, split: str) -> Source:
+    def records(self, split: str) -> Source:
         """The same pictures for either split."""
         del split
         return Blobs(self.count)

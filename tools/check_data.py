@@ -4,7 +4,8 @@
                                [--split validation] [--sheet sheet.png] [--json report.json]
 
 Every record (or N, spread evenly) goes through each task of the config that its source serves.
-Prints records and faults by task, sizes, prompts in pieces of words, and the padding of slots.
+Prints the mixture (of every task, which source gives which share), records and faults by task,
+sizes, prompts in pieces of words, and the padding of slots.
 Status: 0, 1 where there are faults or the data cannot be opened, 2 where it was not understood.
 """
 
@@ -28,7 +29,8 @@ from onediff_jax.config import run_config
 from onediff_jax.data.example import Example
 from onediff_jax.data.fitting import grid_for
 from onediff_jax.data.latents import LaterCodec
-from onediff_jax.data.loader import Rows, served
+from onediff_jax.data.loader import Rows
+from onediff_jax.data.mixture import Share, mixture, served, table_of
 from onediff_jax.data.records import Source
 from onediff_jax.data.tasks import TASKS, example_of
 from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
@@ -55,6 +57,7 @@ class Report:
     shown: dict[str, list[Example]] = dataclasses.field(default_factory=dict)
     padding: list[dict] = dataclasses.field(default_factory=list)
     captions: dict[str, float] = dataclasses.field(default_factory=dict)
+    mixture: list[Share] = dataclasses.field(default_factory=list)
 
 
 def uses_of(config: RunConfig) -> dict[str, tuple[int, int]]:
@@ -225,6 +228,7 @@ def checked(config: RunConfig, names: Sequence[str], split: str, records: int | 
     """The report on some of a config's sources."""
     report = Report()
     sources = {name: config.data.sources[name].open(split) for name in names}
+    whole = len(sources) == len(config.data.sources)
     for name, source in sources.items():
         for file in source.damaged() if hasattr(source, "damaged") and records is None else ():
             report.faults.append(
@@ -242,10 +246,12 @@ def checked(config: RunConfig, names: Sequence[str], split: str, records: int | 
     if report.prompts:
         tokenizer = measure_text(config, report)
         try:
+            if whole and split == "train":
+                report.mixture = mixture(config.data, sources, config.rows)
             measure_padding(config, sources, tokenizer, report)
         except InputError as error:
             # Another source may serve the task, or faults be without end; else no run can start.
-            if len(sources) == len(config.data.sources) and not report.faults:
+            if whole and not report.faults:
                 raise
             report.padding = [{"slot": f"the whole row, not measured: {one_line(error)}"}]
     return report
@@ -286,12 +292,15 @@ def main(arguments: Sequence[str]) -> int:
         if options.json:
             names = ("records", "faults", "sizes", "captions", "padding")
             kept = {name: getattr(report, name) for name in names}
+            kept["mixture"] = [share._asdict() for share in report.mixture]
             pathlib.Path(options.json).write_text(json.dumps(kept, indent=1) + "\n")
         if options.sheet and report.shown:
             sheet_of(report.shown).save(options.sheet)
     except (InputError, OSError) as error:
         print(f"check_data: {one_line(error)}", file=sys.stderr)
         return 1
+    if report.mixture:
+        Console().print(table_of(report.mixture))
     print("\n".join(lines_of(report)))
     return 1 if report.faults else 0
 

@@ -9,6 +9,7 @@ goes on after the last whole file; once all are there, it checks them.  docs/cac
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import pathlib
@@ -39,9 +40,9 @@ from onediff_jax.data.cache import (
     packed_example,
 )
 from onediff_jax.data.example import Placed
-from onediff_jax.data.loader import served
 from onediff_jax.data.making import MakeExample
-from onediff_jax.data.records import Source
+from onediff_jax.data.mixture import served
+from onediff_jax.data.records import Source, SourceSettings
 from onediff_jax.data.shards import WRITING, checksum, packed_array
 from onediff_jax.errors import InputError
 from onediff_jax.train import encoders, run
@@ -72,6 +73,12 @@ def serves(part: Part, name: str, source: Source) -> bool:
         return bool(served(part.task, part.views, {name: source}))
     except InputError:
         return False
+
+
+def own_settings(settings: SourceSettings) -> dict[str, Any]:
+    """The settings of a source without those that sources of every kind have: they mix."""
+    common = {field.name for field in dataclasses.fields(SourceSettings)}
+    return {name: value for name, value in as_dict(settings).items() if name not in common}
 
 
 class Meter:
@@ -255,7 +262,7 @@ def encode(
             parts = [part for part in parts_of(config) if serves(part, name, source)]
             plan = {
                 "plan": run.plan_of(config, assets, states),
-                "source": as_dict(config.data.sources[name]),
+                "source": own_settings(config.data.sources[name]),
                 "parts": [str(part) for part in parts],
                 "seed": config.seed,
                 "passes": passes,

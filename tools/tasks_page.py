@@ -16,8 +16,8 @@ from PIL import Image
 
 from onediff_jax.config import run_config
 from onediff_jax.data.forms import is_ray
-from onediff_jax.data.loader import served
 from onediff_jax.data.making import MakeExample
+from onediff_jax.data.mixture import served
 from onediff_jax.data.tasks import ALIASES, TASKS, Task
 from onediff_jax.errors import InputError
 from onediff_jax.evaluate.grids import Row, sheet

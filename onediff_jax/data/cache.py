@@ -23,7 +23,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed, Record
-from onediff_jax.data.records import Source, no_folder
+from onediff_jax.data.records import Source, SourceSettings, no_folder
 from onediff_jax.data.shards import HALF, READING, packed_array, refuse_changed, unpacked_array
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
@@ -105,12 +105,12 @@ def deviation_of(log_variance: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cache:
+class Cache(SourceSettings):
     """Encoded examples that `tools/encode_dataset.py` wrote of one source."""
 
     path: str = ""  # of the source's folder, with manifest.json
 
-    def open(self, split: str) -> Source:
+    def records(self, split: str) -> Source:
         """The examples, which are all for training; validation has none."""
         folder = epath.Path(self.path).expanduser()
         if not self.path or not folder.is_dir():

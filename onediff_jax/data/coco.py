@@ -21,6 +21,7 @@ from onediff_jax.data.example import Record
 from onediff_jax.data.maps import instances_of, mask_of
 from onediff_jax.data.records import (
     Source,
+    SourceSettings,
     StoredPicture,
     StoredRecord,
     folder_at,
@@ -32,7 +33,7 @@ MOST = 65_535  # instances of an image, whose map has 16 bits
 
 
 @dataclasses.dataclass(frozen=True)
-class Coco:
+class Coco(SourceSettings):
     """Images with annotations in COCO's JSON; those without any are left out."""
 
     path: str = ""  # of the folder of images; the other files are looked for from it
@@ -41,7 +42,7 @@ class Coco:
     captions: str = ""  # JSON of captions, of which the first of an image is used
     validation: int = 64  # images held out, spread evenly
 
-    def open(self, split: str) -> Source:
+    def records(self, split: str) -> Source:
         """The images of a split."""
         return CocoImages(self, split)
 

@@ -14,6 +14,7 @@ from onediff_jax.data.records import (
     READY,
     NamedPictures,
     Source,
+    SourceSettings,
     StoredPicture,
     StoredRecord,
     folder_at,
@@ -29,7 +30,7 @@ COLUMNS = frozenset((*FILES, *TEXTS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
+class Folder(SourceSettings):
     """Pictures with a `metadata.jsonl` or `metadata.csv`, as Hugging Face's imagefolder."""
 
     path: str = ""  # of the folder
@@ -37,6 +38,7 @@ class Folder:
     validation: int = 64  # pictures held out, spread evenly over the listing
 
     def __post_init__(self):
+        super().__post_init__()
         for name in self.columns:
             if name not in COLUMNS:
                 raise InputError(
@@ -44,7 +46,7 @@ class Folder:
                     f"{', '.join(sorted(COLUMNS))}."
                 )
 
-    def open(self, split: str) -> Source:
+    def records(self, split: str) -> Source:
         """The pictures of a split."""
         return FolderRecords(self, split)
 

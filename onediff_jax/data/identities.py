@@ -18,6 +18,7 @@ from onediff_jax.data.example import Record
 from onediff_jax.data.listing import ListedFiles, Listing, listing_in
 from onediff_jax.data.records import (
     Source,
+    SourceSettings,
     StoredPicture,
     StoredPictures,
     StoredRecord,
@@ -31,7 +32,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)
-class Identities:
+class Identities(SourceSettings):
     """Pictures of persons or things, a folder for each."""
 
     path: str = ""  # of the folder of folders
@@ -40,6 +41,7 @@ class Identities:
     validation: int = 1  # subjects held out, spread evenly by name
 
     def __post_init__(self):
+        super().__post_init__()
         if self.subjects not in SUBJECTS:
             raise InputError(
                 f"subjects of a data source of kind 'identities' is {self.subjects!r}; it can be "
@@ -51,7 +53,7 @@ class Identities:
                 "reference are 2."
             )
 
-    def open(self, split: str) -> Source:
+    def records(self, split: str) -> Source:
         """The pictures of a split's subjects."""
         return IdentityPictures(self, split)
 

@@ -84,9 +84,9 @@ class Packing:
         return max(len(self.recipes[i]) for i in np.unique(self._deck))
 
     @property
-    def mean_examples(self) -> float:
-        """Examples that a recipe holds on average."""
-        return float(np.mean([len(self.recipes[i]) for i in self._deck]))
+    def mean_counts(self) -> dict[int, float]:
+        """Examples of each view count that a recipe holds on average."""
+        return dict(zip(self._counts, self._held[self._deck].mean(0).tolist(), strict=True))
 
     def fill(self, row: int) -> list[tuple[int, int]]:
         """The row's examples in order: view count, and number in the stream of that count."""

@@ -26,6 +26,7 @@ from onediff_jax.data.listing import listing_in
 from onediff_jax.data.nerfstudio import camera_of, entries_in, number
 from onediff_jax.data.records import (
     Source,
+    SourceSettings,
     StoredPicture,
     StoredPictures,
     StoredRecord,
@@ -40,7 +41,7 @@ MILLIMETRES = 1e-3  # a unit of depth where the file says nothing, as in nerfstu
 
 
 @dataclasses.dataclass(frozen=True)
-class Posed:
+class Posed(SourceSettings):
     """Scenes of pictures with known cameras, in folders with a transforms.json."""
 
     path: str = ""  # of the folder of scenes, or of one scene
@@ -49,7 +50,7 @@ class Posed:
     least: int = 2  # frames; scenes with fewer are left out
     validation: int = 1  # scenes held out, spread evenly by name
 
-    def open(self, split: str) -> Source:
+    def records(self, split: str) -> Source:
         """The scenes of a split."""
         return PosedScenes(self, split)
 

@@ -1,5 +1,6 @@
 """Records by number: what every source is, and fields that are read when they are asked for."""
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from jaxtyping import Int
 from onediff_jax.data.example import Picture, Record
 from onediff_jax.data.faults import refuse_wrong
 from onediff_jax.data.pictures import decoded
+from onediff_jax.data.tasks import canonical
 from onediff_jax.errors import InputError
 
 SPLITS = ("train", "validation")
@@ -18,6 +20,34 @@ READY = "pictures."  # begins the names of fields that are views made elsewhere
 WAITS = (0.5, 2.0, 8.0)  # seconds before reading is tried again
 
 Value = TypeVar("Value")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """Settings that data sources of every kind have beside their own."""
+
+    weight: float = 0.0  # among the sources that serve a task; 0: the number of its records
+    repeats: int = 1  # the weight is multiplied by it
+    tasks: tuple[str, ...] = ()  # that it may serve; empty: all that its records have the fields of
+
+    def __post_init__(self):
+        object.__setattr__(self, "tasks", tuple(map(canonical, self.tasks)))
+        for name, least in (("weight", 0), ("repeats", 1)):
+            if not getattr(self, name) >= least:
+                raise InputError(
+                    f"{name} of a data source of kind {type(self).__name__.lower()!r} is "
+                    f"{getattr(self, name)}; it must be at least {least}."
+                )
+
+    def open(self, split: str) -> "Source":
+        """The records of a split."""
+        source = self.records(split)
+        source.settings = self
+        return source
+
+    def records(self, split: str) -> "Source":
+        """The records of a split; every kind has its own."""
+        raise NotImplementedError
 
 
 class Source(Sequence):
@@ -28,6 +58,16 @@ class Source(Sequence):
 
     fields: frozenset[str]  # that every record has
     least: Mapping[str, int] = {}  # pictures that every record has, by fields that hold several
+    settings = SourceSettings()  # that it was opened by
+
+    @property
+    def weight(self) -> float:
+        """How often its records come, relative to those of other sources that serve a task."""
+        return (self.settings.weight or float(len(self))) * self.settings.repeats
+
+    def serves(self, task: str) -> bool:
+        """Whether its settings let it serve a task."""
+        return not self.settings.tasks or task in self.settings.tasks
 
     def taken(self, index: int, fields: Iterable[str]) -> Record:
         """Some fields of a record; raises Fault where its content cannot be used.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onediff_jax.data.example import Record
-from onediff_jax.data.records import Source, StoredRecord
+from onediff_jax.data.records import Source, SourceSettings, StoredRecord
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
 
@@ -18,7 +18,7 @@ CAPTIONS = {"short": "caption", "long": "long_caption"}  # fields of the stored 
 
 
 @dataclasses.dataclass(frozen=True)
-class Scenes:
+class Scenes(SourceSettings):
     """The built-in scenes; built on first use.
 
     `content` is "basic" (spheres and boxes, one view) or "full" (figures, more shapes, edits,
@@ -37,6 +37,7 @@ class Scenes:
     captions: str = "short"  # or "long", of full scenes
 
     def __post_init__(self):
+        super().__post_init__()
         kinds = (("content", CONTENTS), ("groups", GROUPS), ("captions", CAPTIONS))
         for name, known in kinds:
             if getattr(self, name) not in known:
@@ -50,7 +51,7 @@ class Scenes:
                 f'groups={self.groups!r}; set data.sources\' content to "full".'
             )
 
-    def open(self, split: str) -> Source:
+    def records(self, split: str) -> Source:
         """The scenes of a split."""
         return (FullRecords if self.content == "full" else SceneRecords)(self, split)
 

@@ -26,6 +26,7 @@ from onediff_jax.data.pictures import png
 from onediff_jax.data.records import (
     NamedPictures,
     Source,
+    SourceSettings,
     StoredPicture,
     StoredPictures,
     StoredRecord,
@@ -175,12 +176,12 @@ def checksum(file: pathlib.PurePath) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shards:
+class Shards(SourceSettings):
     """Records that `tools/make_shards.py` wrote; the splits are those of their source."""
 
     path: str = ""  # of the folder with fields.json
 
-    def open(self, split: str) -> Source:
+    def records(self, split: str) -> Source:
         """The records of a split."""
         return ShardRecords(self, split)
 

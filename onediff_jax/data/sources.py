@@ -1,18 +1,18 @@
 """Where records come from.  A source knows its records by number, and what every one of them holds.
 
-`SOURCES` maps a kind to its settings; settings open one split as a sequence of records.
+`SOURCES` maps a kind to its settings; settings open one split as a sequence of records.  What all
+kinds have in common is in `records.py`.
 """
-
-import typing
 
 from onediff_jax.data.cache import Cache
 from onediff_jax.data.coco import Coco
 from onediff_jax.data.folder import Folder
 from onediff_jax.data.identities import Identities
 from onediff_jax.data.posed import Posed
+from onediff_jax.data.records import SourceSettings
 from onediff_jax.data.scene_source import Scenes
 from onediff_jax.data.shards import Shards
 from onediff_jax.data.tfds_source import Tfds
 
-SourceSettings = Scenes | Folder | Shards | Tfds | Posed | Coco | Identities | Cache
-SOURCES: dict[str, type] = {kind.__name__.lower(): kind for kind in typing.get_args(SourceSettings)}
+KINDS = (Scenes, Folder, Shards, Tfds, Posed, Coco, Identities, Cache)
+SOURCES: dict[str, type[SourceSettings]] = {kind.__name__.lower(): kind for kind in KINDS}

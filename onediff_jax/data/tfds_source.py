@@ -19,6 +19,7 @@ from onediff_jax.data.records import (
     READY,
     NamedPictures,
     Source,
+    SourceSettings,
     StoredPicture,
     StoredRecord,
     folder_at,
@@ -36,7 +37,7 @@ ORIENTATION = 0x0112  # the EXIF tag; 1: as stored
 
 
 @dataclasses.dataclass(frozen=True)
-class Tfds:
+class Tfds(SourceSettings):
     """A data set of TFDS, prepared with file_format="array_record"."""
 
     path: str = ""  # TFDS's data_dir
@@ -47,7 +48,7 @@ class Tfds:
     held_out: str = ""  # TFDS's split to validate on; empty: records of `train` are held out
     validation: int = 64  # records held out where there is no such split
 
-    def open(self, split: str) -> Source:
+    def records(self, split: str) -> Source:
         """The records of a split."""
         return TfdsRecords(self, split)
 
@@ -115,8 +116,8 @@ class TfdsRecords(Source):
             self._name,
         )
 
-    def __reduce__(self) -> tuple[type, tuple[Tfds, str]]:
-        return TfdsRecords, self._given
+    def __reduce__(self) -> tuple[Any, tuple[Tfds, str]]:
+        return Tfds.open, self._given
 
     def __len__(self) -> int:
         return len(self._numbers)

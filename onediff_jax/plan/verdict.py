@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from onediff_jax.data.loader import examples_per_row, layout_of
+from onediff_jax.data.settings import examples_per_row, layout_of
 from onediff_jax.models.networks import Networks
 from onediff_jax.ops.layout import Layout
 from onediff_jax.plan.compiled import Compiled, compiled

@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onediff_jax.data.cache import flat
 from onediff_jax.data.latents import LaterCodec, LinearCodec
+from onediff_jax.data.records import SourceSettings
 from onediff_jax.errors import InputError
 from onediff_jax.train.encoders import INNER
 from onediff_jax.train.run import Assets, CheckpointConfig, RunConfig
@@ -108,7 +109,11 @@ def all_changes(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str, tup
 
     A setting that `before` does not know, since it is younger, was as its default is.
     """
-    defaults = flat(json.loads(json.dumps(dataclasses.asdict(RunConfig()))))
+    defaults = dataclasses.asdict(RunConfig())
+    defaults["data"]["sources"] = dict.fromkeys(
+        now.get("data", {}).get("sources", ()), dataclasses.asdict(SourceSettings())
+    )
+    defaults = flat(json.loads(json.dumps(defaults)))
     before, now = flat(before), flat(json.loads(json.dumps(now)))
     before = {name: value for name, value in defaults.items() if name in now} | before
     names = [name for name in before | now if before.get(name) != now.get(name)]

@@ -9,7 +9,7 @@ import numpy as np
 from clu import metrics as clu_metrics
 from clu import parameter_overview
 
-from onediff_jax.data import loader
+from onediff_jax.data import loader, mixture
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.errors import InputError, Stopped
 from onediff_jax.evaluate.grids import grid
@@ -74,7 +74,7 @@ def train(
             Writer(workdir, done + 1, config.steps, quiet=quiet) as writer,
             Profile(config.log.profile, workdir) as profile,
         ):
-            introduce(writer, networks, state, rows, sources, codec, done, changes)
+            introduce(writer, networks, state, rows, sources, codec, config.rows, done, changes)
             flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length)
             clock.begin(done, views=config.rows * rows.layout.views, flops=flops)
             faults = Faults(config.data.faults, list(sources))
@@ -164,7 +164,15 @@ def refuse_nonfinite(values: dict[str, float], step: int) -> None:
 
 
 def introduce(
-    writer: Writer, networks, state, rows, sources, codec, done: int, changes: dict[str, tuple]
+    writer: Writer,
+    networks,
+    state,
+    rows,
+    sources,
+    codec,
+    batch: int,
+    done: int,
+    changes: dict[str, tuple],
 ) -> None:
     """Says once what the run is made of."""
     table = parameter_overview.get_parameter_overview(
@@ -182,6 +190,7 @@ def introduce(
         writer.line(
             f"source {name}: {len(source):,} records with {', '.join(sorted(source.fields))}"
         )
+    writer.table("mixture", mixture.table_of(mixture.mixture(rows.config, sources, batch)))
     quality = f"{run.reconstruction_psnr(codec, pictures):.1f} dB" if pictures else "cached"
     writer.line(
         f"row: {rows.layout.views} views, {rows.layout.tokens} tokens; codec: {quality}; "
@@ -204,7 +213,7 @@ def sample_grids(
     Of tasks that no source with pictures serves there is none.
     """
     for task, views in run.views_of_tasks(config.data).items():
-        source = next(filter(len, loader.served(task, views, held_out).values()), None)
+        source = next(filter(len, mixture.served(task, views, held_out).values()), None)
         if source is None:
             continue
         count = min(config.evaluate.examples, len(source))

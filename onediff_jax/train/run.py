@@ -14,9 +14,11 @@ from onediff_jax.data.cache import CachedSource
 from onediff_jax.data.example import Example, Picture
 from onediff_jax.data.fitting import FULL
 from onediff_jax.data.latents import Codec, LaterCodec, LinearCodec, fit, picture_of, psnr
-from onediff_jax.data.loader import DataConfig, Rows, served
+from onediff_jax.data.loader import Rows
 from onediff_jax.data.making import MakeExample
+from onediff_jax.data.mixture import served
 from onediff_jax.data.records import Source
+from onediff_jax.data.settings import DataConfig
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
 from onediff_jax.errors import InputError

@@ -24,6 +24,7 @@ from typing import SupportsFloat
 import numpy as np
 import rich.console
 import rich.progress
+import rich.table
 import rich.text
 from jaxtyping import UInt8
 from PIL import Image
@@ -136,6 +137,14 @@ class Writer:
             # A Text is not searched for markup ("[depth2image]" is no style).  Only a terminal
             # needs its lines broken.
             self._console.print(rich.text.Text(message), soft_wrap=self._bar is None)
+
+    def table(self, name: str, table: rich.table.Table) -> None:
+        """Shows a table, and records it as `text` does."""
+        if not self.quiet:
+            plain = rich.console.Console(file=io.StringIO(), width=100)
+            plain.print(table)
+            self.text(name, plain.file.getvalue())
+            self._console.print(table)
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to `step`, which is done.  Costs microseconds."""
