@@ -11,20 +11,20 @@ its prompt as text, and as token ids or as states, bfloat16, of the tokens that 
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_module
 from etils import epath
 
 from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed, Record
+from onediff_jax.data.readers import RecordFiles, sizes_in
 from onediff_jax.data.records import Source, SourceSettings, no_folder
-from onediff_jax.data.shards import HALF, READING, packed_array, refuse_changed, unpacked_array
+from onediff_jax.data.shards import HALF, packed_array, refuse_changed, unpacked_array
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
 
@@ -153,6 +153,11 @@ class CachedSource(Source):
         with (self.folder / ASSETS).open("rb") as file, np.load(file) as held:
             return dict(held)
 
+    @functools.cached_property
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of the files in the folder, by name."""
+        return sizes_in(self.folder)
+
     def examples(self, part: Part) -> "CachedExamples":
         """The examples of a part; raises InputError, saying which parts there are, without it."""
         parts = self.manifest["parts"]
@@ -162,6 +167,7 @@ class CachedSource(Source):
                 f"{part.tokens} tokens; it holds {', '.join(parts)}.  Encode the data set with "
                 "this config's slots and tasks: tools/encode_dataset.py."
             )
+        refuse_changed(self.folder, parts[str(part)], self._sizes, MANIFEST)
         return CachedExamples(self.folder, parts[str(part)])
 
     def refuse_other(self, plan: Mapping[str, Any]) -> None:
@@ -180,35 +186,19 @@ class CachedExamples(Sequence):
     """The encoded examples of a part, by number, as bytes."""
 
     def __init__(self, folder: epath.Path, shards: Sequence[Mapping[str, Any]]):
-        refuse_changed(folder, shards, MANIFEST)
-        self._files = [folder / shard["file"] for shard in shards]
-        self._ends = np.cumsum([shard["records"] for shard in shards], dtype=np.int64)
-        self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {n: v for n, v in vars(self).items() if n != "_lock"} | {"_readers": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        self._names = [str(folder / shard["file"]) for shard in shards]
+        self._records = RecordFiles(self._names, [shard["records"] for shard in shards])
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._records)
 
     def __getitem__(self, index: int) -> bytes:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        number = index - (int(self._ends[shard - 1]) if shard else 0)
-        with self._lock:
-            if shard not in self._readers:
-                file = self._files[shard]
-                file.stat()  # else the reader takes a missing file for a broken one
-                self._readers[shard] = array_record_module.ArrayRecordReader(str(file), READING)
-            reader = self._readers[shard]
         try:
-            return reader.read([number])[0]
-        except (RuntimeError, IndexError) as error:
+            return self._records[index]
+        except RuntimeError as error:
+            file, number = self._records.place(index)
             raise InputError(
-                f"{self._files[shard]}, example {number} is damaged "
+                f"{self._names[file]}, example {number} is damaged "
                 f"({' '.join(str(error).split())[:200]}); encode the data set again."
             ) from None
 

@@ -19,6 +19,7 @@ from onediff_jax.data.latents import Codec, LaterCodec
 from onediff_jax.data.making import MakeExample, ReadExample
 from onediff_jax.data.mixture import ingredients
 from onediff_jax.data.packing import Packing
+from onediff_jax.data.readers import raised_limit
 from onediff_jax.data.records import Source
 from onediff_jax.data.rows import Batch, Carried, Writer, stack
 from onediff_jax.data.settings import DataConfig, SlotConfig, layout_of, packed_slots
@@ -169,15 +170,17 @@ def batches(rows: Rows, batch: int, local: Sequence[int], first_step: int, last_
         workers = grain.multiprocessing.MultiprocessingOptions(
             num_workers=config.workers, per_worker_buffer_size=config.prefetch
         )
-        found = found.mp_prefetch(workers, ignore_requests_to_end)
+        found = found.mp_prefetch(workers, begin_worker)
     return iter(found)
 
 
-def ignore_requests_to_end(worker: int, workers: int) -> None:
-    """Leaves signals to the process that reads the batches, which needs some more to end in order.
+def begin_worker(worker: int, workers: int) -> None:
+    """Readies a worker process: files may be open, and signals are left to whoever reads batches.
 
-    A terminal, systemd and Slurm send them to its workers too.
+    A terminal, systemd and Slurm send SIGINT and SIGTERM to workers too, and the reader of batches
+    needs some more to end in order.
     """
     del worker, workers
+    raised_limit()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

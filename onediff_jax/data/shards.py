@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from etils import epath
 from onediff_jax.data.example import Record
 from onediff_jax.data.faults import refuse_wrong_camera
 from onediff_jax.data.pictures import png
+from onediff_jax.data.readers import RecordFiles, sizes_in
 from onediff_jax.data.records import (
     NamedPictures,
     Source,
@@ -39,7 +39,6 @@ MANIFEST = "fields.json"
 FORMAT = 1  # goes up when older readers would misread
 SHARD = 512 * 2**20  # bytes of records after which a file is closed
 WRITING = "group_size:1,zstd:3"  # a group is what must be read for one record
-READING = "readahead_buffer_size:0,max_parallelism:0"
 HALF = np.dtype(ml_dtypes.bfloat16)
 
 PICTURE = ("image", "edited")
@@ -200,44 +199,18 @@ class ShardRecords(Source):
             )
         self.fields, self.least = frozenset(manifest["fields"]), dict(manifest["least"])
         self._shards = manifest["shards"][split]
-        refuse_changed(self.folder, self._shards)
-        counts = [shard["records"] for shard in self._shards]
-        self._ends = np.cumsum(counts, dtype=np.int64)
-        self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"} | {
-            "_readers": {}
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        refuse_changed(self.folder, self._shards, sizes_in(self.folder))
+        names = [str(self.folder / shard["file"]) for shard in self._shards]
+        self._records = RecordFiles(names, [shard["records"] for shard in self._shards])
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """The shard that holds a record, and its number there."""
-        index = range(len(self))[index]
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
-
-    def _reader(self, shard: int) -> Any:
-        with self._lock:
-            if shard not in self._readers:
-                file = self.folder / self._shards[shard]["file"]
-                file.stat()  # else the reader takes a missing file for a broken one
-                self._readers[shard] = array_record_module.ArrayRecordReader(str(file), READING)
-            return self._readers[shard]
+        return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        shard, number = self._place(index)
         where = self.where(index)
-        reader = self._reader(shard)
         try:
-            record = unpacked(reader.read([number])[0], where)
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            record = unpacked(self._records[index], where)
+        except (RuntimeError, ValueError, TypeError) as error:
             raise InputError(
                 f"{where} is damaged ({' '.join(str(error).split())[:200]}); make the shards again."
             ) from None
@@ -247,7 +220,7 @@ class ShardRecords(Source):
 
     def where(self, index: int) -> str:
         """The file and the number of a record in it."""
-        shard, number = self._place(index)
+        shard, number = self._records.place(index)
         return f"{self.folder / self._shards[shard]['file']}, record {number}"
 
     def damaged(self) -> list[str]:
@@ -283,15 +256,20 @@ def manifest_of(folder: epath.Path) -> dict[str, Any]:
 
 
 def refuse_changed(
-    folder: epath.Path, shards: Sequence[Mapping[str, Any]], manifest: str = MANIFEST
+    folder: epath.Path,
+    shards: Sequence[Mapping[str, Any]],
+    sizes: Mapping[str, int],
+    manifest: str = MANIFEST,
 ) -> None:
-    """Raises where a file is missing or has another size than when it was written."""
+    """Raises where a file is missing or has another size than when it was written.
+
+    `sizes` are those of the files that are in the folder now.
+    """
     for shard in shards:
-        file = folder / shard["file"]
-        size = file.stat().length if file.is_file() else None
+        size = sizes.get(shard["file"])
         if size != shard["bytes"]:
             found = "missing" if size is None else f"{size} bytes long"
             raise InputError(
-                f"{file} is {found}; {manifest} says {shard['bytes']} bytes.  Copy it again, or "
-                "make the shards again."
+                f"{folder / shard['file']} is {found}; {manifest} says {shard['bytes']} bytes.  "
+                "Copy it again, or make the shards again."
             )

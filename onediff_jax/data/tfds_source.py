@@ -15,6 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from onediff_jax.data.example import Record
+from onediff_jax.data.readers import RecordFiles
 from onediff_jax.data.records import (
     READY,
     NamedPictures,
@@ -103,11 +104,18 @@ class TfdsRecords(Source):
         name = settings.held_out if held_out else settings.train
         try:
             self._records = builder.as_data_source(name, decoders=decoders)
+            files = builder.info.splits[name].file_instructions
         except Exception as error:  # of an unknown split, another format, or nothing prepared
             raise InputError(
                 f"{settings.name!r} in {folder} has no split {name!r} that can be read: "
                 f"{one_line(error)}; prepare it with file_format='array_record'."
             ) from None
+        # TFDS's own reader of files keeps all of them open.
+        self._records.data_source = RecordFiles(
+            [str(file.filename) for file in files],
+            [file.take for file in files],
+            [file.skip for file in files],
+        )
         self._name = f"{folder / settings.name} {name}"
         self._numbers = numbers_of_split(
             "train" if held_out else split,
@@ -128,6 +136,10 @@ class TfdsRecords(Source):
             example = self._records[self._numbers.item(index)]
         except (AttributeError, ValueError) as error:  # a picture that OpenCV cannot decode
             raise Fault(f"{where} cannot be decoded: {one_line(error)}") from None
+        except RuntimeError as error:
+            raise InputError(
+                f"{where} is damaged ({one_line(error)}); prepare the data set again."
+            ) from None
         stored: dict[str, Any] = {}
         views: dict[str, StoredPicture] = {}
         for field, found in self._found.items():

@@ -9,7 +9,7 @@ import numpy as np
 from clu import metrics as clu_metrics
 from clu import parameter_overview
 
-from onediff_jax.data import loader, mixture
+from onediff_jax.data import loader, mixture, readers
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.errors import InputError, Stopped
 from onediff_jax.evaluate.grids import grid
@@ -39,6 +39,7 @@ def train(
     to end, once it has saved.
     """
     clock = Clock()
+    readers.raised_limit()  # of open files
     mesh = mesh_of(config.mesh)
     check_rows(config.rows, config.optimizer.accumulate, mesh)
     sources = run.opened(config.data, "train")
