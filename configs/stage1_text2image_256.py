@@ -9,7 +9,8 @@ step.  The paper has 256 for 500,000 steps at a rate of 5e-4; this is as many sa
 of the steps, at the same rate.  The warm-up is ours.
 
 Estimated on v3-256 (2026-11-22): 3.83 GiB, 25% of a core's memory;
-59.6% of peak, 50.8% with exchanges; 1,688 samples/s; 0.9 days.
+MFU 50.7%, 43.2% with communication (50.8% with encoders);
+1,688 samples/s; 0.9 days.
 """
 
 from onediff_jax.config import base_config

@@ -8,7 +8,8 @@ It goes on from the weights of the first part (`tune.start`) with a fresh optimi
 and rate are the paper's.
 
 Estimated on v3-256 (2026-11-22): 3.85 GiB, 25% of a core's memory;
-63.1% of peak, 51.4% with exchanges; 474 samples/s; 3.1 days.
+MFU 60.5%, 49.2% with communication (51.4% with encoders);
+474 samples/s; 3.1 days.
 """
 
 from onediff_jax.config import base_config

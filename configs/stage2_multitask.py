@@ -10,7 +10,8 @@ and several views.  It has four examples: 1,024 samples a step, where the paper 
 are those of stage 1, the optimizer is fresh.  How tasks share a slot is ours.
 
 Estimated on v3-256 (2026-11-22): 7.46 GiB, 48% of a core's memory;
-63.6% of peak, 59.8% with exchanges; 730 samples/s; 4.1 days.
+MFU 60.1%, 56.5% with communication (59.8% with encoders);
+730 samples/s; 4.1 days.
 """
 
 from onediff_jax.config import base_config

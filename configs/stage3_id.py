@@ -9,7 +9,8 @@ As in the paper, 2 and 3 views are of 512 px, 4 and 5 of 256 px; a row has one e
 neither steps nor rate of this stage; these are ours.
 
 Estimated on v3-256 (2026-11-22): 13.46 GiB, 87% of a core's memory;
-60.1% of peak, 58.4% with exchanges; 289 samples/s; 0.4 days.
+MFU 58.7%, 57.1% with communication (58.4% with encoders);
+289 samples/s; 0.4 days.
 """
 
 from onediff_jax.config import base_config

@@ -10,7 +10,8 @@ rows fit, with all of a block but what attention gives made again for the backwa
 are those of stage 2.
 
 Estimated on v3-256 (2026-11-23): 13.74 GiB, 89% of a core's memory;
-46.7% of peak, 46.3% with exchanges; 35 samples/s; 1.7 days.
+MFU 46.5%, 46.2% with communication (46.3% with encoders);
+35 samples/s; 1.7 days.
 """
 
 from onediff_jax.config import base_config

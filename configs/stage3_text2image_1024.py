@@ -8,7 +8,8 @@ Weights are those of stage 2, the optimizer is fresh.  The paper states neither 
 this stage; these are ours.
 
 Estimated on v3-256 (2026-11-22): 8.80 GiB, 57% of a core's memory;
-59.6% of peak, 57.1% with exchanges; 120 samples/s; 0.7 days.
+MFU 59.0%, 56.5% with communication (57.1% with encoders);
+120 samples/s; 0.7 days.
 """
 
 from onediff_jax.config import base_config

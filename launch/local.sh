@@ -11,6 +11,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Compiled programs are kept: a restart skips minutes of compilation.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/onediff_jax/programs}"
 
+# On GPUs JAX takes three quarters of the memory by default.  Both of its names for the setting, the
+# older one second, are the user's; to set both is an error.
+if [[ -z ${XLA_CLIENT_MEM_FRACTION:-}${XLA_PYTHON_CLIENT_MEM_FRACTION:-} ]]; then
+  export XLA_CLIENT_MEM_FRACTION=.95
+fi
+
 python=.venv/bin/python
 [[ -x $python ]] || python=python3
 exec "$python" -m onediff_jax "$@" # itself, so that signals reach it

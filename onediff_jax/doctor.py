@@ -277,6 +277,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
     pieces = 0 if config.text.kind == "t5" else config.text.vocabulary
     networks = networks_of(config.model, config.text, config.codec, pieces, config.remat)
     optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
-    state = jax.eval_shape(lambda: new_state(networks, optimizer, jax.random.key(0), config.tune))
+    key, tune = jax.random.key(0), config.tune
+    state = jax.eval_shape(lambda: new_state(networks, optimizer, key, tune, config.optimizer))
     saved = state._replace(frozen=None) if config.tune.start else state
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))

@@ -6,6 +6,9 @@ import pytest
 
 from onediff_jax.train import clock as clock_module
 from onediff_jax.train.clock import Clock
+from onediff_jax.train.metrics import StepFlops
+
+FLOPS = StepFlops({"denoiser": 500}, {"text encoder": 60, "autoencoder": 40})
 
 
 class Array:
@@ -45,7 +48,7 @@ def run(clock: Clock, now, steps: int) -> None:
 def test_shares_say_what_every_second_went_to_and_add_up_to_one(now):
     clock = Clock()
     now.pass_(10)
-    clock.begin(100, views=6, flops=500)
+    clock.begin(100, views=6, flops=FLOPS)
     with clock.waiting(None):
         now.pass_(1)
     with clock.dispatching():
@@ -80,17 +83,18 @@ def test_shares_say_what_every_second_went_to_and_add_up_to_one(now):
 
 def test_speeds_count_all_seconds_since_the_last_report(now):
     clock = Clock()
-    clock.begin(7, views=6, flops=500)
+    clock.begin(7, views=6, flops=FLOPS)
     run(clock, now, 4)
     report = clock.report(11)
     assert report["views_per_second"] == pytest.approx(3)
     assert report["flops_per_second"] == pytest.approx(250)
     assert report["mfu"] == pytest.approx(250 / 4000)
+    assert report["mfu_with_encoders"] == pytest.approx(300 / 4000)
 
 
 def test_a_wait_counts_only_where_the_device_has_nothing_left_to_do(now):
     clock = Clock()
-    clock.begin(0, views=1, flops=1)
+    clock.begin(0, views=1, flops=FLOPS)
     for ready, counted in ((False, 0.0), (True, 0.75)):
         last = {"loss": Array(ready=False), "more": Array(ready=True)}
         with clock.waiting(last):

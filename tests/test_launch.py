@@ -55,6 +55,7 @@ PYTHON = """
 count="$WORLD/started.$(basename "$HOME")"
 echo >> "$count"
 echo "environment $JAX_COMPILATION_CACHE_DIR" >> "$WORLD/asked"
+echo "memory ${XLA_CLIENT_MEM_FRACTION:-} ${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" >> "$WORLD/asked"
 case $(sed -n "$(wc -l < "$count")p" "$WORLD/plan") in
   preempted)
     printf '%s\\n' ACTIVE SUSPENDING SUSPENDED > "$WORLD/states"
@@ -248,6 +249,23 @@ def test_a_local_run_keeps_its_programs_and_becomes_the_process(world):
     (given,) = asked(world, "python3")
     assert given == ["-m", "onediff_jax", "train", *ARGUMENTS]
     assert f"environment {world}/.cache/onediff_jax/programs" in (world / "asked").read_text()
+
+
+@pytest.mark.parametrize(
+    ("environment", "given"),
+    [
+        ({}, ".95 "),
+        ({"XLA_CLIENT_MEM_FRACTION": ".5"}, ".5 "),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": ".6"}, " .6"),  # JAX refuses both names at once
+    ],
+)
+def test_a_gpu_gives_nearly_all_its_memory_unless_the_user_says_otherwise(
+    world, monkeypatch, environment, given
+):
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched(world, "local.sh", "train", plan="slow", **environment).returncode == 0
+    assert f"memory {given}\n" in (world / "asked").read_text()
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (75, True), (1, False)])

@@ -7,8 +7,9 @@ import pytest
 from onediff_jax.models.networks import Networks
 from onediff_jax.models.nextdit import NextDiT, NextDiTConfig
 from onediff_jax.models.t5 import T5Config, T5Encoder
+from onediff_jax.models.vae import AutoencoderKL, VAEConfig
 from onediff_jax.ops.layout import Layout, Slot
-from onediff_jax.train.metrics import denoiser_flops, network_flops, step_flops, text_flops
+from onediff_jax.train.metrics import codec_flops, denoiser_flops, step_flops, text_flops
 
 LAYOUT = Layout((Slot(1, 128), Slot(2, 64), Slot(3, 32, examples=2)))
 LENGTH = 48
@@ -74,9 +75,39 @@ def test_a_step_counts_its_backward_pass_twice(params):
         return jnp.square(NETWORKS.velocity(params, patches, *rest, LAYOUT)).sum()
 
     step = counted(jax.grad(loss), params["denoiser"], params, *inputs())
-    flops = network_flops(NETWORKS, LAYOUT, ROWS, LENGTH)
-    assert flops["denoiser"] == pytest.approx(step, rel=0.04)
-    assert step_flops(NETWORKS, LAYOUT, ROWS, LENGTH) == sum(flops.values())
+    flops = step_flops(NETWORKS, LAYOUT, ROWS, LENGTH)
+    assert flops.trained["denoiser"] == pytest.approx(step, rel=0.04)
+
+
+def test_the_autoencoder_counts_what_xla_counts():
+    config = VAEConfig(
+        block_out_channels=(64, 128, 128), norm_num_groups=8, latent_channels=4, dtype="float32",
+        use_quant_conv=True,
+    )  # fmt: skip
+    codec = AutoencoderKL(config)
+    boxed = jax.eval_shape(codec.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, "value"))
+    forward = counted(codec.encode, params, shape(1, 64, 64, 3))
+    assert codec_flops(config, 64) == pytest.approx(forward, rel=0.04)
+
+
+def test_mfu_counts_what_is_trained_and_frozen_encoders_are_told_apart():
+    text = text_flops(NETWORKS, ROWS * LAYOUT.examples * LENGTH, LENGTH)
+    trained = step_flops(NETWORKS, LAYOUT, ROWS, LENGTH)
+    assert trained.trained["text encoder"] == 3 * text and not trained.encoders
+    codec = AutoencoderKL(VAEConfig())
+    released = NETWORKS._replace(codec=codec, frozen=("text", "codec"))
+    for inside in ((), ("text",), ("text", "codec")):
+        found = step_flops(released, LAYOUT, ROWS, LENGTH, inside)
+        assert found.model == trained.trained["denoiser"]
+        images = [(1, 11), (2, 8), (3, 5)]  # the largest squares in views of 128, 64, 32 tokens
+        expected = {
+            "text encoder": text,
+            "autoencoder": ROWS * sum(n * codec_flops(codec.config, 16 * s) for n, s in images),
+        }
+        names = {"text": "text encoder", "codec": "autoencoder"}
+        assert found.encoders == {names[each]: expected[names[each]] for each in inside}
+        assert found.total == found.model + sum(found.encoders.values())
 
 
 def test_the_released_size_counts_as_its_parameters_say():

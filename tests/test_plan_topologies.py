@@ -13,6 +13,9 @@ from onediff_jax.train.metrics import PEAKS
     ("name", "cores", "devices", "shape"),
     [
         # cloud.google.com/tpu/docs, "TPU types": v3-32 is 16 chips, v4-8 and v5p-8 are 4.
+        ("v3-1", 1, 1, "v3:2x2"),
+        ("v5p-2", 2, 1, "v5p:2x2x1"),
+        ("v6e-1", 1, 1, "v6e:2x2"),
         ("v3-8", 8, 8, "v3:2x2"),
         ("v3-32", 32, 32, "v3:4x4"),
         ("v3-256", 256, 256, "v3:8x16"),
@@ -33,8 +36,8 @@ def test_slices_are_counted_as_the_cloud_counts(name, cores, devices, shape):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("v3-100", "v3-8, v3-32, v3-64, v3-128, v3-256"),
-        ("v5litepod-3", "v5e-4, v5e-8"),
+        ("v3-100", "v3-1, v3-8, v3-32, v3-64, v3-128, v3-256"),
+        ("v5litepod-3", "v5e-1, v5e-4, v5e-8"),
         ("v7-256", "v6e-256"),
         ("nonsense", "v3, v4, v5e, v5p, v6e"),
     ],

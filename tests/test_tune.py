@@ -16,9 +16,12 @@ from onediff_jax.config import as_dict, run_config
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import Dense, LoraConfig
 from onediff_jax.restore import restored
+from onediff_jax.sharding import mesh_of
 from onediff_jax.train import run
+from onediff_jax.train.checkpoint import Checkpoints
 from onediff_jax.train.loop import train
-from onediff_jax.train.state import optimizer_of
+from onediff_jax.train.start import first_assets, state_shapes
+from onediff_jax.train.state import optimizer_of, state_shardings
 from onediff_jax.train.tune import TuneConfig, merged, parted
 
 LORA = LoraConfig(rank=3, alpha=6.0, targets=("wq", "wo", "w2"))
@@ -220,3 +223,70 @@ def test_a_base_that_has_moved_away_is_named(adapted, tmp_path):
     gone = dataclasses.replace(config.tune, start=str(tmp_path / "gone"))
     with pytest.raises(InputError, match="gone holds no checkpoint"):
         trained(dataclasses.replace(config, tune=gone), tmp_path / "new")
+
+
+def small(**changes):
+    """A run that compiles quickly."""
+    config = tiny_config(**RUN, **changes)
+    data = dataclasses.replace(config.data, row=config.data.row[:1], tasks={"text2image": 1.0})
+    model = dataclasses.replace(config.model, depth=1)
+    return dataclasses.replace(config, data=data, model=model)
+
+
+def kept(config, workdir: pathlib.Path, step: int):
+    """The state of a run's checkpoint, in the types and shardings that a configuration asks for."""
+    sources = run.opened(config.data, "train")
+    with Checkpoints(workdir, config.checkpoint) as checkpoints:
+        checkpoints.changes(step, as_dict(config))
+        networks, _ = run.assembled(config, run.fitted_assets(config, sources))
+        optimizer = optimizer_of(config.optimizer, config.steps)
+        mesh = mesh_of(config.mesh)
+        shardings = state_shardings(networks, optimizer, mesh, config=config.optimizer)
+        shapes = state_shapes(networks, optimizer, shardings, config)
+        return checkpoints.restore(step, shapes, as_dict(config)), shapes
+
+
+def test_a_run_without_an_ema_is_resumed_sampled_exported_and_started_from(tmp_path):
+    """Its trained parameters serve everywhere, and its moments are Adafactor's."""
+    from bridge import export_torch
+    from bridge import run as run_tool
+
+    optimizer = dataclasses.replace(tiny_config().optimizer, kind="adafactor", ema=0.0)
+    config = small(steps=1, optimizer=optimizer)
+    workdir = trained(config, tmp_path / "run")
+    state, shapes = kept(config, workdir, 1)
+    assert jax.tree.structure(state) == jax.tree.structure(shapes)
+    assert int(state.step) == 1 and not state.ema
+    expected = flatten_dict(jax.device_get(state.params), sep="/")
+    served = flatten_dict(jax.device_get(state.weights), sep="/")
+    for found in (weights(workdir), served):
+        assert set(found) == set(expected)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    # A run starts from it under another optimizer, with tune.weights of ema, as by default.
+    first_assets(small(tune=TuneConfig(start=str(workdir))), {}, as_dict(small()))
+    assert run_tool(export_torch, checkpoint=workdir, out=tmp_path / "out", ema=True) == 0
+    assert "(as trained, float32)" in (tmp_path / "out" / "README.md").read_text()
+    for changes, said in (
+        (dict(kind="adamw"), "optimizer.kind is 'adamw', and 'adafactor' in the checkpoint"),
+        (dict(ema=0.9), "optimizer.ema is 0.9, and 0.0 in the checkpoint"),
+    ):
+        changed = dataclasses.replace(optimizer, **changes)
+        with pytest.raises(InputError, match=said):
+            kept(dataclasses.replace(config, optimizer=changed), workdir, 1)
+
+
+def test_moments_and_ema_can_change_their_type_when_a_run_goes_on(base):
+    config = tiny_config(steps=4, **RUN)
+    before, _ = kept(config, base, 4)
+    smaller = dict(mu_dtype="bfloat16", ema_dtype="bfloat16", ema=0.999)
+    smaller = dataclasses.replace(config.optimizer, **smaller)
+    after, _ = kept(dataclasses.replace(config, optimizer=smaller), base, 4)
+    names = jax.tree_util.tree_leaves_with_path(before.ema)
+    for (path, old), new in zip(names, jax.tree.leaves(after.ema), strict=True):
+        assert str(new.dtype) == ("bfloat16" if path[-1].key == "kernel" else "float32")
+        assert_allclose(np.float32(new), np.float32(old), rtol=2**-8)
+    for leaf in jax.tree.leaves(after.moments[1][0].mu):
+        assert leaf.dtype == jnp.bfloat16
+    without = dataclasses.replace(config.optimizer, ema=0.0)
+    with pytest.raises(InputError, match="optimizer.ema is 0.0, and 0.9999 in the checkpoint"):
+        kept(dataclasses.replace(config, optimizer=without), base, 4)

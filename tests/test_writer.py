@@ -163,13 +163,15 @@ def test_without_a_terminal_each_report_is_one_plain_line(tmp_path, clock):
             writer.advance(step)
         writer.scalars(1200, VALUES)
         writer.scalars(1200, {"evaluate/psnr": 21.34, "evaluate/steps": 1234})
-        writer.scalars(1250, VALUES | {"mfu": 0.412})
+        writer.scalars(1250, VALUES | {"mfu": 0.412, "mfu_with_encoders": 0.412})
+        writer.scalars(1250, VALUES | {"mfu": 0.412, "mfu_with_encoders": 0.43})
     assert shown(plain).splitlines() == [
         "[[depth2image]] has [bold]4[/bold] sources :smile: and a line longer than the width",
         "step 1,000/9,000  loss 0.412  1,830 views/s  55.1 TFLOP/s",
         "step 1,200/9,000  loss 0.412  1,830 views/s  55.1 TFLOP/s  4:12 left",
         "step 1,200/9,000  evaluate/psnr 21.3  evaluate/steps 1,234",
         "step 1,250/9,000  loss 0.412  1,830 views/s  41.2% MFU  3:20 left",
+        "step 1,250/9,000  loss 0.412  1,830 views/s  41.2% MFU, 43.0% with encoders  3:20 left",
     ]
 
 

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     networks, tokenizer = run.assembled(config, assets)
     rows = run.rows_of(config, sources, assets, tokenizer)
     mesh = mesh_of(config.mesh)
-    flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length)
+    flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length).model
     model = config.model
     tokens = config.rows * rows.layout.tokens
 
@@ -78,9 +78,10 @@ def main(arguments: list[str]) -> None:
     )
 
     optimizer = optimizer_of(config.optimizer, config.steps)
-    shardings = state_shardings(networks, optimizer, mesh)
+    shardings = state_shardings(networks, optimizer, mesh, config=config.optimizer)
     new = jax.jit(
-        lambda: new_state(networks, optimizer, jax.random.key(0)), out_shardings=shardings
+        lambda: new_state(networks, optimizer, jax.random.key(0), config=config.optimizer),
+        out_shardings=shardings,
     )
     state = new()
     step_of = train_step_of(

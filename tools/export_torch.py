@@ -45,6 +45,7 @@ from onediff_jax.release.tensors import STEMS
 from onediff_jax.release.writing import TensorFolder, digests_in
 from onediff_jax.train.checkpoint import Place, described, kinds_in, places, stored
 from onediff_jax.train.run import RunConfig
+from onediff_jax.train.tune import WEIGHTS
 
 MODELING = Path(__file__).parent / "released" / "modeling_nextdit.py"
 TEXT_WIDTH = "denoiser/layers/attention/wk_y/kernel"  # whose second axis has it
@@ -110,7 +111,7 @@ def denoiser_at(checkpoint: Path, ema: bool) -> Denoiser:
     """The denoiser of a workdir's newest checkpoint, or of a step's folder."""
     settings, assets, step = described(checkpoint)
     run, origin = run_config(settings), json.loads(assets.origin or "{}")
-    kind = "params" if not ema and "params" in kinds_in(checkpoint) else "ema"
+    kind = next(k for k in (WEIGHTS if ema else WEIGHTS[::-1]) if k in kinds_in(checkpoint))
     _, text_width, _ = places(checkpoint, [TEXT_WIDTH], kind)[TEXT_WIDTH].shape
     model = dataclasses.replace(run.model, lora=LoraConfig())
     shapes = denoiser_shapes(model, text_width)

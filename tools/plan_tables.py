@@ -6,8 +6,8 @@
     python tools/plan_tables.py                                   # only writes the tables
 
 A plan is kept in tests/plans/CONFIG.SLICE[.VARIANT].json, with its command and date; a test
-compares new ones with it.  Tables go between the marks of docs/pod.md and docs/plan.md, and a line
-to a config's docstring.
+compares new ones with it.  Tables go between the marks of README.md, docs/pod.md and docs/plan.md,
+and a line to a config's docstring.
 """
 
 import argparse
@@ -51,10 +51,12 @@ COLUMNS = (
     "memory a device",
     "TFLOP a device",
     "compute s",
-    "exchanges s",
-    "of them waited for",
-    "share of peak",
-    "with exchanges",
+    "communication s",
+    "exposed s",
+    "MFU, compute-only",
+    "MFU with communication",
+    "compute-only, with encoders",
+    "with communication and encoders",
     "samples/s",
     "days",
 )
@@ -74,7 +76,7 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(KNOWN)}")
     for name in names:
         make(name)
-    for page in (ROOT / "docs" / "pod.md", ROOT / "docs" / "plan.md"):
+    for page in (ROOT / "README.md", ROOT / "docs" / "pod.md", ROOT / "docs" / "plan.md"):
         page.write_text(with_tables(page.read_text()))
     for stage in STAGES:
         if is_kept(f"{stage}.{HOME}"):
@@ -131,7 +133,7 @@ def cells(name: str) -> list[str]:
     used = plan["hbm_bytes"] / plan["hbm_limit_bytes"]
     memory = f"{plan['hbm_bytes'] / 2**30:.2f} GiB, {used:.0%}"
     topology = topology_of(plan["topology"])
-    work = f"{plan['model_flops'] / topology.devices / 1e12:.1f}"
+    work = f"{(plan['model_flops'] + plan['encoder_flops']) / topology.devices / 1e12:.1f}"
     if not plan["fits"]:
         return [memory, work, "does not fit", *[""] * (len(COLUMNS) - 3)]
     compute, seconds = plan["estimated_compute_seconds"], seconds_of(plan)
@@ -145,13 +147,15 @@ def cells(name: str) -> list[str]:
         f"{seconds - compute:.3f}",
         f"{plan['estimated_mfu']:.1%}",
         f"{plan['estimated_mfu_with_communication']:.1%}",
+        f"{plan['estimated_mfu_with_encoders']:.1%}",
+        f"{plan['estimated_mfu_with_encoders_and_communication']:.1%}",
         f"{samples / seconds:,.0f}",
         f"{config.steps * seconds / 86_400:.1f}",
     ]
 
 
 def seconds_of(plan: dict[str, Any]) -> float:
-    """Estimated seconds of a step, exchanges that are waited for included."""
+    """Estimated seconds of a step, exposed communication included."""
     ratio = plan["estimated_mfu"] / plan["estimated_mfu_with_communication"]
     return plan["estimated_compute_seconds"] * ratio
 
@@ -168,6 +172,20 @@ def table(names: list[str]) -> str:
     )
 
 
+def summary() -> str:
+    """The stages on HOME in Markdown, as they are and by our own kernel: memory and MFU."""
+    titles = ["config", "memory of a core", *COLUMNS[5:9]]
+    titles += ["our kernel, compute-only", "our kernel, with communication"]
+    rows = [titles, ["---"] * len(titles)]
+    for stage in STAGES:
+        name, ours = f"{stage}.{HOME}", f"{stage}.{HOME}.flash"
+        if is_kept(name) and is_kept(ours):
+            found, with_ours = cells(name), cells(ours)
+            memory = found[0].split(", ")[1]
+            rows.append([f"`{stage}`", memory, *found[5:9], *with_ours[5:7]])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def with_tables(page: str) -> str:
     """A page with its tables written anew between their marks."""
 
@@ -177,6 +195,8 @@ def with_tables(page: str) -> str:
             return found[0]
         return f"<!-- plans {found[1]} -->\n{table(wanted)}\n<!-- end of plans -->"
 
+    stages = f"<!-- stages -->\n{summary()}\n<!-- end of stages -->"
+    page = re.sub(r"<!-- stages -->.*?<!-- end of stages -->", lambda _: stages, page, flags=re.S)
     return re.sub(r"<!-- plans (\S+) -->\n.*?<!-- end of plans -->", written, page, flags=re.S)
 
 
@@ -186,7 +206,8 @@ def with_line(text: str, stage: str) -> str:
     date = kept(f"{stage}.{HOME}")["date"]
     line = (
         f"Estimated on {HOME} ({date}): {found['memory a device']} of a core's memory;\n"
-        f"{found['share of peak']} of peak, {found['with exchanges']} with exchanges; "
+        f"MFU {found['MFU, compute-only']}, {found['MFU with communication']} with communication "
+        f"({found['with communication and encoders']} with encoders);\n"
         f"{found['samples/s']} samples/s; {found['days']} days.\n"
     )
     text = re.sub(r"\n?Estimated on .*?days\.\n", "", text, count=1, flags=re.S)

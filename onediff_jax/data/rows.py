@@ -45,6 +45,11 @@ class Carried(NamedTuple):
     deviations: bool = False  # of encoded pictures
     empty: EncodedPrompt | None = None  # states instead of ids: those of the empty prompt
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Encoders that work inside the step on what rows carry: text, codec."""
+        return ("text",) * (self.empty is None) + ("codec",) * self.pixels
+
 
 NOTHING_ELSE = Carried()
 

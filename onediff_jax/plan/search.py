@@ -104,7 +104,7 @@ def rows_of(tried: Sequence[Tried]) -> list[str]:
     """A table with a row for every combination; all times are estimates."""
     names = list(tried[0].settings)
     widths = [max(len(name), *(len(str(t.settings[name])) for t in tried)) + 2 for name in names]
-    titles = ("samples/s", "step s", "MFU", "with exch.", "GiB")
+    titles = ("samples/s", "step s", "MFU", "with comm.", "GiB")
 
     def row(left: Sequence[Any], right: Sequence[str]) -> str:
         cells = "".join(f"{value!s:{width}}" for value, width in zip(left, widths, strict=True))
@@ -117,7 +117,7 @@ def rows_of(tried: Sequence[Tried]) -> list[str]:
             lines.append(f"{row(chosen, ())}  {each.failure[:120]}")
             continue
         seconds = (plan.estimate.compute, plan.estimate.seconds)
-        shares = [f"{plan.share_of_peak(each):.1%}" for each in seconds]
+        shares = [f"{plan.mfu(each):.1%}" for each in seconds]
         numbers = (f"{plan.samples_per_second:.1f}", f"{seconds[1]:.3f}", *shares)
         lines.append(row(chosen, (*numbers, f"{plan.compiled.bytes / 2**30:.2f}")))
     return lines

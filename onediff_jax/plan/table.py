@@ -19,10 +19,10 @@ def plan_lines(plan: Plan) -> list[str]:
         row("parameters", f"{plan.params:,}"),
         row("memory a device", f"{gib(made.bytes)} of {gib(plan.limit)} GiB, {plan.used:.0%}"),
         *(row(f"  {kind}", f"{gib(size)} GiB") for kind, size in kinds.items()),
-        row("FLOPs a device", f"{sum(plan.flops.values()) / topology.devices / 1e12:.2f} T"),
+        row("FLOPs a device", f"{plan.flops.total / topology.devices / 1e12:.2f} T"),
         *(
             row(f"  {network}", f"{flops / topology.devices / 1e12:.2f} T")
-            for network, flops in plan.flops.items()
+            for network, flops in {**plan.flops.trained, **plan.flops.encoders}.items()
         ),
     ]
     if not plan.fits:
@@ -44,9 +44,14 @@ def estimate_lines(plan: Plan) -> list[str]:
         *source_lines(program, machine, PARTS),
         "exchanges of a step, on a device",
         *traffic_lines(estimate),
-        row("share of peak", f"{plan.share_of_peak(estimate.compute):.1%} without exchanges"),
-        row("", f"{plan.share_of_peak(estimate.seconds):.1%} at {machine.link / 1e9:.0f} GB/s"),
-        row("", f"{plan.share_of_peak(slow.seconds):.1%} at {machine.link / 2e9:.0f} GB/s"),
+        row("MFU", mfu(plan, estimate.compute, "compute-only")),
+        *(
+            row("", mfu(plan, seconds, f"with communication at {rate / 1e9:.0f} GB/s"))
+            for seconds, rate in (
+                (estimate.seconds, machine.link),
+                (slow.seconds, machine.link / 2),
+            )
+        ),
         row("steps a second", f"{1 / estimate.seconds:.3f}"),
         row("samples a second", f"{plan.samples_per_second:.1f}"),
         row("the whole run", f"{plan.days:.2f} days for {plan.steps:,} steps"),
@@ -54,6 +59,12 @@ def estimate_lines(plan: Plan) -> list[str]:
     if unknown := program.unknown_loops:
         lines.append(f"loops that do not say how often they run, counted once: {unknown}")
     return [*lines, f"compiled in {plan.compiled.seconds:.0f} s"]
+
+
+def mfu(plan: Plan, seconds: float, what: str) -> str:
+    """MFU of the model, and with frozen encoders inside the step where there are some."""
+    said = f"{plan.mfu(seconds):.1%} {what}"
+    return said + f"; {plan.mfu(seconds, True):.1%} with encoders" * bool(plan.flops.encoders)
 
 
 def row(name: str, value: str) -> str:

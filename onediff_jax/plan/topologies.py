@@ -1,7 +1,8 @@
 """TPU slices by their cloud names, and what one device of each generation has.
 
 v3, v4 and v5p are counted in cores, two on a chip; v5e and v6e in chips.  To JAX a device is a core
-on v3, and a chip on the others.
+on v3, and a chip on the others.  One device alone, v3-1, v4-2, v5e-1, v5p-2 or v6e-1, can be
+planned for as well, though not all can be had: a program for it says what a device needs.
 """
 
 import dataclasses
@@ -56,13 +57,16 @@ class Topology(NamedTuple):
     generation: Generation
     cores: int  # as the cloud counts
     devices: int  # as JAX counts
-    shape: str  # libtpu's name, such as v3:8x16
+    shape: str  # libtpu's name, such as v3:8x16, of the slice or of one that holds it
 
 
 def topologies() -> dict[str, Topology]:
     """All known slices, by the cloud's name."""
     found = {}
     for prefix, generation in GENERATIONS.items():
+        alone = generation.counted // generation.devices
+        smallest = f"{prefix}:{generation.chips[0]}"
+        found[f"{prefix}-{alone}"] = Topology(f"{prefix}-{alone}", generation, alone, 1, smallest)
         for shape in generation.chips:
             chips = math.prod(map(int, shape.split("x")))
             cores = chips * generation.counted
@@ -103,4 +107,5 @@ def devices_of(topology: Topology) -> list[Any]:
     from jax.experimental import topologies as absent
 
     options = {"chip_config_name": "megacore"} if topology.generation.kind == "TPU v4" else {}
-    return list(absent.get_topology_desc(topology.shape, "tpu", **options).devices)
+    slice_of = absent.get_topology_desc(topology.shape, "tpu", **options)
+    return list(slice_of.devices)[: topology.devices]

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 import jax
 
 from onediff_jax.data.settings import examples_per_row, layout_of
-from onediff_jax.models.networks import Networks
-from onediff_jax.ops.layout import Layout
 from onediff_jax.plan.compiled import Compiled, compiled
 from onediff_jax.plan.estimate import Estimate, estimate_of
 from onediff_jax.plan.topologies import Topology, devices_of
 from onediff_jax.sharding import check_rows, mesh_of
-from onediff_jax.train.metrics import network_flops
+from onediff_jax.train.metrics import StepFlops, step_flops
 from onediff_jax.train.placed import Shapes, planned
 from onediff_jax.train.run import RunConfig
 from onediff_jax.train.state import parameters
@@ -24,6 +22,8 @@ ESTIMATED = (
     "estimated_communication_seconds",
     "estimated_mfu",
     "estimated_mfu_with_communication",
+    "estimated_mfu_with_encoders",
+    "estimated_mfu_with_encoders_and_communication",
 )
 
 
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     steps: int
     samples: float  # of a step
     params: int  # that are trained
-    flops: dict[str, int]  # of a step on all devices, by network
+    flops: StepFlops
     held: dict[str, int]  # bytes of what a device is given, by kind, padding left out
     compiled: Compiled
     estimate: Estimate
@@ -54,10 +54,13 @@ class Plan(NamedTuple):
         """Whether the compiler found room for the step."""
         return not self.compiled.refusal
 
-    def share_of_peak(self, seconds: float) -> float:
-        """Model FLOPs over what all devices could do in so many seconds."""
+    def mfu(self, seconds: float, encoders: bool = False) -> float:
+        """Model FLOPs over what all devices could do in so many seconds.
+
+        With `encoders` the forward passes of frozen encoders inside the step count as well.
+        """
         peak = self.topology.generation.peak * self.topology.devices
-        return sum(self.flops.values()) / (seconds * peak)
+        return (self.flops.total if encoders else self.flops.model) / (seconds * peak)
 
     @property
     def samples_per_second(self) -> float:
@@ -72,13 +75,14 @@ class Plan(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """The plan's numbers; bytes and seconds are a device's, FLOPs those of all.
 
-        Seconds of communication are those on the wire; the share of peak with communication counts
-        of them what compute does not hide.  Of a step that does not fit, estimates are None.
+        Seconds of communication are those on the wire; MFU with communication counts of them what
+        compute does not hide.  Of a step that does not fit, estimates are None.
         """
         estimate = self.estimate
         estimated = dict.fromkeys(ESTIMATED)
         if self.fits:
-            shares = map(self.share_of_peak, (estimate.compute, estimate.seconds))
+            times = (estimate.compute, estimate.seconds)
+            shares = [self.mfu(each, encoders) for encoders in (False, True) for each in times]
             numbers = (estimate.compute, estimate.wire, *shares)
             estimated = dict(zip(ESTIMATED, (round(n, 6) for n in numbers), strict=True))
         return {
@@ -88,7 +92,8 @@ class Plan(NamedTuple):
             "hbm_bytes": self.compiled.bytes,
             "hbm_limit_bytes": self.limit,
             "fits": self.fits,
-            "model_flops": sum(self.flops.values()),
+            "model_flops": self.flops.model,
+            "encoder_flops": self.flops.total - self.flops.model,
             **estimated,
             "collectives": {
                 kind: {"count": traffic.count, "bytes": traffic.bytes}
@@ -114,19 +119,11 @@ def plan_of(config: RunConfig, topology: Topology, states: bool = False) -> Plan
         config.steps,
         config.rows * examples_per_row(config.data),
         parameters(shapes.state.params),
-        flops_inside(run.networks, layout, config, states),
+        step_flops(run.networks, layout, config.rows, config.text.length, shapes.frozen),
         held_bytes(shapes),
         made,
         estimate_of(made.program, topology.generation),
     )
-
-
-def flops_inside(
-    networks: Networks, layout: Layout, config: RunConfig, states: bool
-) -> dict[str, int]:
-    """FLOPs of a step by network, of those that work inside it."""
-    found = network_flops(networks, layout, config.rows, config.text.length)
-    return {name: flops for name, flops in found.items() if not (states and name == "text encoder")}
 
 
 def held_bytes(shapes: Shapes) -> dict[str, int]:

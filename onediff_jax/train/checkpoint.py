@@ -34,8 +34,9 @@ FOLDER = "checkpoints"
 CHUNK = 1 << 26  # bytes of an array that are packed and written at once
 # Settings that say what saved numbers mean, and those among them that do not.
 BINDING = ("model.", "text.", "codec.", "tune.start", "tune.train", "tune.weights")
+BINDING += ("optimizer.kind", "optimizer.ema")
 FREE = (".attention", ".unroll", ".dtype", ".path", ".tokenizer", ".length", ".posterior")
-FREE += (".tile", ".pictures")
+FREE += (".tile", ".pictures", ".ema_dtype")
 
 
 class Checkpoints:
@@ -121,12 +122,15 @@ def all_changes(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str, tup
 
 
 def binding_changes(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Those among them that change what saved numbers mean."""
-    return {
+    """Those among them that change what saved numbers mean, or which are saved."""
+    found = {
         name: change
         for name, change in all_changes(before, now).items()
         if name.startswith(BINDING) and not name.endswith(FREE)
     }
+    if all(found.get("optimizer.ema", ())):
+        found.pop("optimizer.ema", None)  # another decay of the same EMA
+    return found
 
 
 def arrays_of(assets: Assets) -> dict[str, np.ndarray]:
@@ -224,8 +228,9 @@ class Place(NamedTuple):
 def places(path: pathlib.PurePath, names: Iterable[str], kind: str = "ema") -> dict[str, Place]:
     """Where a checkpoint's parameters (`kind`: ema or params) of these names are.
 
-    What the checkpoint's run did not train is in the checkpoint that it started from.  Raises
-    InputError listing the parameters that are nowhere.
+    Where there is no EMA, as without one in training, the parameters serve, and where only an EMA
+    is, as in an import, it does.  What the checkpoint's run did not train is in the checkpoint that
+    it started from.  Raises InputError listing the parameters that are nowhere.
     """
     names, found, seen = list(names), {}, []
     while missing := [name for name in names if name not in found]:
@@ -233,7 +238,8 @@ def places(path: pathlib.PurePath, names: Iterable[str], kind: str = "ema") -> d
         config, _, _ = described(folder)
         seen.append(str(folder))
         state = _state(folder)
-        for part in (kind, "frozen"):
+        held = next((each for each in (kind, *WEIGHTS) if state.get(each)), kind)
+        for part in (held, "frozen"):
             there = flatten_dict(state.get(part) or {}, sep="/")
             found |= {
                 name: Place(name, folder, part, tuple(there[name].shape), there[name].dtype)

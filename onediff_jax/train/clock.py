@@ -37,7 +37,7 @@ class Clock:
         self._told = dict(self._spent)
         self._compiled = False
 
-    def begin(self, done: int, views: int, flops: int) -> None:
+    def begin(self, done: int, views: int, flops: metrics.StepFlops) -> None:
         """Ends the start: from here on steps are taken, each of so many views and FLOPs."""
         self._reported = time.perf_counter()
         self._spent["start"] = self._reported - self._began
@@ -69,16 +69,18 @@ class Clock:
     def report(self, step: int) -> dict[str, float]:
         """Speeds and shares of time since the last report.
 
-        Views and FLOPs per second, the share of the devices' peak where that is known, and
-        time/steps, time/data, ...: shares that add up to one.
+        Views and the model's FLOPs per second; where the devices' peak is known, `mfu`, the model's
+        share of it, and `mfu_with_encoders`, with the forward passes of frozen encoders inside the
+        step; and time/steps, time/data, ...: shares that add up to one.
         """
         now = time.perf_counter()
         seconds, rate = now - self._reported, (step - self._step) / (now - self._reported)
         spent = {other: self._spent[other] - self._told[other] for other in OTHERS[1:]}
         self._step, self._reported, self._told = step, now, dict(self._spent)
-        speeds = {"views_per_second": self._views * rate, "flops_per_second": self._flops * rate}
+        model, total = self._flops.model * rate, self._flops.total * rate
+        speeds = {"views_per_second": self._views * rate, "flops_per_second": model}
         if peak := metrics.peak_flops():
-            speeds["mfu"] = self._flops * rate / peak
+            speeds |= {"mfu": model / peak, "mfu_with_encoders": total / peak}
         shares = shares_of(seconds, spent)
         return speeds | {f"time/{name}": share for name, share in shares.items()}
 

@@ -55,7 +55,7 @@ def train(
             config, networks, rows.layout, mesh, len(sources)
         )
         if done:
-            shapes = state_shapes(networks, optimizer, shardings, config.tune)
+            shapes = state_shapes(networks, optimizer, shardings, config)
             state = checkpoints.restore(done, shapes, as_json)
         else:
             state = first_state(networks, optimizer, shardings, config)
@@ -76,7 +76,9 @@ def train(
             Profile(config.log.profile, workdir) as profile,
         ):
             introduce(writer, networks, state, rows, sources, codec, config.rows, done, changes)
-            flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length)
+            flops = metrics.step_flops(
+                networks, rows.layout, config.rows, config.text.length, rows.carried.encoders
+            )
             clock.begin(done, views=config.rows * rows.layout.views, flops=flops)
             faults = Faults(config.data.faults, list(sources))
             measured = fresh = None

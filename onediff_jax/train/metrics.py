@@ -1,9 +1,14 @@
-"""Speed and arithmetic: a step's FLOPs by formula, and the share of the device's peak they take."""
+"""A step's FLOPs by formula, and the peak FLOP/s of devices; MFU is the share of it in use."""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import jax
 
 from onediff_jax.models.networks import Networks
 from onediff_jax.models.nextdit import NextDiTConfig
+from onediff_jax.models.vae import VAEConfig
 from onediff_jax.ops.layout import Layout
 
 # Peak bfloat16 FLOP/s of one JAX device, by its kind.
@@ -59,23 +64,71 @@ def text_flops(networks: Networks, tokens: int, length: int) -> int:
     return 2 * config.depth * tokens * layer
 
 
-def step_flops(networks: Networks, layout: Layout, rows: int, text_length: int) -> int:
-    """FLOPs of a training step: the forward pass and twice as many backward.
+def codec_flops(config: VAEConfig, side: int) -> int:
+    """FLOPs of the autoencoder's encoder on a square image of so many pixels along a side."""
 
-    Rematerialisation and a released codec count nothing, a released text encoder its forward pass.
-    """
-    return sum(network_flops(networks, layout, rows, text_length).values())
+    def convolution(channels_in: int, channels: int, size: int = 3) -> int:
+        return 2 * size**2 * channels_in * channels * pixels
+
+    def resnet(channels_in: int, channels: int) -> int:
+        shortcut = convolution(channels_in, channels, 1) if channels_in != channels else 0
+        return convolution(channels_in, channels) + convolution(channels, channels) + shortcut
+
+    pixels, (first, *_, last) = side**2, config.block_out_channels
+    total, before = convolution(3, first), first
+    for i, width in enumerate(config.block_out_channels):
+        total += resnet(before, width) + (config.layers_per_block - 1) * resnet(width, width)
+        before = width
+        if i < len(config.block_out_channels) - 1:
+            pixels //= 4
+            total += convolution(width, width)
+    attention = 4 * convolution(last, last, 1) + 4 * pixels**2 * last
+    moments = 2 * config.latent_channels
+    total += 2 * resnet(last, last) + attention + convolution(last, moments)
+    return total + config.use_quant_conv * convolution(moments, moments, 1)
 
 
-def network_flops(
-    networks: Networks, layout: Layout, rows: int, text_length: int
-) -> dict[str, int]:
-    """FLOPs of a training step, by network."""
+class StepFlops(NamedTuple):
+    """FLOPs of a training step on all devices, by network; what is recomputed counts nothing."""
+
+    trained: Mapping[str, int]  # of networks that gradients pass through: three forward passes
+    encoders: Mapping[str, int]  # of frozen encoders inside the step: one
+
+    @property
+    def model(self) -> int:
+        """Those of MFU: of what is trained alone."""
+        return sum(self.trained.values())
+
+    @property
+    def total(self) -> int:
+        """With the frozen encoders' forward passes."""
+        return self.model + sum(self.encoders.values())
+
+
+def step_flops(
+    networks: Networks,
+    layout: Layout,
+    rows: int,
+    text_length: int,
+    inside: Collection[str] = (),
+) -> StepFlops:
+    """FLOPs of a step of so many rows; `inside` it are these frozen encoders: text, codec."""
     text_width = networks.text.config.width
     denoiser = denoiser_flops(networks.denoiser.config, layout, text_length, text_width)
-    text = text_flops(networks, layout.examples * text_length, text_length)
-    passes = 1 if "text" in networks.frozen else 3
-    return {"denoiser": 3 * rows * denoiser, "text encoder": passes * rows * text}
+    found = StepFlops({"denoiser": 3 * rows * denoiser}, {})
+    text = rows * text_flops(networks, layout.examples * text_length, text_length)
+    if "text" not in networks.frozen:
+        found.trained["text encoder"] = 3 * text
+    elif "text" in inside:
+        found.encoders["text encoder"] = text
+    if "codec" in inside and networks.codec:
+        edge = networks.codec.factor * networks.denoiser.config.patch
+        found.encoders["autoencoder"] = rows * sum(
+            (views.stop - views.start)
+            * codec_flops(networks.codec.config, edge * math.isqrt(tokens))
+            for tokens, views in layout.equal_views
+        )
+    return found
 
 
 def peak_flops() -> float | None:

@@ -60,7 +60,7 @@ def placed(
 ) -> Placed:
     """The run's optimizer, and its step over so many sources, on a mesh."""
     optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
-    shardings = state_shardings(networks, optimizer, mesh, config.tune)
+    shardings = state_shardings(networks, optimizer, mesh, config.tune, config.optimizer)
     step = train_step_of(
         networks, optimizer, layout, config.flow, config.optimizer, shardings, sources
     )
@@ -96,7 +96,7 @@ def planned(
         config.model, config.text, config.codec, pieces, config.remat, absent=True
     )
     run = placed(config, networks, layout, mesh, len(config.data.sources))
-    state = state_shapes(networks, run.optimizer, run.shardings, config.tune)
+    state = state_shapes(networks, run.optimizer, run.shardings, config)
     carried = carried_by(config, networks.text.config.width if states else 0)
     row = empty_row(config, networks, layout, carried)
     batch = jax.tree.map(
@@ -107,8 +107,8 @@ def planned(
         batch_specs(Batch),
     )
     key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
-    inside = ("text",) * (not states) + ("codec",) * carried.pixels
-    return run, Shapes(state, batch, key, frozen_shapes(networks, config.text, mesh, inside))
+    frozen = frozen_shapes(networks, config.text, mesh, carried.encoders)
+    return run, Shapes(state, batch, key, frozen)
 
 
 def carried_by(config: RunConfig, states: int) -> Carried:

@@ -18,7 +18,7 @@ from onediff_jax.train.checkpoint import assets_of, binding_changes, described, 
 from onediff_jax.train.encoders import fingerprints_of
 from onediff_jax.train.run import Assets, RunConfig, fitted_assets
 from onediff_jax.train.state import State, new_state, state_of
-from onediff_jax.train.tune import TuneConfig, merged
+from onediff_jax.train.tune import merged
 
 
 def first_assets(
@@ -32,7 +32,7 @@ def first_assets(
     if not config.tune.start:
         return own_assets(config, sources)
     before, assets, _ = described(epath.Path(config.tune.start))
-    free = ("model.lora.", "tune.", *(("text.", "codec.") if assets.partial else ()))
+    free = ("model.lora.", "tune.", "optimizer.", *(("text.", "codec.") if assets.partial else ()))
     for name, (was, now) in binding_changes(before, as_json).items():
         if not name.startswith(free):
             raise InputError(
@@ -66,7 +66,11 @@ def first_state(
     """
     key, tune = jax.random.key(config.seed), config.tune
     if not tune.start:
-        return jax.jit(lambda: new_state(networks, optimizer, key, tune), out_shardings=shardings)()
+
+        def drawn_state() -> State:
+            return new_state(networks, optimizer, key, tune, config.optimizer)
+
+        return jax.jit(drawn_state, out_shardings=shardings)()
     where = merged(shardings.params, shardings.frozen)
     params = nn.meta.unbox(jax.eval_shape(networks.init, key))
     flat = flatten_dict(jax.tree.map(with_sharding, params, where), sep="/")
@@ -82,7 +86,7 @@ def first_state(
     def start(given: Any) -> State:
         drawn = flatten_dict(nn.meta.unbox(networks.init(key)), sep="/")
         others = unflatten_dict({name: drawn[name] for name in fresh}, sep="/")
-        return state_of(merged(given, others), optimizer, tune)
+        return state_of(merged(given, others), optimizer, tune, config.optimizer)
 
     return jax.jit(start, out_shardings=shardings, donate_argnums=0)(given)
 
@@ -91,11 +95,11 @@ def state_shapes(
     networks: Networks,
     optimizer: optax.GradientTransformation,
     shardings: State,
-    tune: TuneConfig,
+    config: RunConfig,
 ) -> State:
     """Shapes, types and shardings of a run's state."""
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: new_state(networks, optimizer, key, tune))
+    key, tune = jax.random.key(0), config.tune
+    shapes = jax.eval_shape(lambda: new_state(networks, optimizer, key, tune, config.optimizer))
     return jax.tree.map(with_sharding, shapes, shardings)
 
 

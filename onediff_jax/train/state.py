@@ -1,4 +1,4 @@
-"""The state of a run: parameters, their moving average, the optimizer's moments; born sharded."""
+"""The state of a run: parameters, their EMA, the optimizer's moments; born sharded."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, Integer, UInt32
 
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import LORA
@@ -17,23 +17,30 @@ from onediff_jax.sharding import check_tensor, replicated, shardings_of
 from onediff_jax.train.tune import EVERYTHING, TuneConfig, cast, merged, parted, scaled_rates
 
 SCHEDULES = ("constant", "cosine", "linear")
+KINDS = ("adamw", "adafactor")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and what surrounds it."""
+    """AdamW or Adafactor, and what surrounds it."""
 
+    kind: str = "adamw"
+    # adamw, or adafactor: no first moment, second moments of matrices by rows and columns alone
     learning_rate: float = 5e-4
     schedule: str = (
         "constant"  # after warm-up: constant, or cosine or linear down to zero at the last step
     )
     warmup: int = 1000  # steps of linear growth
-    b1: float = 0.9
-    b2: float = 0.999
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.999  # of the second; adafactor's is min(b2, 1 - s^-0.8) at step s
+    mu_dtype: str = "float32"  # of adamw's first moment: float32 or bfloat16
     weight_decay: float = 0.0  # of matrices
     clip: float = 2.0  # of the gradient's global norm
     accumulate: int = 1  # parts that a batch is worked through in
-    ema: float = 0.9999  # decay of the moving average, less early on: min(ema, (1 + s) / (10 + s))
+    ema: float = 0.9999
+    # decay of the EMA of parameters, less early on: min(ema, (1 + s) / (10 + s)); 0: none is kept
+    ema_dtype: str = "float32"  # of its matrices; bfloat16: rounded stochastically, half the memory
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
@@ -42,6 +49,26 @@ class OptimizerConfig:
             )
         if self.accumulate < 1:
             raise InputError(f"optimizer.accumulate is {self.accumulate}; it must be at least 1.")
+        if self.kind not in KINDS:
+            raise InputError(f"optimizer.kind is {self.kind!r}; it can be {' or '.join(KINDS)}.")
+        for name in ("mu_dtype", "ema_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise InputError(
+                    f"optimizer.{name} is {getattr(self, name)!r}; it can be {' or '.join(DTYPES)}."
+                )
+        if self.kind == "adafactor" and self.mu_dtype != "float32":
+            raise InputError(
+                f"optimizer.mu_dtype is {self.mu_dtype!r}, and optimizer.kind is 'adafactor', "
+                "which has no first moment; leave optimizer.mu_dtype at 'float32'."
+            )
+        if not 0 <= self.ema < 1:
+            raise InputError(
+                f"optimizer.ema is {self.ema}; it must be at least 0 and below 1, where 0 keeps no "
+                "EMA."
+            )
+
+
+ADAMW = OptimizerConfig()
 
 
 class State(NamedTuple):
@@ -52,14 +79,14 @@ class State(NamedTuple):
 
     step: Int[Array, ""]
     params: Any  # those that are trained
-    ema: Any
+    ema: Any  # of them; {} where none is kept
     moments: optax.OptState
     frozen: Any  # parameters that stay as they are
 
     @property
     def weights(self) -> dict:
-        """All parameters, by their moving average where they are trained."""
-        return merged(self.ema, self.frozen)
+        """All parameters: of those that are trained the EMA, if one is kept."""
+        return merged(self.ema or self.params, self.frozen)
 
 
 def learning_rate_of(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -77,18 +104,48 @@ def learning_rate_of(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def optimizer_of(
     config: OptimizerConfig, steps: int, tune: TuneConfig = EVERYTHING
 ) -> optax.GradientTransformation:
-    """Clipping, then AdamW whose decay touches matrices alone, then the parameters' own factors."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            learning_rate_of(config, steps),
+    """Clipping, then AdamW or Adafactor, then the parameters' own factors.
+
+    Weight decay touches matrices alone and is multiplied by the learning rate.
+    """
+
+    def matrices(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+    rate, decay = learning_rate_of(config, steps), config.weight_decay
+    if config.kind == "adafactor":
+        optimizer = optax.chain(
+            optax.scale_by_factored_rms(
+                decay_rate_fn=lambda s, power: jnp.minimum(config.b2, 1 - (s + 1.0) ** -power)
+            ),
+            clipped_matrices(),
+            optax.add_decayed_weights(decay, matrices),
+            optax.scale_by_learning_rate(rate),
+        )
+    else:
+        optimizer = optax.adamw(
+            rate,
             b1=config.b1,
             b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree_util.tree_map_with_path(is_matrix, params),
-        ),
-        scaled_rates(tune),
-    )
+            mu_dtype=config.mu_dtype,
+            weight_decay=decay,
+            mask=matrices,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip), optimizer, scaled_rates(tune))
+
+
+def clipped_matrices(threshold: float = 1.0) -> optax.GradientTransformation:
+    """Updates scaled down to an RMS of `threshold`: each array, and each layer of a stack, alone.
+
+    Adafactor's update clipping (arXiv 1804.04235, section 6).
+    """
+
+    def clip(path: tuple, update: Any) -> Any:
+        stacked = any(key.key == "layers" for key in path)
+        square = jnp.mean(jnp.square(update), range(stacked, update.ndim), keepdims=True)
+        return update / jnp.maximum(1.0, jnp.sqrt(square) / threshold)
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
 
 
 def is_matrix(path: tuple, leaf: Any) -> bool:
@@ -98,13 +155,53 @@ def is_matrix(path: tuple, leaf: Any) -> bool:
 
 
 def moved_average(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> Any:
-    """The moving average after a step, with decay min(decay, (1 + s) / (10 + s)) at s = `step`.
+    """The EMA after a step, with decay min(decay, (1 + s) / (10 + s)) at s = `step`.
 
-    As diffusers' EMAModel without warm-up.
+    As diffusers' EMAModel without warm-up.  What is held in bfloat16 is rounded stochastically: its
+    increments are mostly less than half of its spacing, and would all be lost by rounding to the
+    nearest.
     """
     s = step.astype(jnp.float32)
     kept = jnp.minimum(decay, (1 + s) / (10 + s))
-    return jax.tree.map(lambda e, p: kept * e + (1 - kept) * p, ema, params)
+    moved = jax.tree.map(lambda e, p: kept * e + (1 - kept) * p, ema, params)
+    leaves, structure = jax.tree.flatten(moved)
+    types = [jnp.result_type(leaf) for leaf in jax.tree.leaves(ema)]
+    for i, dtype in enumerate(types):
+        if dtype == jnp.bfloat16:
+            leaves[i] = stochastically_rounded(leaves[i], hashed(step * len(types) + i))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def stochastically_rounded(x: Float[Array, "*any"], seed: UInt32[Array, ""]) -> Array:
+    """float32 numbers in bfloat16: one of the two neighbours, so that the expectation is `x`.
+
+    A function of the seed and an element's index, so that no mesh changes it; and elementwise, so
+    that it costs no memory, which the bits of `jax.random` would.
+    """
+    index = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        index = index * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (hashed(index ^ seed) >> 16)
+    bits = jnp.where(jnp.isfinite(x), bits, jax.lax.bitcast_convert_type(x, jnp.uint32))
+    upper = (bits >> 16).astype(jnp.uint16)
+    return jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
+
+
+def hashed(x: Integer[Array, "*any"]) -> UInt32[Array, "*any"]:
+    """Integers whose bits look random: Wellons' lowbias32 (nullprogram.com/blog/2018/07/31)."""
+    x = jnp.asarray(x).astype(jnp.uint32)
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def first_average(params: Any, config: OptimizerConfig) -> Any:
+    """The EMA before the first step: the parameters, matrices in their own type; {} for none."""
+
+    def first(path: tuple, param: Any) -> Any:
+        return param.astype(config.ema_dtype) if is_matrix(path, param) else param
+
+    return jax.tree_util.tree_map_with_path(first, params) if config.ema else {}
 
 
 def new_state(
@@ -112,16 +209,22 @@ def new_state(
     optimizer: optax.GradientTransformation,
     key: Array,
     tune: TuneConfig = EVERYTHING,
+    config: OptimizerConfig = ADAMW,
 ) -> State:
     """The state before the first step, of random parameters."""
-    return state_of(nn.meta.unbox(networks.init(key)), optimizer, tune)
+    return state_of(nn.meta.unbox(networks.init(key)), optimizer, tune, config)
 
 
-def state_of(params: Any, optimizer: optax.GradientTransformation, tune: TuneConfig) -> State:
+def state_of(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    tune: TuneConfig,
+    config: OptimizerConfig = ADAMW,
+) -> State:
     """The state before the first step, of given parameters."""
     params, frozen = parted(params, tune)
-    step = jnp.zeros((), jnp.int32)
-    return State(step, params, params, optimizer.init(params), cast(frozen, tune))
+    step, ema = jnp.zeros((), jnp.int32), first_average(params, config)
+    return State(step, params, ema, optimizer.init(params), cast(frozen, tune))
 
 
 def state_shardings(
@@ -129,10 +232,13 @@ def state_shardings(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     tune: TuneConfig = EVERYTHING,
+    config: OptimizerConfig = ADAMW,
 ) -> State:
-    """A sharding for every array; moments and average lie where their parameters lie.
+    """A sharding for every array; EMA and moments lie where their parameters lie.
 
-    Raises InputError where the mesh does not divide the networks.
+    Moments of another shape than their parameters', which are Adafactor's sums over rows and
+    columns, are whole on every device.  Raises InputError where the mesh does not divide the
+    networks.
     """
     check_tensor(networks.split_sizes, mesh.shape["tensor"])
     boxed = jax.eval_shape(networks.init, jax.random.key(0))
@@ -141,9 +247,14 @@ def state_shardings(
     moments = jax.eval_shape(optimizer.init, shapes)
     whole = replicated(mesh)
     moments = optax.tree_map_params(
-        optimizer, lambda _, s: s, moments, params, transform_non_params=lambda _: whole
+        optimizer,
+        lambda moment, sharding, param: sharding if moment.shape == param.shape else whole,
+        moments,
+        params,
+        shapes,
+        transform_non_params=lambda _: whole,
     )
-    return State(whole, params, params, moments, frozen)
+    return State(whole, params, params if config.ema else {}, moments, frozen)
 
 
 def parameters(params: Any) -> int:

@@ -256,7 +256,7 @@ def train_step_of(
 
         updates, moments = optimizer.update(grads, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = moved_average(state.ema, params, state.step, config.ema)
+        ema = moved_average(state.ema, params, state.step, config.ema) if config.ema else {}
         measured = measures(errors, sigmas, batch, layout, sources)
         loss = (errors * weights).sum()
         measured |= {"loss": mean_of(loss), "grad_norm": mean_of(optax.global_norm(grads))}

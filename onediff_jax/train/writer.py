@@ -229,14 +229,24 @@ def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
 
 
 def headline_of(values: Mapping[str, float]) -> str:
-    """Loss and speed, "loss 0.412  1,830 views/s  55.1 TFLOP/s"; "41.2% MFU" where it is known."""
+    """Loss and speed, "loss 0.412  1,830 views/s  55.1 TFLOP/s".
+
+    Where the devices' peak is known, "41.2% MFU" instead of FLOP/s, and of what frozen encoders add
+    to it, "41.2% MFU, 43.0% with encoders".
+    """
     parts = []
     if "loss" in values:
         parts.append(f"loss {short(values['loss'])}")
     if "views_per_second" in values:
         parts.append(f"{short(values['views_per_second'])} views/s")
     if "mfu" in values:
-        parts.append(f"{short(100 * values['mfu'])}% MFU")
+        said, with_encoders = (
+            f"{short(100 * values['mfu'])}% MFU",
+            values.get("mfu_with_encoders", 0),
+        )
+        if with_encoders > values["mfu"]:
+            said += f", {short(100 * with_encoders)}% with encoders"
+        parts.append(said)
     elif "flops_per_second" in values:
         parts.append(f"{with_prefix(values['flops_per_second'])}FLOP/s")
     return "  ".join(parts)
