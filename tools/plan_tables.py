@@ -22,7 +22,7 @@ import tempfile
 from typing import Any
 
 from onediff_jax.config import run_config
-from onediff_jax.data.loader import examples_per_row
+from onediff_jax.data.settings import examples_per_row
 from onediff_jax.plan.topologies import topology_of
 from onediff_jax.train.run import RunConfig
 
