@@ -28,6 +28,7 @@ def base_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(as_dict(RunConfig()))
     config.data.sources.unlock()
     config.data.tasks.unlock()
+    config.flow.task_weights.unlock()
     return config
 
 
@@ -61,6 +62,9 @@ def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConf
         raise InputError(
             "config.data.tasks gives no task a weight; set one, such as {'text2image': 1.0}."
         )
+    for task in config.flow.task_weights:
+        if task not in TASKS:
+            raise InputError(f"config.flow.task_weights has {task!r}; {nearest(task, TASKS)}")
     placed = views_of_tasks(config.data)
     for task, weight in config.data.tasks.items():
         if weight > 0 and task not in placed:

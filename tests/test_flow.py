@@ -143,6 +143,40 @@ def test_an_example_of_padding_alone_weighs_nothing():
     assert_array_equal(weights, jnp.zeros_like(weights))
 
 
+def test_some_views_of_an_example_are_clean_and_never_all():
+    rows = np.arange(6000)
+    of_view = np.array(EXAMPLE_OF_VIEW[1:3])[rows % 2]
+    config = FlowConfig(clean=0.4, clean_sigma=0.1)
+    draw = jax.jit(flow.clean_views, static_argnums=(3, 4), compiler_options=QUICKLY)
+    arguments = (ROW, config)
+    clean, level = jax.device_get(draw(jax.random.key(0), rows, of_view, *arguments))
+    counts = {}
+    for row, views in ((0, 4), (0, 2), (1, 2)):  # rows with examples of so many views
+        here = clean[row::2]
+        first = {4: 3, 2: {0: 0, 1: 3}[row]}[views]
+        of_example = here[:, first : first + views]
+        number = of_example.sum(1)
+        assert number.max() < views
+        assert (number > 0).mean() == pytest.approx(0.4, abs=0.03)
+        assert_allclose(of_example.mean(0), of_example.mean(), atol=0.03)  # any view
+        counts[views] = np.bincount(number[number > 0], minlength=views)[1:]
+        levels = level[row::2][:, first : first + views]
+        assert (levels == levels[:, :1]).all()
+        assert scipy.stats.kstest(levels[:, 0], "uniform", (0, 0.1)).pvalue > 1e-3
+    assert scipy.stats.chisquare(counts[4]).pvalue > 1e-3  # 1, 2 and 3 of 4 alike
+    alone = np.ones_like(clean)
+    alone[0::2, [0, 1, 3, 4, 5, 6]] = alone[1::2, 3:5] = False
+    assert not clean[alone].any()  # examples of one view, and empty ranges
+    again = jax.device_get(
+        draw(jax.random.key(0), rows[[30, 2, 7]], of_view[[30, 2, 7]], *arguments)
+    )
+    assert_array_equal(again[0], clean[[30, 2, 7]])
+    off, _ = flow.clean_views(
+        jax.random.key(0), jnp.asarray(rows), jnp.asarray(of_view), ROW, FlowConfig()
+    )
+    assert not off.any()
+
+
 def test_squared_errors_are_float32_means_over_features():
     predicted, velocity = (jnp.asarray(x, jnp.bfloat16) for x in normals(2, 2, 3, 16))
     found = flow.squared_errors(predicted, velocity)
@@ -156,6 +190,9 @@ def test_squared_errors_are_float32_means_over_features():
     [
         (dict(shift=0.0), "flow.shift and flow.std must be positive, got 0.0"),
         (dict(std=-1.0), "flow.shift and flow.std must be positive.*-1.0"),
+        (dict(clean=1.2), "flow.clean is 1.2; it is a share"),
+        (dict(clean_sigma=1.0), "flow.clean_sigma is 1.0"),
+        (dict(task_weights={"depth2image": 0.0}), "task_weights.depth2image is 0.0.*data.tasks"),
         (dict(balance="view"), "flow.balance is 'view'; it can be token or example"),
     ],
 )

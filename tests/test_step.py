@@ -11,6 +11,7 @@ from tiny import tiny_config
 
 from onediff_jax.data import loader
 from onediff_jax.data.rows import TASK_NAMES
+from onediff_jax.models.networks import Networks
 from onediff_jax.ops import flow
 from onediff_jax.sharding import MeshConfig, global_batch, local_rows, mesh_of
 from onediff_jax.train import run
@@ -30,6 +31,11 @@ ASSETS = run.fitted_assets(CONFIG, SOURCES)
 NETWORKS, TOKENIZER = run.assembled(CONFIG, ASSETS)
 ROWS = run.rows_of(CONFIG, SOURCES, ASSETS, TOKENIZER)
 PARAMS = drawn_params(jax.eval_shape(NETWORKS.init, jax.random.key(0)))
+
+
+RECIPE = flow.FlowConfig(
+    balance="example", clean=0.7, clean_sigma=0.05, task_weights={"depth2image": 0.001}
+)
 
 
 @functools.cache
@@ -101,9 +107,9 @@ def test_parameters_moments_and_average_are_sharded_over_fsdp():
     assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.parametrize(("accumulate", "balance"), [(2, "token"), (8, "example")])
-def test_accumulation_equals_the_whole_batch_under_unequal_padding(accumulate, balance):
-    config = dataclasses.replace(CONFIG, flow=dataclasses.replace(CONFIG.flow, balance=balance))
+@pytest.mark.parametrize(("accumulate", "recipe"), [(2, CONFIG.flow), (8, RECIPE)])
+def test_accumulation_equals_the_whole_batch_under_unequal_padding(accumulate, recipe):
+    config = dataclasses.replace(CONFIG, flow=recipe)
     optimizer = dataclasses.replace(CONFIG.optimizer, accumulate=accumulate)
     parts, measured = trained(dataclasses.replace(config, optimizer=optimizer))
     whole, expected = trained(config)
@@ -133,6 +139,54 @@ def test_the_loss_is_the_mean_over_valid_tokens_of_the_batch():
     assert measured["loss/sigma_0.5"] == pytest.approx(
         float(np.asarray(errors)[valid & low].mean()), rel=1e-5
     )
+
+
+class Echo(Networks):
+    """Networks that predict what they are shown, and say which noise levels they are told."""
+
+    def states(self, params, ids, mask):
+        return ids
+
+    def velocity(self, params, noisy, sigmas, *_):
+        return noisy + 10 * sigmas[:, ROWS.layout.view_of_token, None]
+
+
+def test_clean_views_are_shown_without_noise_at_a_small_level():
+    batch = jax.tree.map(jnp.asarray, loader.MakeBatch(ROWS, 8, tuple(range(8)))(0))
+    key, rows, layout = jax.random.key(7), jnp.arange(8), ROWS.layout
+    found, told = losses(Echo(*NETWORKS), None, batch, rows, key, layout, RECIPE)
+    sigmas, noise = flow.draw(key, rows, layout, batch.latents.shape[-1], RECIPE)
+    clean, levels = flow.clean_views(key, rows, batch.example_of_view, layout, RECIPE)
+    assert 5 < clean.sum() < clean.size / 2 and told[clean].max() < 0.05
+    np.testing.assert_array_equal(told, np.where(clean, levels, sigmas))
+    of_token = layout.view_of_token
+    level = np.where(clean, 0, sigmas)[:, of_token, None]
+    shown = (1 - level) * batch.latents + level * noise
+    errors = shown + 10 * told[:, of_token, None] - (noise - batch.latents)
+    np.testing.assert_allclose(found, np.square(errors).mean(-1), rtol=1e-5)
+
+
+def test_clean_views_weigh_nothing_and_tasks_by_their_factor():
+    _, measured = trained(dataclasses.replace(CONFIG, flow=RECIPE), steps=1)
+    batch = loader.MakeBatch(ROWS, CONFIG.rows, tuple(range(CONFIG.rows)))(0)
+    key, rows, layout = jax.random.key(7), jnp.arange(CONFIG.rows), ROWS.layout
+    arrays = jax.tree.map(jnp.asarray, batch)
+    errors, _ = jax.jit(lambda: losses(NETWORKS, PARAMS, arrays, rows, key, layout, RECIPE))()
+    clean, _ = flow.clean_views(key, rows, arrays.example_of_view, layout, RECIPE)
+    counted = batch.token_mask & ~np.asarray(clean)[:, layout.view_of_token]
+    example = batch.example_of_view[:, layout.view_of_token]
+    means, factors, by_task = [], [], {}
+    for b in range(CONFIG.rows):
+        for e in set(example[b][counted[b]]):
+            here = np.asarray(errors)[b, counted[b] & (example[b] == e)]
+            name = TASK_NAMES[batch.task[b, e]]
+            means.append(here.mean())
+            factors.append(0.001 if name == "depth2image" else 1)
+            by_task.setdefault(name, []).extend(here)
+    assert len(set(factors)) == 2
+    assert measured["loss"] == pytest.approx(np.average(means, weights=factors), rel=1e-5)
+    for name, here in by_task.items():
+        assert measured[f"loss/{name}"] == pytest.approx(np.mean(here), rel=1e-5)
 
 
 def test_padding_receives_no_weight_and_gives_no_gradient():

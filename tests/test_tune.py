@@ -3,10 +3,12 @@
 import dataclasses
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from drawn import drawn_params, relative_error
 from flax.traverse_util import flatten_dict
 from numpy.testing import assert_allclose
@@ -66,6 +68,28 @@ def test_an_adapter_adds_what_peft_adds():
     assert relative_error(without, expected) > 0.1
 
 
+def test_adapters_begin_as_those_of_peft():
+    """A is uniform within 1/sqrt(in): torch's kaiming_uniform with a = sqrt(5); B is zero."""
+    layer = Dense(40, ("embed", "heads"), lora=LoraConfig(rank=64, targets=("wq",)), name="wq")
+    params = nn.meta.unbox(layer.init(jax.random.key(0), jnp.zeros((1, 96))))["params"]
+    a, edge = np.asarray(params["lora_a"]).ravel(), 96**-0.5
+    assert np.abs(a).max() <= edge
+    assert scipy.stats.kstest(a, "uniform", (-edge, 2 * edge)).pvalue > 1e-3
+    assert not np.asarray(params["lora_b"]).any()
+
+
+def test_adapters_are_drawn_as_peft_draws_them():
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    theirs = torch.nn.Sequential()
+    theirs.add_module("wq", torch.nn.Linear(96, 40, bias=False))
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=64, target_modules=["wq"]))
+    (down,) = (w for name, w in theirs.named_parameters() if "lora_A" in name)
+    layer = Dense(40, ("embed", "heads"), lora=LoraConfig(rank=64, targets=("wq",)), name="wq")
+    ours = nn.meta.unbox(layer.init(jax.random.key(0), jnp.zeros((1, 96))))["params"]["lora_a"]
+    drawn = (np.asarray(ours).ravel(), down.detach().numpy().ravel())
+    assert scipy.stats.ks_2samp(*drawn).pvalue > 1e-3
+
+
 def test_only_targets_get_adapters_stacked_over_layers():
     config = with_lora(tiny_config())
     networks, _ = run.assembled(config, run.fitted_assets(config, run.opened(config.data, "train")))
@@ -112,6 +136,7 @@ def test_patterns_that_match_nothing_are_refused(changes, match):
     [
         ("tune.weights", "mean", "tune.weights is 'mean'; it can be ema or params"),
         ("tune.frozen_dtype", "int8", "tune.frozen_dtype is 'int8'"),
+        ("flow.task_weights", {"depth2imag": 2.0}, "has 'depth2imag'; did you mean 'depth2image'"),
         ("model.lora.rank", -1, "model.lora.rank is -1"),
         ("model.lora.targets", ("wq", "wx"), r"model.lora.targets has \['wx'\]"),
     ],

@@ -26,6 +26,7 @@ from onediff_jax.sharding import Parallel
 
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
+adapter_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # 1/sqrt(in), as PEFT
 
 LORA = ("lora_a", "lora_b")  # names of an adapter's parameters: down, and up again
 ADAPTED = ("wq", "wk", "wv", "wk_y", "wv_y", "wo", "w1", "w2", "w3")
@@ -81,7 +82,7 @@ class Dense(nn.Module):
         y = self.product(x, kernel)
         if self.lora.adapts(self.name):
             down, up = ((self.axes[0], "rank"), ("rank", self.axes[1]))
-            init = nn.with_logical_partitioning(nn.initializers.he_uniform(), down)
+            init = nn.with_logical_partitioning(adapter_init, down)
             a = self.param(LORA[0], init, (x.shape[-1], self.lora.rank))
             init = nn.with_logical_partitioning(zeros, up)
             b = self.param(LORA[1], init, (self.lora.rank, features))

@@ -5,16 +5,18 @@
     (3)  sigma = a s / (1 + (a - 1) s), s = sigmoid(N)     logit-normal (SD3), shifted by a
     (4)  loss = sum_t w_t |v_theta - v|_t^2 / (p sum w)    over all tokens t of the global batch
 
-A view's role (given or wanted) exists only when sampling: the loss covers all views, conditions
-included.
+A view's role (condition or target) exists only when sampling: as published, the loss covers all
+views, conditions included.  Those that `FlowConfig.clean` keeps clean are left out: at sigma 0 the
+noise in eps - x can be seen nowhere.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from onediff_jax.errors import InputError
 from onediff_jax.ops.dims import ExampleOfView, Patches, Sigmas, TokenMask
@@ -31,6 +33,10 @@ class FlowConfig:
     std: float = 1.0
     shift: float = 3.0  # a of (3); 1 leaves the draw as it is
     balance: str = "token"  # "token": every token weighs the same; "example": every example does
+    clean: float = 0.0  # share of examples some of whose views are clean, as condition views are
+    clean_sigma: float = 0.06  # their noise level, as the network is told: uniform below this
+    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    # name -> factor of a task's part in the loss; 1 where it has none
 
     def __post_init__(self):
         if self.shift <= 0 or self.std <= 0:
@@ -41,6 +47,18 @@ class FlowConfig:
             raise InputError(
                 f"flow.balance is {self.balance!r}; it can be {' or '.join(BALANCES)}."
             )
+        if not 0 <= self.clean <= 1:
+            raise InputError(f"flow.clean is {self.clean}; it is a share, from 0 to 1.")
+        if not 0 <= self.clean_sigma < 1:
+            raise InputError(
+                f"flow.clean_sigma is {self.clean_sigma}; it must be at least 0 and below 1."
+            )
+        for task, factor in self.task_weights.items():
+            if not 0 < factor < float("inf"):
+                raise InputError(
+                    f"flow.task_weights.{task} is {factor}; it must be positive; to leave a task "
+                    f"out, set data.tasks.{task} to 0."
+                )
 
 
 def shift(
@@ -71,6 +89,39 @@ def draw(
         return sigma, jax.random.normal(for_noise, (layout.tokens, patch))
 
     return jax.vmap(draw_row)(rows)
+
+
+def clean_views(
+    key: Key[Array, ""],
+    rows: Int[Array, " b"],
+    example_of_view: ExampleOfView,
+    layout: Layout,
+    config: FlowConfig,
+) -> tuple[Bool[Array, "b v"], Sigmas]:
+    """Which views stay clean, and the noise level that the network is told of them.
+
+    Of a share `config.clean` of the examples with several views, 1 to all but one, all numbers and
+    views alike: any view can be a condition when sampling.  Their latents have no noise, and an
+    example's share one level, as then.  Depends on (key, global row, place in the row) alone.
+    """
+    if not config.clean:
+        return jnp.zeros(example_of_view.shape, bool), jnp.zeros(example_of_view.shape)
+
+    def draw_row(row, example):
+        own = jax.random.fold_in(jax.random.fold_in(key, row), 3)  # `posterior_noise` has used 2
+        for_examples, for_views = jax.random.split(own)
+        happens, share, level = jax.random.uniform(for_examples, (3, layout.examples))[
+            :, jnp.maximum(example, 0)
+        ]
+        order = jax.random.uniform(for_views, (layout.views,))
+        together = (example[:, None] == example) & (example >= 0)
+        views = together.sum(1)
+        rank = (together & (order < order[:, None])).sum(1)
+        count = 1 + jnp.minimum(jnp.floor(share * (views - 1)), views - 2)
+        clean = (happens < config.clean) & (views > 1) & (rank < count)
+        return clean, config.clean_sigma * level
+
+    return jax.vmap(draw_row)(rows, example_of_view)
 
 
 def posterior_noise(

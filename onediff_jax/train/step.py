@@ -84,16 +84,20 @@ def losses(
     config: flow.FlowConfig,
     part: Part | None = None,
 ) -> tuple[Float[Array, "b n"], Float[Array, "b v"]]:
-    """Every token's squared error in velocity, padding included, and every view's noise level.
+    """Every token's squared error in velocity, padding and clean views included, and every view's
+    noise level as the network is told.
 
     `layout` is that of rows; of a `part` of them, the batch has its tokens, and errors are theirs.
     """
     part = part or Part(layout)
     all_sigmas, noise = flow.draw(key, rows, layout, batch.latents.shape[-1], config)
+    is_clean, shown = flow.clean_views(key, rows, batch.example_of_view, layout, config)
+    all_sigmas = jnp.where(is_clean, shown, all_sigmas)
+    levels = part.views(jnp.where(is_clean, 0, all_sigmas))
     batch, sigmas = part.of(batch), part.views(all_sigmas)
     clean = clean_latents(networks, params, batch, rows, key, layout, part)
     noisy, velocity = flow.interpolate(
-        clean, part.tokens(noise), sigmas[:, part.layout.view_of_token, None]
+        clean, part.tokens(noise), levels[:, part.layout.view_of_token, None]
     )
     text = batch.text
     if jnp.issubdtype(text.dtype, jnp.integer):
@@ -247,17 +251,21 @@ def train_step_of(
 
     def train_step(state: State, batch: Batch, key: Array, frozen: Any = EMPTY):
         rows = state.step * batch.latents.shape[0] + jnp.arange(batch.latents.shape[0])
-        weights = flow.token_weights(
-            batch.token_mask, batch.example_of_view, layout, flow_config.balance
-        )
-        weights = weights / jnp.maximum(weights.sum(), 1)
+        is_clean, _ = flow.clean_views(key, rows, batch.example_of_view, layout, flow_config)
+        counted = batch.token_mask & ~is_clean[:, layout.view_of_token]
+        weights = flow.token_weights(counted, batch.example_of_view, layout, flow_config.balance)
+        if flow_config.task_weights:
+            factors = jnp.array([flow_config.task_weights.get(task, 1.0) for task in TASK_NAMES])
+            weights *= factors[task_of_view(batch)][:, layout.view_of_token]
+        total = weights.sum()
+        weights = weights / jnp.where(total > 0, total, 1)
         kept = state.frozen
         grads, errors, sigmas = gradients(state.params, kept, frozen, batch, rows, weights, key)
 
         updates, moments = optimizer.update(grads, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = moved_average(state.ema, params, state.step, config.ema) if config.ema else {}
-        measured = measures(errors, sigmas, batch, layout, sources)
+        measured = measures(errors, sigmas, batch._replace(token_mask=counted), layout, sources)
         loss = (errors * weights).sum()
         measured |= {"loss": mean_of(loss), "grad_norm": mean_of(optax.global_norm(grads))}
         return State(state.step + 1, params, ema, moments, state.frozen), measured
@@ -271,6 +279,11 @@ def mean_of(value: Float[Array, "*any"], weight: Array | float = 1.0) -> clu_met
     return clu_metrics.Average(total=value * weight, count=weight)
 
 
+def task_of_view(batch: Batch) -> Int[Array, "b v"]:
+    """Every view's task, a place in TASK_NAMES; of an empty range any."""
+    return jnp.take_along_axis(batch.task, jnp.maximum(batch.example_of_view, 0), 1)
+
+
 def measures(
     errors, sigmas, batch: Batch, layout: Layout, sources: int
 ) -> dict[str, clu_metrics.Average]:
@@ -279,7 +292,6 @@ def measures(
     of_view = jax.nn.one_hot(layout.view_of_token, layout.views)  # n v
     summed = jnp.einsum("bn,nv->bv", errors * valid, of_view)
     tokens = jnp.einsum("bn,nv->bv", valid, of_view)
-    task_of_view = jnp.take_along_axis(batch.task, jnp.maximum(batch.example_of_view, 0), 1)
     sigma_bin = jnp.minimum((sigmas * SIGMA_BINS).astype(int), SIGMA_BINS - 1)
 
     def by(kind: Int[Array, "b v"], kinds: int) -> clu_metrics.Average:
@@ -290,7 +302,7 @@ def measures(
     of_source = jax.nn.one_hot(batch.source, sources)
     faults = jnp.einsum("be,bes->s", batch.faults.astype(jnp.float32), of_source)
     return {
-        "task": by(task_of_view, len(TASK_NAMES)),
+        "task": by(task_of_view(batch), len(TASK_NAMES)),
         "sigma": by(sigma_bin, SIGMA_BINS),
         "faults": clu_metrics.Average(faults, faults + of_source.sum((0, 1))),
     }
