@@ -8,20 +8,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from onediff_jax.data.example import View
 from onediff_jax.data.fitting import grid_for, moved_camera, resized
 from onediff_jax.data.forms import is_ray, subject_words
-from onediff_jax.data.nerfstudio import camera_of, entries_in
+from onediff_jax.data.nerfstudio import camera_of, entries_in, intrinsics_of
 from onediff_jax.data.pictures import picture_in
 from onediff_jax.data.tasks import TASKS, canonical, prompt_of
 from onediff_jax.errors import InputError
 from onediff_jax.generate import Made, Request, SampleConfig, generate, names_of
-from onediff_jax.ops.cameras import Camera, orbit_cameras, relative_cameras, scaled_cameras
-from onediff_jax.ops.poses import uncalibrated_camera_from_rays
+from onediff_jax.ops.cameras import (
+    ORBIT_FOCAL,
+    Camera,
+    intrinsics_matrix,
+    orbit_cameras,
+    relative_cameras,
+    scaled_cameras,
+)
+from onediff_jax.ops.poses import cameras_from_rays, uncalibrated_camera_from_rays
 from onediff_jax.restore import NOWHERE_ELSE, restored
 from onediff_jax.train import run
+
+Intrinsics = Mapping[str, Float[np.ndarray, "3 3"]]  # K of cameras, by their views' names
 
 DISTANCE = 1.5  # of an orbit's cameras where none is said, as in the released demonstration
 
@@ -37,14 +47,23 @@ class Asked:
     orbit: str = ""  # azimuth,elevation[,distance] of every camera, or ? for an unknown one
     cameras: pathlib.Path | None = None  # nerfstudio's transforms.json, a frame for every view
     views: int | None = None  # pictures of a scene
+    focal: float | None = None  # of all cameras, in widths of the image as it is sampled
 
     def __post_init__(self):
         object.__setattr__(self, "task", canonical(self.task))
-        for name in ("orbit", "cameras", "views"):
-            if getattr(self, name) and self.task != "multiview":
+        for name in ("orbit", "cameras", "views", "focal"):
+            if (
+                getattr(self, name) is not None
+                and getattr(self, name) != ""
+                and self.task != "multiview"
+            ):
                 raise InputError(f"--{name} is for multiview; --task is {self.task!r}.")
         if self.orbit and self.cameras:
             raise InputError("--orbit and --cameras both say where cameras stand; give one.")
+        if self.focal is not None and self.cameras:
+            raise InputError("--focal and --cameras both say focal lengths; give one.")
+        if self.focal is not None and not self.focal > 0:
+            raise InputError(f"--focal is {self.focal}; it must be positive, in image widths.")
 
     @property
     def count(self) -> int:
@@ -74,7 +93,7 @@ def size_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def orbit_of(text: str, size: tuple[int, int]) -> dict[str, Camera]:
+def orbit_of(text: str, size: tuple[int, int], focal: float = ORBIT_FOCAL) -> dict[str, Camera]:
     """The known cameras of an --orbit option, relative to the first, by their views' names."""
     places, known = text.split(), {}
     for i, place in enumerate(places):
@@ -92,7 +111,7 @@ def orbit_of(text: str, size: tuple[int, int]) -> dict[str, Camera]:
         known[f"ray_{i}"] = (azimuth, elevation, distance)
     if known and "ray_0" not in known:
         raise InputError("--orbit begins with ?; the first camera is the world, so say it.")
-    rig = orbit_cameras(*np.array(list(known.values()), float).reshape(-1, 3).T, size)
+    rig = orbit_cameras(*np.array(list(known.values()), float).reshape(-1, 3).T, size, focal)
     return dict(zip(known, map(Camera, *relative_cameras(rig)), strict=True)) if known else {}
 
 
@@ -107,22 +126,46 @@ def frames_in(file: pathlib.Path) -> list[dict[str, Any]]:
     return entries_in(data, f"--cameras {file}")
 
 
-def cameras_in(file: pathlib.Path, size: tuple[int, int]) -> dict[str, Camera]:
-    """The cameras of a transforms.json for pictures of `size`, by their views' names.
+def cameras_in(file: pathlib.Path, size: tuple[int, int]) -> tuple[dict[str, Camera], Intrinsics]:
+    """The cameras of a transforms.json for images of `size`, and all intrinsics, by views' names.
 
-    Scaled as in training: the first camera is 1.7 from what all look at, and is the world.
+    Scaled as in training: the first camera is 1.7 from what all look at, and is the world.  A frame
+    without transform_matrix has intrinsics alone.
     """
-    cameras, sizes = [], []
+    cameras, known = [], []
     for i, entry in enumerate(frames_in(file)):
-        name = f"frames[{i}] ({entry.get('file_path', 'no file_path')})"
-        camera, own_size = camera_of(entry, f"--cameras {file}, {name}")
-        cameras.append(camera)
-        sizes.append(own_size)
-    rig = Camera(*map(np.stack, zip(*cameras, strict=True)))
+        where = f"--cameras {file}, frames[{i}] ({entry.get('file_path', 'no file_path')})"
+        if entry.get("transform_matrix") is None:
+            K, own_size = intrinsics_of(entry, where)
+            camera = Camera(K, np.eye(4))
+        else:
+            camera, own_size = camera_of(entry, where)
+            known.append(i)
+        cameras.append(moved_camera(camera, own_size, size))
+    intrinsics = {f"ray_{i}": camera.intrinsics for i, camera in enumerate(cameras)}
+    if not known:
+        return {}, intrinsics
+    if known[0]:
+        raise InputError(
+            f"--cameras {file} has no transform_matrix in frames[0] and one in frames[{known[0]}]; "
+            "the first camera is the world, so begin with a known one."
+        )
+    rig = Camera(*map(np.stack, zip(*(cameras[i] for i in known), strict=True)))
     rig = map(Camera, *relative_cameras(scaled_cameras(rig)))
-    return {
-        f"ray_{i}": moved_camera(*each, size) for i, each in enumerate(zip(rig, sizes, strict=True))
-    }
+    return {f"ray_{i}": camera for i, camera in zip(known, rig, strict=True)}, intrinsics
+
+
+def given_cameras(asked: Asked, size: tuple[int, int]) -> tuple[dict[str, Camera], Intrinsics]:
+    """The cameras that are condition views, and the intrinsics that are known, by views' names."""
+    if asked.cameras:
+        return cameras_in(asked.cameras, size)
+    if asked.focal is None:
+        return orbit_of(asked.orbit, size), {}
+    height, width = size
+    numbers = (asked.focal * width, asked.focal * width, width / 2, height / 2)
+    K = intrinsics_matrix(*map(np.float64, numbers))
+    rays = filter(is_ray, names_of(asked.task, asked.count))
+    return orbit_of(asked.orbit, size, asked.focal), dict.fromkeys(rays, K)
 
 
 def prompt_for(asked: Asked) -> str:
@@ -176,14 +219,14 @@ def sample_to_folder(
         grid = grid_for(*shape, tokens, model.data.aspects == "square")
         height, width = (trained.edge * side for side in grid)
     given: dict[str, View] = {name: resized(p, height, width) for name, p in pictures.items()}
-    if asked.cameras:
-        given |= cameras_in(asked.cameras, (height, width))
-    given |= orbit_of(asked.orbit, (height, width))
+    cameras, intrinsics = given_cameras(asked, (height, width))
+    given |= cameras
     request = Request(prompt_for(asked), given)
     made = generate(
         trained, asked.task, asked.count, [request] * num, (height, width), config, seed
     )
-    files = written(made, out, f"{asked.task}_{{name}}_{seed}_{{number:03d}}", trained.codec.factor)
+    pattern = f"{asked.task}_{{name}}_{seed}_{{number:03d}}"
+    files = written(made, out, pattern, trained.codec.factor, intrinsics)
     print(
         f"{len(files)} files of {height} x {width} from step {step:,}: {files[0]}"
         + (" ..." if files[1:] else "")
@@ -192,7 +235,11 @@ def sample_to_folder(
 
 
 def written(
-    made: Sequence[Mapping[str, Made]], out: pathlib.Path, pattern: str, factor: int
+    made: Sequence[Mapping[str, Made]],
+    out: pathlib.Path,
+    pattern: str,
+    factor: int,
+    intrinsics: Intrinsics,
 ) -> list[pathlib.Path]:
     """The files of samples: a PNG for every picture, one JSON for the cameras of an example."""
     out.mkdir(parents=True, exist_ok=True)
@@ -208,16 +255,25 @@ def written(
         if rays:
             file = out / (pattern.format(name="cameras", number=number) + ".json")
             unfinished = file.with_suffix(".part")
-            unfinished.write_text(json.dumps(camera_values(rays, factor), indent=1))
+            unfinished.write_text(json.dumps(camera_values(rays, factor, intrinsics), indent=1))
             files.append(unfinished.rename(file))
     return files
 
 
-def camera_values(rays: Mapping[str, Made], factor: int) -> dict[str, dict[str, Any]]:
-    """Recovered cameras by their views' names: OpenCV axes, pixels, the first camera's world."""
+def camera_values(
+    rays: Mapping[str, Made], factor: int, intrinsics: Intrinsics
+) -> dict[str, dict[str, Any]]:
+    """Recovered cameras by their views' names: OpenCV axes, pixels, the first camera's world.
+
+    Where intrinsics are known they are kept, and the pose alone is found: a shift of the principal
+    point looks much like a turn.
+    """
     values = {}
     for name, view in rays.items():
-        camera = uncalibrated_camera_from_rays(view, factor)
+        if name in intrinsics:
+            camera = cameras_from_rays(view.astype(np.float64), intrinsics[name], factor)
+        else:
+            camera = uncalibrated_camera_from_rays(view, factor)
         values[name] = {
             "intrinsics": camera.intrinsics.tolist(),
             "camera_to_world": camera.camera_to_world.tolist(),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from onediff_jax.data.faults import refuse_wrong_camera
 from onediff_jax.errors import Fault
@@ -46,11 +47,37 @@ def camera_of(
     """The camera of a frame, and the size (height, width) in pixels that its intrinsics are for.
 
     The pose has OpenCV axes in the file's own world, and its rotation is made exact: files round.
+    Intrinsics as `intrinsics_of`.  Raises Fault that names field, value and what was expected: for
+    numbers that are none, cameras that are not a pinhole's, and poses that are not rigid and
+    right-handed.
+    """
+    K, size = intrinsics_of(entry, where, picture)
+    try:
+        pose = np.array(entry["transform_matrix"], np.float64)
+    except (KeyError, TypeError, ValueError):
+        pose = np.zeros(0)
+    if pose.shape == (3, 4):
+        pose = np.vstack([pose, [0, 0, 0, 1]])
+    if pose.shape != (4, 4):
+        raise Fault(
+            f"{where}: transform_matrix is {entry.get('transform_matrix')!r}; it must be 4 rows of "
+            "4 numbers, or 3."
+        )
+    camera = Camera(K, opencv_from_opengl(pose))
+    refuse_wrong_camera(camera, f"{where}: transform_matrix")
+    pose = pose_matrix(nearest_rotation(camera.rotation), camera.center)
+    return camera._replace(camera_to_world=pose), size
+
+
+def intrinsics_of(
+    entry: Mapping[str, Any], where: str, picture: tuple[int, int] | None = None
+) -> tuple[Float[np.ndarray, "3 3"], tuple[float, float]]:
+    """K of a frame, and the size (height, width) in pixels that it is for.
+
     Focal lengths are `fl_x` and `fl_y` or follow from `camera_angle_x` and `camera_angle_y` in
     radians; one serves for both.  A missing `cx` or `cy` is the middle.  The size is `h` and `w`;
     where nothing is in pixels, as in Blender's files, it may be that of the `picture`.  Raises
-    Fault that names field, value and what was expected: for numbers that are none, cameras that are
-    not a pinhole's, and poses that are not rigid and right-handed.
+    Fault that names field, value and what was expected.
     """
     model = entry.get("camera_model", PINHOLES[0])
     if model not in PINHOLES:
@@ -71,22 +98,8 @@ def camera_of(
             focal[axis] = number(entry, f"fl_{axis}", where, focal.get("x"), expected)
     cx = number(entry, "cx", where, width / 2, "a number of pixels", low=-math.inf)
     cy = number(entry, "cy", where, height / 2, "a number of pixels", low=-math.inf)
-    try:
-        pose = np.array(entry["transform_matrix"], np.float64)
-    except (KeyError, TypeError, ValueError):
-        pose = np.zeros(0)
-    if pose.shape == (3, 4):
-        pose = np.vstack([pose, [0, 0, 0, 1]])
-    if pose.shape != (4, 4):
-        raise Fault(
-            f"{where}: transform_matrix is {entry.get('transform_matrix')!r}; it must be 4 rows of "
-            "4 numbers, or 3."
-        )
     K = intrinsics_matrix(*map(np.float64, (focal["x"], focal["y"], cx, cy)))
-    camera = Camera(K, opencv_from_opengl(pose))
-    refuse_wrong_camera(camera, f"{where}: transform_matrix")
-    pose = pose_matrix(nearest_rotation(camera.rotation), camera.center)
-    return camera._replace(camera_to_world=pose), (height, width)
+    return K, (height, width)
 
 
 def number(
