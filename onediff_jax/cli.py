@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from onediff_jax.errors import InputError, Stopped
 
+MISTAKES = (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, SyntaxError)
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 
 TEXT, NUMBER, COUNT = flags.DEFINE_string, flags.DEFINE_float, flags.DEFINE_integer
@@ -37,6 +38,7 @@ SAMPLE_OPTIONS: dict[str, tuple[Callable, object, str]] = {
     "size": (TEXT, None, "HEIGHTxWIDTH in pixels; else that of the given views or of training"),
     "text_path": (TEXT, None, "where text_encoder/ and tokenizer/ are now, if the run's own moved"),
     "codec_path": (TEXT, None, "where vae/ is now, if the run's own moved"),
+    "root": (TEXT, "", "where the run's relative paths begin now, if its config.root moved"),
 }
 # And those that are settings of generate.SampleConfig, by the same names.
 SAMPLE_SETTINGS: dict[str, tuple[Callable, object, str]] = {
@@ -95,12 +97,16 @@ def train(options: flags.FlagValues) -> None:
 
     from onediff_jax import processes
     from onediff_jax.config import as_dict, run_config
+    from onediff_jax.train.locations import located, locations
     from onediff_jax.train.loop import train as train_run
 
     if options.distributed:
         processes.join()
     config = run_config(options.config.to_dict())  # a file that failed raises its error here
-    train_run(config, epath.Path(options.workdir), as_dict(config))
+    there = located(config)
+    if processes.first():
+        print(*(f"{name}: {path}" for name, path in locations(there).items()), sep="\n", flush=True)
+    train_run(there, epath.Path(options.workdir), as_dict(config))
 
 
 def sample_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -136,6 +142,7 @@ def sample(options: flags.FlagValues) -> None:
         moved={
             part: folder for part in ("text", "codec") if (folder := options[f"{part}_path"].value)
         },
+        root=options.root,
     )
 
 
@@ -246,16 +253,7 @@ def main(arguments: Sequence[str]) -> int:
         left = options([command, *rest])[1:]
         if left:
             raise InputError(f"{left[0]!r} is not understood; options begin with --.")
-    except (
-        flags.Error,
-        InputError,
-        OSError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        SyntaxError,
-    ) as error:
+    except MISTAKES as error:
         return refused(one_line(error), 2)
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
     try:

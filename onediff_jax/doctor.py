@@ -19,18 +19,19 @@ from onediff_jax.data.records import SPLITS, Source
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.data.text import t5_vocabulary
 from onediff_jax.errors import Fault, InputError
+from onediff_jax.paths import absolute, folder_is_there, missing, opened_path, remote
 from onediff_jax.sharding import check_rows, mesh_of
-from onediff_jax.train import checkpoint
+from onediff_jax.train import checkpoint, encoders
 from onediff_jax.train.encoders import (
     fingerprints_of,
     networks_of,
     tokenizer_folder,
     tokenizer_of,
 )
+from onediff_jax.train.locations import located, locations
 from onediff_jax.train.run import RunConfig, assembled, opened, rows_of, views_of_tasks
 from onediff_jax.train.start import first_assets
 from onediff_jax.train.state import new_state, optimizer_of
-from onediff_jax.train.storage import absolute, remote
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 RECORDS = 8  # that are read of a source's split
@@ -61,13 +62,17 @@ def checks(
     yield (first := checked("config", lambda: f"{run_config(values).steps:,} steps"))
     if first.state == FAILED:
         return
-    config = run_config(values)
+    written = run_config(values)
+    config = located(written)
+    for name, path in locations(config).items():
+        if not name.startswith("config.data.sources."):  # which have checks of their own
+            yield checked(f"path {name}", lambda n=name, p=path: reached(config, n, p))
     for name in config.data.sources:
         for split in SPLITS:
             yield checked(f"data {name} {split}", lambda n=name, s=split: read(config, n, s))
     yield checked("data tasks", lambda: all_served(config))
     if any(isinstance(source, Cache) for source in config.data.sources.values()):
-        yield checked("data caches", lambda: all_match(config))
+        yield checked("data caches", lambda: all_match(config, as_dict(written)))
     if {config.text.kind, config.codec.kind} & {"t5", "sd3_vae"}:
         yield checked("encoders", lambda: found_encoders(config))
     yield checked("devices", added_up)
@@ -78,7 +83,7 @@ def checks(
         yield checked("rows", lambda: rows_said(config))
     if workdir is not None:
         yield checked("workdir", lambda: written_and_renamed(workdir))
-        yield checked("resuming", lambda: resumed(config, workdir))
+        yield checked("resuming", lambda: resumed(as_dict(written), workdir))
     yield checked("disk", lambda: room(config, workdir))
 
 
@@ -95,6 +100,20 @@ def checked(subject: str, check: Callable[[], str]) -> Check:
 def one_line(error: Exception) -> str:
     """What an exception says, in one line."""
     return " ".join(f"{error}".split()) or type(error).__name__
+
+
+def reached(config: RunConfig, name: str, path: str) -> str:
+    """Finds what a path of the configuration names, without copying it here."""
+    section = name.split(".")[1]
+    if section == "tune":
+        return f"{path}, step {checkpoint.described(path)[2]:,}"
+    if section in encoders.INNER and name.endswith(".path"):
+        if getattr(config, section).kind not in ("t5", "sd3_vae"):
+            return f"{path} is not used"
+        return f"{encoders.settings_file(section, path).parent}"
+    if not (opened_path(path).is_file() or folder_is_there(path)):
+        raise InputError(f"{name} is {path!r}, which is not there.{missing(path)}")
+    return path
 
 
 def read(config: RunConfig, name: str, split: str) -> str:
@@ -150,10 +169,10 @@ def all_served(config: RunConfig) -> str:
     return f"{len(tasks)} are served"
 
 
-def all_match(config: RunConfig) -> str:
+def all_match(config: RunConfig, as_json: Mapping[str, Any]) -> str:
     """Compares the caches with how the run would encode, and with what its slots hold."""
     sources = opened(config.data, "train")
-    assets = first_assets(config, sources, as_dict(config))  # those of a cache: nothing is fitted
+    assets = first_assets(config, sources, as_json)  # those of a cache: nothing is fitted
     _, tokenizer = assembled(config, assets)
     rows_of(config, sources, assets, tokenizer)
     caches = (name for name, source in sources.items() if isinstance(source, CachedSource))
@@ -240,12 +259,12 @@ def written_and_renamed(workdir: epath.Path) -> str:
     return f"{workdir} can be written"
 
 
-def resumed(config: RunConfig, workdir: epath.Path) -> str:
+def resumed(as_json: Mapping[str, Any], workdir: epath.Path) -> str:
     """Compares the settings with those of the newest checkpoint, if there is one."""
     if checkpoint.newest_step(workdir) is None:
         return "nothing: the run is new"
     saved, _, step = checkpoint.described(workdir)
-    for name, (before, now) in checkpoint.binding_changes(saved, as_dict(config)).items():
+    for name, (before, now) in checkpoint.binding_changes(saved, as_json).items():
         raise InputError(
             f"config.{name} is {now!r}, and {before!r} in the checkpoint at step {step}; set it "
             "back or use another workdir."

@@ -188,10 +188,11 @@ def sample_to_folder(
     size: str | None,
     settings: Mapping[str, Any],
     moved: Mapping[str, str] = NOWHERE_ELSE,
+    root: str = "",
 ) -> list[pathlib.Path]:
     """The files of `num` samples of what is not given: PNG pictures, and cameras as JSON.
 
-    `moved` as `restored` takes it.
+    `moved` and `root` as `restored` takes them.
     """
     config = SampleConfig(**settings)
     if num < 1:
@@ -204,7 +205,7 @@ def sample_to_folder(
                 f"--given names {name!r}; the pictures of task {asked.task!r} are {pictures}."
             )
     pictures = {name: picture_in(file) for name, file in asked.given.items()}
-    model, trained, step = restored(checkpoint, moved)
+    model, trained, step = restored(checkpoint, moved, root)
     trainable = run.views_of_tasks(model.data)
     if asked.task not in trainable:
         raise InputError(

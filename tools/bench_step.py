@@ -23,6 +23,7 @@ from onediff_jax.data import loader
 from onediff_jax.errors import InputError
 from onediff_jax.sharding import global_batch, local_rows, mesh_of
 from onediff_jax.train import metrics, run
+from onediff_jax.train.locations import located
 from onediff_jax.train.state import new_state, optimizer_of, state_shardings
 from onediff_jax.train.step import train_step_of
 
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> None:
         return
     config_flags.DEFINE_config_file("config", "configs/scenes_tiny.py", "the run's file")
     flags.FLAGS(arguments)
-    config = run_config(flags.FLAGS.config)
+    config = located(run_config(flags.FLAGS.config))
     sources = run.opened(config.data, "train")
     assets = run.fitted_assets(config, sources)
     networks, tokenizer = run.assembled(config, assets)

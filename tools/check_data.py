@@ -37,6 +37,7 @@ from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
 from onediff_jax.errors import Fault, InputError
 from onediff_jax.evaluate.grids import picture_of_view
 from onediff_jax.train.encoders import tokenizer_folder, tokenizer_of
+from onediff_jax.train.locations import located
 from onediff_jax.train.run import RunConfig, edge_of
 
 ROWS = 32  # of the run, of which the padding is measured
@@ -277,7 +278,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         options(list(arguments))
-        config = run_config(options.config.to_dict())
+        config = located(run_config(options.config.to_dict()))
         names = [options.source] if options.source else list(config.data.sources)
         if not names or set(names) - set(config.data.sources):
             raise InputError(

@@ -2,27 +2,29 @@
 
     python tools/encode_dataset.py --config configs/mine.py --out caches/mine
 
-Then train with config.data.sources.NAME = dict(kind="cache", path="caches/mine/NAME").  Every task
-that a slot holds is encoded, with conditions drawn anew in each of --passes.  With --states prompts
-are kept as states of a released text encoder, else as token ids.  Interrupted, the same command
-goes on after the last whole file; once all are there, it checks them.  docs/caches.md says more.
+Then train with config.data.sources.NAME = dict(kind="cache", path="caches/mine/NAME").  OUT may be
+in object storage, such as gs://BUCKET/caches/mine.  Every task that a slot holds is encoded, with
+conditions drawn anew in each of --passes.  With --states prompts are kept as states of a released
+text encoder, else as token ids.  Interrupted, the same command goes on after the last whole file;
+once all are there, it checks them.  docs/caches.md says more.
 """
 
 import concurrent.futures
 import dataclasses
 import json
 import os
-import pathlib
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 from array_record.python import array_record_module
+from etils import epath
 from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -45,10 +47,13 @@ from onediff_jax.data.mixture import served
 from onediff_jax.data.records import Source, SourceSettings
 from onediff_jax.data.shards import WRITING, checksum, packed_array
 from onediff_jax.errors import InputError
+from onediff_jax.paths import opened_path
 from onediff_jax.train import encoders, run
 from onediff_jax.train.checkpoint import arrays_of, assets_of
 from onediff_jax.train.encoding import Encoding, is_picture
+from onediff_jax.train.locations import located
 from onediff_jax.train.start import first_assets
+from onediff_jax.train.storage import whole_file
 
 SHARD = 1024  # examples of a file
 BATCH = 16  # pictures, or prompts, that are encoded together
@@ -101,7 +106,7 @@ def encode_source(
     source: Source,
     parts: Sequence[Part],
     encoding: Encoding,
-    folder: pathlib.Path,
+    folder: epath.Path,
     plan: Mapping[str, Any],
     progress: Progress,
 ) -> int:
@@ -121,18 +126,18 @@ def encode_source(
             file = folder / f"{part}-{number:05}.array_record"
             if file.is_file():
                 meter.add(len(numbers))
+                digest = checksum(file)
             else:
                 known.pop(file.name, None)
                 ahead = AHEAD * encoding.batch
                 groups = made(make, numbers, len(source), config.seed, ahead)
-                write(file, groups, encoding, meter)
-            digest = checksum(file)
+                digest = write(file, groups, encoding, meter)
             if known.get(file.name, digest) != digest:
                 raise InputError(
                     f"{file} is not what {MANIFEST} says (SHA-256 {known[file.name]}); delete it, "
                     "and the same command encodes it again."
                 )
-            facts = {"file": file.name, "records": len(numbers), "bytes": file.stat().st_size}
+            facts = {"file": file.name, "records": len(numbers), "bytes": file.stat().length}
             files[str(part)].append(facts | {"sha256": digest})
     kind, shape, data = packed_array(encoding.prompts([""])[0].tokens)
     manifest = {
@@ -149,7 +154,7 @@ def encode_source(
     return total * len(parts)
 
 
-def checksums_in(folder: pathlib.Path) -> dict[str, str]:
+def checksums_in(folder: epath.Path) -> dict[str, str]:
     """SHA-256 of a finished cache's files, by their names; of another none."""
     if not (folder / MANIFEST).is_file():
         return {}
@@ -158,29 +163,28 @@ def checksums_in(folder: pathlib.Path) -> dict[str, str]:
 
 
 def write(
-    file: pathlib.Path,
+    file: epath.Path,
     groups: Iterable[list[tuple[Placed, int]]],
     encoding: Encoding,
     meter: Meter,
-) -> None:
-    """Writes a file of examples, encoded group by group; it appears when it is whole."""
-    unfinished = file.with_suffix(".partial")
-    writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITING)
-    for group in groups:
-        examples, records = zip(*group, strict=True)
-        for placed, record in zip(encoding(examples), records, strict=True):
-            writer.write(packed_example(placed, record))
-        pictures = sum(is_picture(view) for placed in examples for view in placed.example.views)
-        meter.add(len(group), pictures)
-    writer.close()
-    unfinished.rename(file)
+) -> str:
+    """Writes a file of examples, encoded group by group, whole or not at all; its SHA-256."""
+    with whole_file(file) as unfinished:
+        writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITING)
+        for group in groups:
+            examples, records = zip(*group, strict=True)
+            for placed, record in zip(encoding(examples), records, strict=True):
+                writer.write(packed_example(placed, record))
+            pictures = sum(is_picture(view) for placed in examples for view in placed.example.views)
+            meter.add(len(group), pictures)
+        writer.close()
+        return checksum(unfinished)
 
 
-def write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
+def write_json(file: epath.Path, values: Mapping[str, Any]) -> None:
     """Writes a file that appears when it is whole."""
-    unfinished = file.with_suffix(".partial")
-    unfinished.write_text(json.dumps(values, indent=1) + "\n")
-    unfinished.rename(file)
+    with whole_file(file) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def made(
@@ -206,7 +210,7 @@ def made(
             pool.shutdown(cancel_futures=True)  # an interruption does not wait for them
 
 
-def prepared(folder: pathlib.Path, plan: Mapping[str, Any], assets: run.Assets) -> None:
+def prepared(folder: epath.Path, plan: Mapping[str, Any], assets: run.Assets) -> None:
     """Makes a source's folder, or checks that what was begun there goes on as it began."""
     folder.mkdir(parents=True, exist_ok=True)
     file, now = folder / PLAN, json.loads(json.dumps(plan))
@@ -219,19 +223,21 @@ def prepared(folder: pathlib.Path, plan: Mapping[str, Any], assets: run.Assets) 
                     "write to another folder."
                 )
         return
-    np.savez(folder / ASSETS, **arrays_of(assets))
+    with whole_file(folder / ASSETS) as unfinished, unfinished.open("wb") as opened:
+        np.savez(opened, **arrays_of(assets))
     write_json(file, now)  # last: it says that the folder was begun
 
 
 def encode(
-    config: run.RunConfig,
-    out: pathlib.Path,
+    written: run.RunConfig,
+    out: PurePath,
     passes: int = 1,
     states: bool = False,
     shard: int = SHARD,
     batch: int = BATCH,
 ) -> dict[str, int]:
-    """Writes the caches of all sources; how many examples each has."""
+    """Writes the caches of all sources of a configuration; how many examples each has."""
+    config, out = located(written), opened_path(out)
     if states and config.text.kind != "t5":
         raise InputError(
             f"--states needs text.kind 't5', and it is {config.text.kind!r}: the states of an "
@@ -243,11 +249,11 @@ def encode(
     sources = run.opened(config.data, "train")
     begun = next(iter(sorted(out.glob(f"*/{PLAN}"))), None)
     if begun:
-        with np.load(begun.with_name(ASSETS)) as held:
+        with (begun.parent / ASSETS).open("rb") as file, np.load(file) as held:
             assets = assets_of(dict(held))
         encoders.refuse_others(config.text, config.codec, assets.fingerprints, str(begun.parent))
     else:
-        assets = first_assets(config, sources, as_dict(config))
+        assets = first_assets(config, sources, as_dict(written))
     networks, tokenizer = run.assembled(config, assets)
     needed = ("codec", "text") if states else ("codec",)
     params = encoders.frozen_params(networks, config.text, config.codec, None, needed)
@@ -262,7 +268,7 @@ def encode(
             parts = [part for part in parts_of(config) if serves(part, name, source)]
             plan = {
                 "plan": run.plan_of(config, assets, states),
-                "source": own_settings(config.data.sources[name]),
+                "source": own_settings(written.data.sources[name]),
                 "parts": [str(part) for part in parts],
                 "seed": config.seed,
                 "passes": passes,
@@ -297,7 +303,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"encode_dataset: {one_line(error)}", file=sys.stderr)
         return 2
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
-    out = pathlib.Path(options.out).expanduser()
+    out = epath.Path(options.out)
     try:
         names = ("passes", "states", "shard", "batch")
         done = encode(config, out, **{name: options[name].value for name in names})

@@ -24,11 +24,12 @@ import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
@@ -107,23 +108,26 @@ class Denoiser:
         return np.add(parameter, product, out=product)
 
 
-def denoiser_at(checkpoint: Path, ema: bool) -> Denoiser:
-    """The denoiser of a workdir's newest checkpoint, or of a step's folder."""
+def denoiser_at(checkpoint: PurePath, ema: bool, root: str = "") -> Denoiser:
+    """The denoiser of a workdir's newest checkpoint, or of a step's folder.
+
+    `root` is where relative paths of its run begin now, if not at its own.
+    """
     settings, assets, step = described(checkpoint)
     run, origin = run_config(settings), json.loads(assets.origin or "{}")
     kind = next(k for k in (WEIGHTS if ema else WEIGHTS[::-1]) if k in kinds_in(checkpoint))
-    _, text_width, _ = places(checkpoint, [TEXT_WIDTH], kind)[TEXT_WIDTH].shape
+    _, text_width, _ = places(checkpoint, [TEXT_WIDTH], kind, root)[TEXT_WIDTH].shape
     model = dataclasses.replace(run.model, lora=LoraConfig())
     shapes = denoiser_shapes(model, text_width)
     names = [f"denoiser/{name}" for name in flatten_dict(shapes, sep="/")]
     adapted = [name for name in names if run.model.lora.adapts(name.split("/")[-2])]
     names += [name.replace("kernel", part) for name in adapted for part in LORA]
-    found = places(checkpoint, names, kind)
+    found = places(checkpoint, names, kind, root)
     return Denoiser(run, origin, kind, step, json.dumps(settings, sort_keys=True), shapes, found)
 
 
 def export_torch(
-    checkpoint: Path,
+    checkpoint: PurePath,
     out: Path,
     ema: bool,
     dtype: str | None,
@@ -132,9 +136,10 @@ def export_torch(
     link: bool,
     adapters: bool,
     force: bool,
+    root: str = "",
 ) -> str:
     """Writes `out`; returns what was done, in a line."""
-    denoiser = denoiser_at(checkpoint, ema)
+    denoiser = denoiser_at(checkpoint, ema, root)
     kind = np.dtype(jnp.dtype(DTYPES.get(dtype, dtype))) if dtype else denoiser.dtype
     if adapters:
         refuse_more_than_adapters(denoiser, checkpoint)
@@ -208,7 +213,7 @@ def config_of(denoiser: Denoiser) -> dict[str, Any]:
     return nextdit_json(denoiser.model, text_width, kept)
 
 
-def refuse_more_than_adapters(denoiser: Denoiser, checkpoint: Path) -> None:
+def refuse_more_than_adapters(denoiser: Denoiser, checkpoint: PurePath) -> None:
     """Raises InputError where adapters are not all that the run trained of the denoiser."""
     if not denoiser.adapters:
         raise InputError(f"{checkpoint} has no adapters (model.lora.rank is 0); omit --adapters.")
@@ -296,7 +301,8 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Reads the options and exports; returns the status: 0, or 1 where it cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a workdir, or a step of it")
+    parser.add_argument("--checkpoint", type=epath.Path, required=True, help="a workdir, or a step")
+    parser.add_argument("--root", default="", help="of the run's relative paths, if it has moved")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
     kinds = [*DTYPES, *DTYPES.values()]

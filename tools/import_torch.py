@@ -3,11 +3,11 @@
     python tools/import_torch.py --source DIR --out DIR [--link] [--licence NAME] [--force]
 
 DIR holds `transformer` and perhaps vae, text_encoder, tokenizer and scheduler, as diffusers lays
-them out; or it is such a transformer itself.  Only safetensors are read, and torch is not needed.
-The scheduler's settings decide how samples are made of what starts here.
-OUT gets checkpoints/0 and copies of (or links to) the parts that are never trained.  With vae,
-text_encoder and tokenizer it can be sampled from; without, a run that starts from it brings a codec
-and a text encoder of its own.
+them out; or it is such a transformer itself.  It may be in object storage (gs://...).  Only
+safetensors are read, and torch is not needed.  The scheduler's settings decide how samples are made
+of what starts here.  OUT gets checkpoints/0 and copies of (or links to) the parts that are never
+trained.  With vae, text_encoder and tokenizer it can be sampled from; without, a run that starts
+from it brings a codec and a text encoder of its own.
 """
 
 import os
@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from etils import epath
 
 from onediff_jax.config import as_dict
+from onediff_jax.copies import local_copy, local_path
 from onediff_jax.data.loader import DataConfig, SlotConfig
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.errors import InputError
@@ -35,8 +37,9 @@ from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.t5 import T5Config
 from onediff_jax.models.torch_names import T5_NAMES, VAE_NAMES, nextdit_names
 from onediff_jax.models.torch_weights import from_released, sources_of
+from onediff_jax.paths import folder_is_there, remote
 from onediff_jax.release.configs import nextdit_config, schedule_in, t5_config, vae_config
-from onediff_jax.release.folders import bring_frozen, licence_in, new_folder
+from onediff_jax.release.folders import CARD, FROZEN, bring_frozen, licence_in, new_folder
 from onediff_jax.release.shapes import autoencoder_shapes, denoiser_shapes, encoder_shapes
 from onediff_jax.release.tensors import json_in, read_tensors
 from onediff_jax.train.checkpoint import FOLDER, save_weights
@@ -48,8 +51,11 @@ ENCODERS = ("vae", "text_encoder", "tokenizer")
 SIDE = 32  # patches along a side of a view, but of text2image: 512 pixels
 
 
-def import_torch(source: Path, out: Path, link: bool, licence: str | None, force: bool) -> str:
+def import_torch(
+    source: epath.Path, out: Path, link: bool, licence: str | None, force: bool
+) -> str:
     """Writes `out`; returns what was done, in a line."""
+    source = on_this_disk(source)
     transformer = source / "transformer" if (source / "transformer").is_dir() else source
     model, text_width = nextdit_config(transformer)
     tensors, kept = read_tensors(transformer), json_in(transformer / "config.json")
@@ -81,6 +87,17 @@ def import_torch(source: Path, out: Path, link: bool, licence: str | None, force
         f"{out}: {len(tensors)} tensors of {dtype}, {count:,} parameters; with "
         f"{', '.join(parts) or 'no other parts'}; licence of the weights: {origin['licence']}"
     )
+
+
+def on_this_disk(source: epath.Path) -> Path:
+    """A released folder, or the copy of one that is in object storage."""
+    if remote(source):
+        for part in ("transformer", *FROZEN):
+            if folder_is_there(source / part):
+                local_copy(source / part)
+        if not folder_is_there(source / "transformer") or (source / CARD).is_file():
+            local_copy(source)
+    return local_path(source)
 
 
 @contextlib.contextmanager
@@ -140,7 +157,7 @@ def run_config_of(model: NextDiTConfig, text_width: int, released: Mapping[str, 
 def main(arguments: Sequence[str]) -> int:
     """Reads the options and imports; returns the status: 0, or 1 where it cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=Path, required=True, help="the released folder")
+    parser.add_argument("--source", type=epath.Path, required=True, help="the released folder")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--link", action="store_true", help="link to frozen parts; do not copy")
     parser.add_argument("--licence", help="of the weights, where the source does not say")

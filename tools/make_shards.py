@@ -25,6 +25,7 @@ from onediff_jax.config import run_config
 from onediff_jax.data.records import SPLITS, Source, retried
 from onediff_jax.data.shards import PICTURES, packed, write_shards
 from onediff_jax.errors import Fault, InputError
+from onediff_jax.train.locations import located
 
 SHOWN = 10  # faults that are printed
 AHEAD = 4  # records that each thread may be ahead, since all of them are held
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         options(list(arguments))
-        sources = run_config(options.config.to_dict()).data.sources
+        sources = located(run_config(options.config.to_dict())).data.sources
         if options.source not in sources:
             raise InputError(f"--source {options.source} can be {', '.join(sources)}.")
     except Exception as error:  # a config is a program: it can fail in any way

@@ -23,10 +23,11 @@ from etils import epath
 
 from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed, Record
 from onediff_jax.data.readers import RecordFiles, sizes_in
-from onediff_jax.data.records import Source, SourceSettings, no_folder
+from onediff_jax.data.records import Source, SourceSettings, few_files_at
 from onediff_jax.data.shards import HALF, packed_array, refuse_changed, unpacked_array
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
+from onediff_jax.paths import Location
 
 MANIFEST, PLAN, ASSETS = "manifest.json", "plan.json", "assets.npz"
 FORMAT = 1  # goes up when older readers would misread
@@ -108,14 +109,11 @@ def deviation_of(log_variance: np.ndarray) -> np.ndarray:
 class Cache(SourceSettings):
     """Encoded examples that `tools/encode_dataset.py` wrote of one source."""
 
-    path: str = ""  # of the source's folder, with manifest.json
+    path: Location = ""  # of the source's folder, with manifest.json
 
     def records(self, split: str) -> Source:
         """The examples, which are all for training; validation has none."""
-        folder = epath.Path(self.path).expanduser()
-        if not self.path or not folder.is_dir():
-            raise no_folder(self.path, "cache")
-        return CachedSource(folder, split)
+        return CachedSource(few_files_at(self.path, "cache"), split)
 
 
 class CachedSource(Source):
@@ -173,6 +171,7 @@ class CachedSource(Source):
     def refuse_other(self, plan: Mapping[str, Any]) -> None:
         """Raises, naming the first entry that differs, where a run would encode otherwise."""
         before, now = flat(self.manifest["plan"]), flat(plan)
+        before.pop("conditions.hed", None)  # of older caches: where a file was
         for name in sorted(before | now):
             if before.get(name) != now.get(name):
                 raise InputError(

@@ -28,6 +28,7 @@ from onediff_jax.data.records import (
     numbers_of_split,
 )
 from onediff_jax.errors import Fault, InputError
+from onediff_jax.paths import Location
 
 MOST = 65_535  # instances of an image, whose map has 16 bits
 
@@ -36,7 +37,7 @@ MOST = 65_535  # instances of an image, whose map has 16 bits
 class Coco(SourceSettings):
     """Images with annotations in COCO's JSON; those without any are left out."""
 
-    path: str = ""  # of the folder of images; the other files are looked for from it
+    path: Location = ""  # of the folder of images; the other files are looked for from it
     instances: str = ""  # JSON of instances: masks, boxes and names
     keypoints: str = ""  # JSON of people's 17 keypoints
     captions: str = ""  # JSON of captions, of which the first of an image is used

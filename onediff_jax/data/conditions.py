@@ -16,6 +16,7 @@ from onediff_jax.data import degradations, edges, maps, skeleton
 from onediff_jax.data.example import Picture, Record
 from onediff_jax.data.hed import FETCH, soft_edges, weights_in
 from onediff_jax.errors import Fault, InputError
+from onediff_jax.paths import Location
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ConditionConfig:
         "drawn"  # of Canny's edges: "drawn" for every example, or "automatic", from its gradients
     )
     window: int = 0  # frames within which several views of a scene lie; 0: anywhere in the scene
-    hed: str = ""  # file of the weights of the network for soft edges (tools/fetch_hed.py)
+    hed: Location = ""  # file of the weights of the network for soft edges (tools/fetch_hed.py)
 
     def __post_init__(self):
         if self.map_colors not in ("drawn", "fixed"):

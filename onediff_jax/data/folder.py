@@ -21,6 +21,7 @@ from onediff_jax.data.records import (
     numbers_of_split,
 )
 from onediff_jax.errors import InputError
+from onediff_jax.paths import Location
 
 # Columns with the name of a picture that is a task's second view.
 VIEWS = ("blurred", "masked", "small", "canny", "depth", "hed", "pose", "semantic", "boxes")
@@ -33,7 +34,7 @@ COLUMNS = frozenset((*FILES, *TEXTS))
 class Folder(SourceSettings):
     """Pictures with a `metadata.jsonl` or `metadata.csv`, as Hugging Face's imagefolder."""
 
-    path: str = ""  # of the folder
+    path: Location = ""  # of the folder
     columns: tuple[str, ...] = ()  # of the listing that are used; empty: all that are known
     validation: int = 64  # pictures held out, spread evenly over the listing
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from onediff_jax.copies import local_copy
 from onediff_jax.data.example import Picture
 from onediff_jax.errors import InputError
 
@@ -42,7 +43,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 def weights_in(file: str) -> Weights:
     """The weights in a safetensors file, read once; raises InputError where it does not fit."""
     try:
-        weights = load_file(file)
+        weights = load_file(local_copy(file))
     except FileNotFoundError:
         raise InputError(f"There is no {file}; bring HED's weights: {FETCH}") from None
     except (OSError, SafetensorError) as error:

@@ -26,6 +26,7 @@ from onediff_jax.data.records import (
     numbers_of_split,
 )
 from onediff_jax.errors import InputError
+from onediff_jax.paths import Location
 
 SUBJECTS = ("person", "thing")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -35,7 +36,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 class Identities(SourceSettings):
     """Pictures of persons or things, a folder for each."""
 
-    path: str = ""  # of the folder of folders
+    path: Location = ""  # of the folder of folders
     subjects: str = "person"  # or thing: which task's fields the records have
     least: int = 2  # pictures of a subject; subjects with fewer are left out
     validation: int = 1  # subjects held out, spread evenly by name

@@ -35,6 +35,7 @@ from onediff_jax.data.records import (
 )
 from onediff_jax.errors import Fault, InputError
 from onediff_jax.ops.cameras import Camera, resized_intrinsics
+from onediff_jax.paths import Location
 
 TRANSFORMS = "transforms.json"
 MILLIMETRES = 1e-3  # a unit of depth where the file says nothing, as in nerfstudio
@@ -44,7 +45,7 @@ MILLIMETRES = 1e-3  # a unit of depth where the file says nothing, as in nerfstu
 class Posed(SourceSettings):
     """Scenes of pictures with known cameras, in folders with a transforms.json."""
 
-    path: str = ""  # of the folder of scenes, or of one scene
+    path: Location = ""  # of the folder of scenes, or of one scene
     pictures: str = ""  # folder of a scene's pictures, such as images_4; empty: as its frames say
     depth: bool = False  # of a scene's first picture, from the file that its frame names
     least: int = 2  # frames; scenes with fewer are left out

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int
 
 from onediff_jax.data.example import Picture, Record
@@ -14,6 +15,7 @@ from onediff_jax.data.faults import refuse_wrong
 from onediff_jax.data.pictures import decoded
 from onediff_jax.data.tasks import canonical
 from onediff_jax.errors import InputError
+from onediff_jax.paths import folder_is_there, missing, opened_path, remote
 
 SPLITS = ("train", "validation")
 READY = "pictures."  # begins the names of fields that are views made elsewhere
@@ -182,24 +184,37 @@ class StoredRecord(Mapping):
 def folder_at(path: str, kind: str) -> pathlib.Path:
     """The folder that a source of some kind is in.
 
-    Raises InputError where there is none, or it is in object storage, which only shards are read
-    from: a file for every picture is too many for it.
+    Raises InputError where there is none, or it is in object storage, which only shards, caches and
+    data sets of TFDS are read from: a file for every picture is too many for it.
     """
-    if "://" in path:
-        raise InputError(
-            f"{path!r} is object storage, which data sources of kind {kind!r} cannot be read from; "
-            "make shards of it by tools/make_shards.py, or mount it as a folder."
-        )
+    refuse_remote(path, kind)
     folder = pathlib.Path(path).expanduser()
     if not path or not folder.is_dir():
         raise no_folder(path, kind)
     return folder
 
 
+def refuse_remote(path: str, kind: str) -> None:
+    """Raises where a path is in object storage."""
+    if remote(path):
+        raise InputError(
+            f"{path!r} is object storage, which data sources of kind {kind!r} cannot be read from; "
+            "make shards of it by tools/make_shards.py, or mount it as a folder."
+        )
+
+
+def few_files_at(path: str, kind: str) -> epath.Path:
+    """The folder that a source of few large files is in, which may be in object storage."""
+    if not path or not folder_is_there(path):
+        raise no_folder(path, kind)
+    return opened_path(path)
+
+
 def no_folder(path: str, kind: str) -> InputError:
     """The error of a source of some kind whose folder is not there."""
     return InputError(
         f"There is no folder {path!r}; set the path of the data source of kind {kind!r} to one."
+        f"{missing(path)}"
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from onediff_jax.data.example import Record
-from onediff_jax.data.records import Source, SourceSettings, StoredRecord
+from onediff_jax.data.records import Source, SourceSettings, StoredRecord, refuse_remote
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
+from onediff_jax.paths import Location
 
 CONTENTS = ("basic", "full")
 GROUPS = ("all", "figures", "objects")
@@ -26,7 +27,7 @@ class Scenes(SourceSettings):
     these have references.  Sources that differ in `groups` alone read the same files.
     """
 
-    path: str = "artifacts/scenes"
+    path: Location = "artifacts/scenes"
     size: int = 32  # pixels along each side
     train: int = 10_000  # scenes
     validation: int = 500
@@ -52,7 +53,8 @@ class Scenes(SourceSettings):
             )
 
     def records(self, split: str) -> Source:
-        """The scenes of a split."""
+        """The scenes of a split; raises InputError where they would be built in object storage."""
+        refuse_remote(self.path, "scenes")
         return (FullRecords if self.content == "full" else SceneRecords)(self, split)
 
 

@@ -30,10 +30,11 @@ from onediff_jax.data.records import (
     StoredPicture,
     StoredPictures,
     StoredRecord,
-    no_folder,
+    few_files_at,
 )
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
+from onediff_jax.paths import Location
 
 MANIFEST = "fields.json"
 FORMAT = 1  # goes up when older readers would misread
@@ -178,7 +179,7 @@ def checksum(file: pathlib.PurePath) -> str:
 class Shards(SourceSettings):
     """Records that `tools/make_shards.py` wrote; the splits are those of their source."""
 
-    path: str = ""  # of the folder with fields.json
+    path: Location = ""  # of the folder with fields.json
 
     def records(self, split: str) -> Source:
         """The records of a split."""
@@ -189,9 +190,7 @@ class ShardRecords(Source):
     """Records of a folder of shards."""
 
     def __init__(self, settings: Shards, split: str):
-        self.folder = epath.Path(settings.path).expanduser()
-        if not settings.path or not self.folder.is_dir():
-            raise no_folder(settings.path, "shards")
+        self.folder = few_files_at(settings.path, "shards")
         manifest = manifest_of(self.folder)
         if split not in manifest["shards"]:
             raise InputError(

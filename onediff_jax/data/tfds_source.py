@@ -23,10 +23,11 @@ from onediff_jax.data.records import (
     SourceSettings,
     StoredPicture,
     StoredRecord,
-    folder_at,
+    few_files_at,
     numbers_of_split,
 )
 from onediff_jax.errors import Fault, InputError
+from onediff_jax.paths import Location
 
 PICTURE = ("image", "edited")
 PICTURES = ("references", "item_references")
@@ -41,7 +42,7 @@ ORIENTATION = 0x0112  # the EXIF tag; 1: as stored
 class Tfds(SourceSettings):
     """A data set of TFDS, prepared with file_format="array_record"."""
 
-    path: str = ""  # TFDS's data_dir
+    path: Location = ""  # TFDS's data_dir
     name: str = ""  # of the data set, such as coco/2017 or mine:1.0.0
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of a record -> features
     pictures: Mapping[str, str] = dataclasses.field(default_factory=dict)  # ready views -> features
@@ -77,7 +78,7 @@ class TfdsRecords(Source):
         import tensorflow_datasets as tfds
 
         self._given = (settings, split)
-        folder = folder_at(settings.path, "tfds")
+        folder = few_files_at(settings.path, "tfds")
         if not settings.fields.get("image"):
             raise InputError(
                 "fields of a data source of kind 'tfds' must say where the image is, such as "

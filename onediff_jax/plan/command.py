@@ -14,6 +14,7 @@ from onediff_jax.plan.search import default_choices, parsed_choices, ranked, row
 from onediff_jax.plan.table import plan_lines
 from onediff_jax.plan.topologies import topology_of
 from onediff_jax.plan.verdict import plan_of
+from onediff_jax.train.locations import located
 
 
 def plan(
@@ -37,7 +38,7 @@ def plan(
         console.print(rich.text.Text("\n".join(rows_of(found))))
         written = [tried.settings | (tried.plan.as_json() if tried.plan else {}) for tried in found]
     else:
-        made = plan_of(run_config(values), topology, states)
+        made = plan_of(located(run_config(values)), topology, states)
         console.print(rich.text.Text("\n".join(plan_lines(made))))
         written = made.as_json()
     if json_file:

@@ -13,6 +13,7 @@ from onediff_jax.errors import InputError
 from onediff_jax.models.nextdit import REMAT
 from onediff_jax.plan.topologies import Topology
 from onediff_jax.plan.verdict import Plan, plan_of
+from onediff_jax.train.locations import located
 
 Choices = dict[str, list[Any]]  # values to try, by the setting's name
 
@@ -88,7 +89,7 @@ def walk(
     ]
     for settings in rich.progress.track(every, "plans", console=console):
         try:
-            plan = plan_of(run_config(changed(values, settings)), topology, states)
+            plan = plan_of(located(run_config(changed(values, settings))), topology, states)
         except InputError as error:
             yield Tried(settings, None, str(error))
         else:

@@ -24,10 +24,11 @@ from onediff_jax.data.cache import flat
 from onediff_jax.data.latents import LaterCodec, LinearCodec
 from onediff_jax.data.records import SourceSettings
 from onediff_jax.errors import InputError
+from onediff_jax.paths import absolute, folder_is_there, missing
 from onediff_jax.train.encoders import INNER
+from onediff_jax.train.locations import start_of
 from onediff_jax.train.run import Assets, CheckpointConfig, RunConfig
 from onediff_jax.train.state import State
-from onediff_jax.train.storage import absolute
 from onediff_jax.train.tune import WEIGHTS
 
 FOLDER = "checkpoints"
@@ -88,9 +89,8 @@ class Checkpoints:
         found = self._manager.restore(step, args=ocp.args.Composite(state=target)).state
         frozen = found.pop("frozen", None)
         if frozen is None:
-            frozen = weights(
-                epath.Path(config["tune"]["start"]), shapes.frozen, config["tune"]["weights"]
-            )
+            start, kind, root = start_of(config), config["tune"]["weights"], config["root"]
+            frozen = weights(start, shapes.frozen, kind, root)
         return State(**found, frozen=frozen)
 
     def finish(self) -> None:
@@ -166,20 +166,20 @@ def newest_step(workdir: pathlib.PurePath) -> int | None:
         return None
 
 
-def step_folder(path: pathlib.PurePath) -> epath.Path:
+def step_folder(path: pathlib.PurePath | str) -> epath.Path:
     """The folder of one step: `path` itself, or the newest complete one of a workdir.
 
     Raises InputError, naming `path`, where there is none.
     """
     given = absolute(path)
-    if complete(given):
+    if folder_is_there(given) and complete(given):
         return given
     parent = given / FOLDER if (given / FOLDER).is_dir() else given
     steps = [folder for folder in parent.glob("*") if folder.name.isdigit() and complete(folder)]
     if not steps:
         raise InputError(
             f"{path} holds no checkpoint; give a workdir that `train` has saved in, or one of its "
-            f"{FOLDER}/STEP folders."
+            f"{FOLDER}/STEP folders.{missing(path)}"
         )
     return max(steps, key=lambda folder: int(folder.name))
 
@@ -190,7 +190,7 @@ def complete(folder: epath.Path) -> bool:
     return (folder / "state").is_dir() and ocp.utils.is_checkpoint_finalized(folder)
 
 
-def described(path: pathlib.PurePath) -> tuple[dict[str, Any], Assets, int]:
+def described(path: pathlib.PurePath | str) -> tuple[dict[str, Any], Assets, int]:
     """Configuration, assets and step of a checkpoint.
 
     Released networks beside the checkpoints, where an import leaves them, are the configuration's,
@@ -225,12 +225,15 @@ class Place(NamedTuple):
     dtype: np.dtype
 
 
-def places(path: pathlib.PurePath, names: Iterable[str], kind: str = "ema") -> dict[str, Place]:
+def places(
+    path: pathlib.PurePath | str, names: Iterable[str], kind: str = "ema", root: str = ""
+) -> dict[str, Place]:
     """Where a checkpoint's parameters (`kind`: ema or params) of these names are.
 
     Where there is no EMA, as without one in training, the parameters serve, and where only an EMA
     is, as in an import, it does.  What the checkpoint's run did not train is in the checkpoint that
-    it started from.  Raises InputError listing the parameters that are nowhere.
+    it started from (`root`: as in `start_of`).  Raises InputError listing the parameters that are
+    nowhere.
     """
     names, found, seen = list(names), {}, []
     while missing := [name for name in names if name not in found]:
@@ -246,10 +249,9 @@ def places(path: pathlib.PurePath, names: Iterable[str], kind: str = "ema") -> d
                 for name in missing
                 if name in there
             }
-        start = config.get("tune", {}).get("start")
-        if not start:
+        if not (path := start_of(config, root)):
             break
-        path, kind = epath.Path(start), config["tune"]["weights"]
+        kind = config["tune"]["weights"]
     if missing := sorted(set(names) - set(found)):
         raise InputError(
             f"{' and '.join(seen)} lack {len(missing)} parameters of this model: "
@@ -264,14 +266,14 @@ def kinds_in(path: pathlib.PurePath) -> tuple[str, ...]:
     return tuple(kind for kind in WEIGHTS if state.get(kind))
 
 
-def weights(path: pathlib.PurePath, shapes: Any, kind: str = "ema") -> Any:
+def weights(path: pathlib.PurePath | str, shapes: Any, kind: str = "ema", root: str = "") -> Any:
     """The parameters of a checkpoint (`kind`: ema or params), of the names of `shapes`.
 
     In the types, and where they have them the shardings, of `shapes`; from wherever `places` says.
     Raises InputError listing the parameters that are nowhere, and those of another shape.
     """
     wanted = flatten_dict(shapes, sep="/")
-    there = places(path, wanted, kind)
+    there = places(path, wanted, kind, root)
     if other := [name for name, place in there.items() if place.shape != wanted[name].shape]:
         raise InputError(
             f"{there[other[0]].folder}: {other[0]} has the shape {there[other[0]].shape}, and this "

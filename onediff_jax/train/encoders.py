@@ -13,8 +13,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
+from onediff_jax.copies import local_copy
 from onediff_jax.data.text import T5Tokenizer, Tokenizer
 from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks
@@ -23,6 +25,7 @@ from onediff_jax.models.t5 import T5Config, T5Encoder
 from onediff_jax.models.torch_names import T5_NAMES, VAE_NAMES
 from onediff_jax.models.torch_weights import from_released
 from onediff_jax.models.vae import AutoencoderKL, VAEConfig
+from onediff_jax.paths import Location, missing, opened_path
 from onediff_jax.release.configs import t5_config, vae_config
 from onediff_jax.release.tensors import StoredTensor, read_tensors
 from onediff_jax.sharding import placed, shardings_of
@@ -44,8 +47,8 @@ class TextConfig:
     encoder: T5Config = T5Config(
         width=128, depth=2, heads=4, head_width=32, hidden=256, dtype="float32"
     )
-    path: str = ""  # t5: a folder with text_encoder/ and tokenizer/, or that of the encoder
-    tokenizer: str = ""  # t5: the tokenizer's folder, where it is not in text.path
+    path: Location = ""  # t5: a folder with text_encoder/ and tokenizer/, or that of the encoder
+    tokenizer: Location = ""  # t5: the tokenizer's folder, where it is not in text.path
     dtype: str = "bfloat16"  # t5: of its matrices and activations
 
     def __post_init__(self):
@@ -68,7 +71,7 @@ class CodecConfig:
     factor: int = 4  # linear: pixels along each side of a latent
     whitening: float = 0.0  # linear; 0: channels keep their proportions; 1: all have variance 1
     pictures: int = 2000  # linear: views that the components are fitted to
-    path: str = ""  # sd3_vae: a folder with vae/, or that of the autoencoder
+    path: Location = ""  # sd3_vae: a folder with vae/, or that of the autoencoder
     posterior: str = "sample"  # sd3_vae: latents are drawn, as released, or each is its mean
     use_shift_factor: bool = False  # sd3_vae; the released pipeline ignores the folder's
     tile: int = 0  # sd3_vae: pixels along a side of a tile of a large picture; 0: never cut
@@ -90,39 +93,52 @@ def refuse_unknown(setting: str, value: str, known: tuple[str, ...]) -> None:
         raise InputError(f"{setting} is {value!r}; it can be {' or '.join(known)}.")
 
 
-def released_folder(part: str, path: str) -> pathlib.Path:
-    """The folder of a released network, `part` being text or codec, with its config.json."""
-    given, inner = pathlib.Path(path).expanduser(), INNER[part]
-    for folder in (given / inner, given):
-        if (folder / "config.json").is_file():
-            return folder
+def is_there(part: str, path: str) -> bool:
+    """Whether a released network's folder can be seen; `part` is text or codec."""
+    return any(file.is_file() for file in _settings_files(part, path))
+
+
+def settings_file(part: str, path: str) -> epath.Path:
+    """The config.json of a released network, wherever it is; raises InputError without one."""
+    for file in _settings_files(part, path):
+        if file.is_file():
+            return file
     raise InputError(
-        f"config.{part}.path is {path!r}, and neither it nor {inner}/ in it has a config.json; if "
-        f"the folder has moved, say where it is: --config.{part}.path=FOLDER to train, "
-        f"--{part}_path=FOLDER to sample."
+        f"config.{part}.path is {path!r}, and neither it nor {INNER[part]}/ in it has a "
+        f"config.json; if the folder has moved, say where it is: --config.{part}.path=FOLDER to "
+        f"train, --{part}_path=FOLDER to sample.{missing(path)}"
     )
 
 
-def is_here(part: str, path: str) -> bool:
-    """Whether a released network's folder is on this machine."""
-    given = pathlib.Path(path).expanduser()
-    return any((folder / "config.json").is_file() for folder in (given / INNER[part], given))
+def _settings_files(part: str, path: str) -> list[epath.Path]:
+    given = opened_path(path)
+    return [folder / "config.json" for folder in (given / INNER[part], given)]
+
+
+def released_folder(part: str, path: str) -> pathlib.Path:
+    """The folder of a released network on this machine's disk, copied there if it is elsewhere."""
+    return local_copy(settings_file(part, path).parent)
+
+
+def settings_folder(part: str, path: str) -> pathlib.Path:
+    """The same folder, of whose files config.json alone need be there."""
+    return local_copy(settings_file(part, path)).parent
 
 
 def tokenizer_folder(config: TextConfig) -> pathlib.Path:
-    """The folder of the released tokenizer."""
+    """The folder of the released tokenizer on this machine's disk."""
     if config.tokenizer:
-        return pathlib.Path(config.tokenizer).expanduser()
-    given = pathlib.Path(config.path).expanduser()
+        return local_copy(config.tokenizer)
+    given = opened_path(config.path)
     beside = (given / "tokenizer", given.parent / "tokenizer")
-    return next((folder for folder in beside if folder.is_dir()), given)
+    return local_copy(next((folder for folder in beside if folder.is_dir()), given))
 
 
 def autoencoder_of(config: CodecConfig, absent: bool = False) -> AutoencoderKL:
     """The released autoencoder, without its parameters; `absent` as in `networks_of`."""
     found = VAEConfig()
-    if not absent or is_here("codec", config.path):
-        found = vae_config(released_folder("codec", config.path))
+    if not absent or is_there("codec", config.path):
+        found = vae_config(settings_folder("codec", config.path))
     return AutoencoderKL(
         dataclasses.replace(
             found,
@@ -136,8 +152,8 @@ def autoencoder_of(config: CodecConfig, absent: bool = False) -> AutoencoderKL:
 def text_encoder_of(config: TextConfig, absent: bool = False) -> T5Encoder:
     """The released text encoder, likewise."""
     found, pieces = T5Config(), T5_VOCABULARY
-    if not absent or is_here("text", config.path):
-        found, pieces = t5_config(released_folder("text", config.path))
+    if not absent or is_there("text", config.path):
+        found, pieces = t5_config(settings_folder("text", config.path))
     return T5Encoder(dataclasses.replace(found, dtype=config.dtype), pieces)
 
 
@@ -159,8 +175,8 @@ def networks_of(
         encoder = text_encoder_of(text, absent)
         if vocabulary > encoder.vocabulary:
             raise InputError(
-                f"{tokenizer_folder(text)} has {vocabulary} pieces, and the encoder in {text.path} "
-                f"knows {encoder.vocabulary}; the tokenizer is another model's."
+                f"The tokenizer has {vocabulary} pieces, and the encoder in {text.path} knows "
+                f"{encoder.vocabulary}; the tokenizer is another model's."
             )
         frozen.append("text")
     autoencoder = None

@@ -83,6 +83,8 @@ class EvaluateConfig:
 class RunConfig:
     """Everything that a run depends on."""
 
+    root: str = ""  # where relative paths of sources, weights and checkpoints named here begin,
+    # such as gs://BUCKET; empty: the current folder.  --workdir is not among them
     seed: int = 0
     steps: int = 1000
     rows: int = 8  # of a batch, over all devices
@@ -292,6 +294,7 @@ def plan_of(config: RunConfig, assets: Assets, states: bool) -> dict[str, Any]:
     }
     pictures = {"token_edge": edge, "aspects": config.data.aspects, "least_full": FULL}
     conditions = dataclasses.asdict(config.data.conditions)
+    del conditions["hed"]  # where a file is, which a run that reads a cache need not have
     plan = {"codec": codec, "text": text, "pictures": pictures, "conditions": conditions}
     return json.loads(json.dumps(plan))
 

@@ -6,7 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import optax
-from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onediff_jax.data.cache import CachedSource
@@ -31,7 +30,7 @@ def first_assets(
     """
     if not config.tune.start:
         return own_assets(config, sources)
-    before, assets, _ = described(epath.Path(config.tune.start))
+    before, assets, _ = described(config.tune.start)
     free = ("model.lora.", "tune.", "optimizer.", *(("text.", "codec.") if assets.partial else ()))
     for name, (was, now) in binding_changes(before, as_json).items():
         if not name.startswith(free):
@@ -74,14 +73,14 @@ def first_state(
     where = merged(shardings.params, shardings.frozen)
     params = nn.meta.unbox(jax.eval_shape(networks.init, key))
     flat = flatten_dict(jax.tree.map(with_sharding, params, where), sep="/")
-    _, assets, _ = described(epath.Path(tune.start))
+    _, assets, _ = described(tune.start)
     fresh = {
         name
         for name in flat
         if name.rsplit("/", 1)[-1] in LORA or (assets.partial and not name.startswith("denoiser/"))
     }
     given = unflatten_dict({n: s for n, s in flat.items() if n not in fresh}, sep="/")
-    given = weights(epath.Path(tune.start), given, tune.weights)
+    given = weights(tune.start, given, tune.weights, config.root)
 
     def start(given: Any) -> State:
         drawn = flatten_dict(nn.meta.unbox(networks.init(key)), sep="/")

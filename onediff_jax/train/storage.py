@@ -1,26 +1,37 @@
-"""Object storage: workdirs there have names such as gs://BUCKET/FOLDER.
+"""Files that grow, such as metrics and TensorBoard's, in object storage, where files cannot grow.
 
-Whole files are written there as anywhere, and appear at once.  Files that grow, such as metrics and
-TensorBoard's, cannot: they grow in a local folder and are copied now and then.
+They grow in a local folder and are copied now and then.  Whole files are written there as anywhere,
+and appear at once.
 """
 
+import contextlib
 import pathlib
 import tempfile
 import time
+from collections.abc import Iterator
 
+import fsspec
 from etils import epath
+
+from onediff_jax.paths import remote
 
 EVERY = 60.0  # seconds between two copies
 
 
-def remote(path: pathlib.PurePath) -> bool:
-    """Whether a path lies in object storage."""
-    return "://" in str(path)
-
-
-def absolute(path: pathlib.PurePath) -> epath.Path:
-    """A path from the root of the file system or of its bucket."""
-    return epath.Path(path) if remote(path) else epath.Path(pathlib.Path(path).resolve())
+@contextlib.contextmanager
+def whole_file(file: pathlib.PurePath) -> Iterator[pathlib.Path]:
+    """A local file to write, which appears as `file` when the statement ends well, and whole."""
+    if not remote(file):
+        unfinished = pathlib.Path(file).with_suffix(".partial")
+        yield unfinished
+        unfinished.rename(file)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        unfinished = pathlib.Path(folder) / file.name
+        yield unfinished
+        storage, path = fsspec.core.url_to_fs(str(file))
+        # Not by an opened file, which would keep the part before an interruption as if it were all.
+        storage.put_file(str(unfinished), path)
 
 
 class Staged:

@@ -15,6 +15,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onediff_jax.errors import InputError
+from onediff_jax.paths import Location
 
 WEIGHTS = ("ema", "params")
 
@@ -23,7 +24,7 @@ WEIGHTS = ("ema", "params")
 class TuneConfig:
     """What a fresh run does not draw at random, and what of it is trained."""
 
-    start: str = ""  # checkpoint whose weights a new run begins with; empty: random ones
+    start: Location = ""  # checkpoint whose weights a new run begins with; empty: random ones
     weights: str = "ema"  # of that checkpoint: ema, or params as they were trained
     train: tuple[str, ...] = ("*",)  # patterns of the parameters to train; others stay as they are
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
