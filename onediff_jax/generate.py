@@ -7,6 +7,7 @@ zero (the paper's).
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, UInt8
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from onediff_jax.data.example import Picture, View
 from onediff_jax.data.forms import is_ray
@@ -30,19 +33,24 @@ from onediff_jax.ops import solve
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
 from onediff_jax.ops.rays import rays_from_latents
+from onediff_jax.sharding import ROWS, group_of
 
 Rays = Float[np.ndarray, "H W 6"]  # at the resolution of latents
 Made = Picture | Rays
 
 
 class Trained(NamedTuple):
-    """What sampling needs of a run."""
+    """What sampling needs of a run.
+
+    Parameters that are split over a mesh stay so: every device makes its rows of a batch.
+    """
 
     networks: Networks
     params: Any
     codec: Codec
     tokenizer: Tokenizer
     schedule: solve.Schedule = solve.Schedule()
+    mesh: Mesh | None = None  # None: parameters are whole, on the default device or the host
 
     @property
     def edge(self) -> int:
@@ -61,7 +69,7 @@ class PictureCodec:
         self, pictures: UInt8[np.ndarray, "b h w 3"]
     ) -> tuple[Float[np.ndarray, "b H W c"], Float[np.ndarray, "b H W c"]]:
         """Means and deviations of the pictures' normalised latents."""
-        mean, deviation = _moments(self._autoencoder, self._params, pictures)
+        mean, deviation = encoded_moments(self._autoencoder, self._params, pictures)
         return np.asarray(mean), np.asarray(deviation)
 
     def encode(self, picture: Picture) -> Float[np.ndarray, "H W c"]:
@@ -76,16 +84,22 @@ class PictureCodec:
         self, latents: Float[np.ndarray, "*batch H W c"]
     ) -> Float[np.ndarray, "*batch h w 3"]:
         """Pixels near [-1, 1]."""
-        return np.asarray(_decoded(self._autoencoder, self._params, latents))
+        return np.asarray(decoded_pixels(self._autoencoder, self._params, latents))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _moments(autoencoder: AutoencoderKL, params: Any, pictures: UInt8[Array, "b h w 3"]) -> Any:
+def encoded_moments(
+    autoencoder: AutoencoderKL, params: Any, pictures: UInt8[Array, "b h w 3"]
+) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W c"]]:
+    """Means and deviations of the pictures' normalised latents."""
     return autoencoder.normalised_moments(autoencoder.encode(params, pictures / 127.5 - 1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decoded(autoencoder: AutoencoderKL, params: Any, latents: Any) -> Float[Array, "*batch h w 3"]:
+def decoded_pixels(
+    autoencoder: AutoencoderKL, params: Any, latents: Float[Array, "*batch H W c"]
+) -> Float[Array, "*batch h w 3"]:
+    """Pixels near [-1, 1] of normalised latents."""
     return autoencoder.decode(params, autoencoder.unnormalised(latents))
 
 
@@ -166,7 +180,8 @@ def generate(
             f"A size of {size[0]} x {size[1]} is not a multiple of {edge} pixels, the side of a "
             "token."
         )
-    batch = min(batch, len(requests))
+    copies = math.prod(trained.mesh.shape[axis] for axis in ROWS) if trained.mesh else 1
+    batch = math.ceil(min(batch, len(requests)) / copies) * copies
     completed = []
     for first in range(0, len(requests), batch):
         part = list(requests[first : first + batch])
@@ -211,9 +226,12 @@ def _completed(
             latents = latents_of(view, size, trained.codec)
             clean[i, names.index(name)] = patchify(latents, patch)
     is_wanted = np.array([name in wanted for name in names])
-    prompts = [trained.tokenizer(request.prompt) for request in requests]
-    negative = [trained.tokenizer(config.negative)] * len(requests)
-    ids, mask = (np.stack(x)[:, None] for x in zip(*prompts, *negative, strict=True))
+    prompts = [
+        [trained.tokenizer(text) for text in (each.prompt, config.negative)] for each in requests
+    ]
+    ids, mask = (
+        np.stack([[text[i] for text in each] for each in prompts])[:, :, None] for i in (0, 1)
+    )
     positions = np.concatenate(
         [
             np.insert(grid_positions(columns, rows * columns), 0, view, axis=1)
@@ -224,19 +242,20 @@ def _completed(
     if config.shift:
         schedule = solve.Schedule(config.shift, use_dynamic_shifting=False)
     tokens = config.noise_scale * len(wanted) * rows * columns
-    patches = _sample(
+    patches = sampled_patches(
         trained.networks,
+        trained.mesh,
         layout,
         config,
-        trained.params,
+        {name: trained.params[name] for name in ("denoiser", "text")},
         clean.reshape(len(requests), -1, features),
-        positions,
-        is_wanted,
         ids,
         mask,
+        first + np.arange(len(requests)),
+        positions,
+        is_wanted,
         schedule.levels(config.steps, tokens),
         jax.random.key(seed),
-        first,
     )
     # Of several processes each gets all of them.
     patches = np.asarray(multihost_utils.process_allgather(patches, tiled=True))
@@ -244,26 +263,63 @@ def _completed(
     return unpatchify(patches, rows, patch)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _sample(
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def sampled_patches(
+    networks: Networks,
+    mesh: Mesh | None,
+    layout: Layout,
+    config: SampleConfig,
+    params: Any,
+    clean: Float[Array, "b n p"],
+    ids: Int[Array, "b two 1 l"],
+    mask: Bool[Array, "b two 1 l"],
+    numbers: Int[Array, " b"],
+    *of_all: Any,
+) -> Float[Array, "b n p"]:
+    """Patches of all views, each device of a mesh making its rows.
+
+    Arguments are those of `denoised_patches`.
+    """
+    of_rows = clean, ids, mask, numbers
+    if mesh is None:
+        return denoised_patches(networks, layout, config, params, *of_rows, *of_all)
+    # Devices along `sequence` make the same rows: nothing is kept for a backward pass, so that
+    # a row needs no cutting to fit.
+    on_mesh = networks.on_mesh(mesh, (group_of(mesh, "tensor"),))
+
+    def on_device(params, *rest):
+        return denoised_patches(on_mesh.networks, layout, config, on_mesh.whole(params), *rest)
+
+    specs = {name: on_mesh.specs[name] for name in params}
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(specs, *[P(ROWS)] * len(of_rows), *[P()] * len(of_all)),
+        out_specs=P(ROWS),
+        check_vma=False,  # kernels of attention do not say along which axes they vary
+    )(params, *of_rows, *of_all)
+
+
+def denoised_patches(
     networks: Networks,
     layout: Layout,
     config: SampleConfig,
     params: Any,
     clean: Float[Array, "b n p"],
-    positions,
-    is_wanted,
-    ids,
-    mask,
-    sigmas,
-    key,
-    first,
+    ids: Int[Array, "b two 1 l"],
+    mask: Bool[Array, "b two 1 l"],
+    numbers: Int[Array, " b"],
+    positions: Int[Array, "n 3"],
+    is_wanted: Bool[Array, " v"],
+    sigmas: Float[Array, " steps"],
+    key: Key[Array, ""],
 ) -> Float[Array, "b n p"]:
-    """Patches of all views; `ids` holds the prompts, then as many negative ones."""
+    """Patches of all views of requests by their numbers; `ids` has prompt and negative prompt."""
     b = clean.shape[0]
     guided = config.guidance != 1
     copies = 2 if guided else 1
-    text = networks.states(params, ids[: copies * b], mask[: copies * b])
+    ids, mask = (jnp.concatenate([x[:, i] for i in range(copies)]) for x in (ids, mask))
+    text = networks.states(params, ids, mask)
     wanted = jnp.broadcast_to(is_wanted, (b, layout.views))
     of_tokens = wanted[:, layout.view_of_token]
 
@@ -276,14 +332,14 @@ def _sample(
             jnp.zeros((copies * b, layout.views), jnp.int32),
             jnp.ones((copies * b, layout.tokens), bool),
             text,
-            mask[: copies * b],
+            mask,
             layout,
             config.scale_factor,
             config.scale_watershed,
         )
         return solve.guide(v[b:], v[:b], config.guidance) if guided else v
 
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(b))
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
     noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
     start = jnp.where(of_tokens[..., None], noise, clean)
     sigma_given = sigmas[-2] if config.given_time == "smallest" else 0.0

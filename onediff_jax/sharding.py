@@ -8,7 +8,7 @@ no mesh: what must be whole is gathered, and what several devices add up is summ
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -126,6 +126,12 @@ def shardings_of(boxed: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, P(*(part or None for part in parts)))
 
     return jax.tree.map(place, nn.meta.unbox(boxed), nn.get_partition_spec(boxed))
+
+
+def specs_of(init: Callable[[Array], Any], mesh: Mesh) -> Any:
+    """How the parameters that a function of a key initialises, boxed, are split."""
+    shardings = shardings_of(jax.eval_shape(init, jax.random.key(0)), mesh)
+    return jax.tree.map(lambda sharding: sharding.spec, shardings)
 
 
 def placed(arrays: Any, shardings: Any) -> Any:

@@ -10,6 +10,7 @@ from onediff_jax.errors import InputError
 from onediff_jax.evaluate.held_out import complete
 from onediff_jax.generate import Request, SampleConfig, Trained, generate
 from onediff_jax.ops import solve
+from onediff_jax.sharding import MeshConfig, mesh_of, placed, shardings_of
 from onediff_jax.train import run
 
 CONFIG = tiny_config()
@@ -28,11 +29,18 @@ def picture() -> np.ndarray:
 GIVEN = [picture() for _ in range(3)]
 
 
-def made(given=GIVEN, prompts=("a", "b", "c"), config=QUICK, seed=0, task="depth2image", **kwargs):
+def made(
+    given=GIVEN,
+    prompts=("a", "b", "c"),
+    config=QUICK,
+    seed=0,
+    task="depth2image",
+    trained=TRAINED,
+    **kwargs,
+):
     requests = [Request(p, {"depth": g}) for p, g in zip(prompts, given, strict=True)]
-    return [
-        m["image"] for m in generate(TRAINED, task, 2, requests, (8, 12), config, seed, **kwargs)
-    ]
+    found = generate(trained, task, 2, requests, (8, 12), config, seed, **kwargs)
+    return [views["image"] for views in found]
 
 
 def same(found, expected) -> bool:
@@ -54,6 +62,18 @@ def test_samples_have_the_asked_size_and_depend_on_seed_prompt_and_given_views()
 def test_a_sample_does_not_depend_on_its_neighbours_or_on_the_batch():
     assert same(made(batch=2), WHOLE)
     assert same(made(given=GIVEN[:1], prompts=["a"]), WHOLE[:1])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, sequence=2), dict(slices=2)],
+    ids=str,
+)
+def test_every_mesh_makes_the_samples_of_one_device(sizes):
+    mesh = mesh_of(MeshConfig(**sizes))
+    boxed = jax.eval_shape(NETWORKS.init, jax.random.key(0))
+    params = placed(jax.device_get(PARAMS), shardings_of(boxed, mesh))
+    assert same(made(trained=TRAINED._replace(params=params, mesh=mesh)), WHOLE)
 
 
 def test_guidance_follows_the_prompt_more_and_one_needs_no_second_pass():

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from onediff_jax.models.nextdit import NextDiT
@@ -15,7 +17,7 @@ from onediff_jax.models.t5 import T5Encoder
 from onediff_jax.models.vae import AutoencoderKL
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
-from onediff_jax.sharding import Parallel
+from onediff_jax.sharding import Group, Parallel, gathered, specs_of
 
 
 class Networks(NamedTuple):
@@ -41,6 +43,20 @@ class Networks(NamedTuple):
             return network.clone(gather=functools.partial(gather, name), parallel=parallel)
 
         return self._replace(denoiser=on("denoiser", self.denoiser), text=on("text", self.text))
+
+    def on_mesh(self, mesh: Mesh, groups: tuple[Group, ...]) -> "OnMesh":
+        """The networks as every device of a mesh has them inside `jax.shard_map`.
+
+        `groups` are the devices among which a network's own work is split.
+        """
+        specs = specs_of(self._init, mesh)
+        dtypes = {"denoiser": self.denoiser.config.dtype, "text": self.text.config.dtype}
+
+        def gather(name: str, layer: Any) -> Any:
+            of_layer = jax.tree.map(lambda spec: P(*spec[1:]), specs[name]["layers"])
+            return gathered(layer, of_layer, dtypes[name])
+
+        return OnMesh(self.shared(gather, Parallel(groups)), specs)
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -121,3 +137,20 @@ class Networks(NamedTuple):
         if self.codec:
             params["codec"] = self.codec.init(key)
         return params
+
+
+class OnMesh(NamedTuple):
+    """Networks that bring together the parameters of their stacks' layers themselves."""
+
+    networks: Networks
+    specs: Any  # how all parameters are split, by network
+
+    def whole(self, params: Any) -> Any:
+        """Parameters of some networks, with those outside of stacks brought together."""
+        return {
+            name: {
+                part: leaf if part == "layers" else gathered(leaf, self.specs[name][part])
+                for part, leaf in network.items()
+            }
+            for name, network in params.items()
+        }

@@ -106,7 +106,9 @@ def train(
                 if samples:
                     with clock.counting("sample"):
                         weights = state.weights | frozen
-                        trained = Trained(networks, weights, codec, tokenizer, assets.schedule)
+                        trained = Trained(
+                            networks, weights, codec, tokenizer, assets.schedule, mesh
+                        )
                         sample_grids(writer, step, trained, config, held_out)
                 if step == last:
                     break

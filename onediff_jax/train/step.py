@@ -20,12 +20,9 @@ from onediff_jax.sharding import (
     ALONE,
     ROWS,
     Group,
-    Parallel,
     batch_specs,
-    gathered,
     group_of,
     letters_of,
-    shardings_of,
     summed,
 )
 from onediff_jax.train.state import OptimizerConfig, State, moved_average
@@ -133,29 +130,13 @@ def gradients_of(
     share = Part(layout.part(mesh.shape["sequence"]), group_of(mesh, "sequence"))
     tensor = group_of(mesh, "tensor")
     split_slot = isinstance(share.layout.slots[0], Piece)
-    parallel = Parallel((tensor, share.group) if split_slot else (tensor,))
-    frozen_specs = specs_of(networks.init_frozen, mesh)
-    every_spec = {**merged(*specs), **frozen_specs}
-    dtypes = {"denoiser": networks.denoiser.config.dtype, "text": networks.text.config.dtype}
-
-    def gather_layer(name: str, layer: Any) -> Any:
-        of_layer = jax.tree.map(lambda spec: P(*spec[1:]), every_spec[name]["layers"])
-        return gathered(layer, of_layer, dtypes[name])
-
-    shared = networks.shared(gather_layer, parallel)
-
-    def gather_rest(params: Any) -> Any:
-        return {
-            name: {
-                part: leaf if part == "layers" else gathered(leaf, every_spec[name][part])
-                for part, leaf in network.items()
-            }
-            for name, network in params.items()
-        }
+    on_mesh = networks.on_mesh(mesh, (tensor, share.group) if split_slot else (tensor,))
 
     def weighted_loss(params, kept, frozen, batch, rows, weights, key):
-        every = gather_rest({**merged(params, kept), **frozen})
-        errors, sigmas = losses(shared, every, batch, rows, key, layout, flow_config, share)
+        every = on_mesh.whole({**merged(params, kept), **frozen})
+        errors, sigmas = losses(
+            on_mesh.networks, every, batch, rows, key, layout, flow_config, share
+        )
         # The loss is the sum of what all devices return, and those along tensor return the same.
         return (errors * weights).sum() / tensor.size, (errors, sigmas)
 
@@ -177,7 +158,7 @@ def gradients_of(
 
     def on_all_devices(params, kept, frozen, *of_batch):
         of_rows, of_tokens = P(ROWS), P(ROWS, "sequence")
-        mine = {name: frozen_specs[name] for name in frozen}
+        mine = {name: on_mesh.specs[name] for name in frozen}
         return jax.shard_map(
             gradients,
             mesh=mesh,
@@ -187,12 +168,6 @@ def gradients_of(
         )(params, kept, frozen, *of_batch)
 
     return on_all_devices
-
-
-def specs_of(init: Callable[[Array], Any], mesh: Mesh) -> Any:
-    """How what a function of a key initialises is split."""
-    shardings = shardings_of(jax.eval_shape(init, jax.random.key(0)), mesh)
-    return jax.tree.map(lambda sharding: sharding.spec, shardings)
 
 
 def clean_latents(
