@@ -6,6 +6,7 @@ no mesh: what must be whole is gathered, and what several devices add up is summ
 """
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import mesh_utils
@@ -265,21 +267,46 @@ def group_of(mesh: Mesh, axis: str) -> Group:
     return Group(axis, mesh.shape[axis]) if mesh.shape[axis] > 1 else ALONE
 
 
-def gathered(params: Any, specs: Any, dtype: DTypeLike | None = None) -> Any:
+def gathered(
+    params: Any, specs: Any, dtype: DTypeLike | None = None, sums: DTypeLike | None = None
+) -> Any:
     """Parameters brought together from the shards of fsdp; matrices in `dtype` if one is given.
 
-    The transpose scatters gradients: every device gets the sum of its shard's.
+    The transpose scatters gradients: every device gets the sum of its shard's, in the type of what
+    was gathered or, if that is wider, in `sums`.
     """
 
     def bring(param: Array, spec: P) -> Array:
-        if dtype is not None and param.ndim > 1:
-            param = param.astype(dtype)  # before it travels
-        for i, mesh_axes in enumerate(axes_in(spec)):
-            if "fsdp" in mesh_axes:
-                param = jax.lax.all_gather(param, "fsdp", axis=i, tiled=True)
-        return param
+        kind = param.dtype if dtype is None or param.ndim < 2 else jnp.dtype(dtype)
+        added = kind if sums is None else jnp.promote_types(kind, sums)
+        axes = tuple(i for i, names in enumerate(axes_in(spec)) if "fsdp" in names)
+        return gathered_array(param, axes, kind, added)
 
     return jax.tree.map(bring, params, specs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gathered_array(param: Array, axes: tuple[int, ...], dtype: Any, sums: Any) -> Array:
+    """A parameter in `dtype`, joined along the axes that fsdp splits."""
+    param = param.astype(dtype)  # before it travels
+    for axis in axes:
+        param = jax.lax.all_gather(param, "fsdp", axis=axis, tiled=True)
+    return param
+
+
+def _gathered(param: Array, axes: tuple[int, ...], dtype: Any, sums: Any) -> tuple[Array, Array]:
+    like = jnp.zeros(0, param.dtype)  # the gradient's type
+    return gathered_array(param, axes, dtype, sums), like
+
+
+def _scattered(axes: tuple[int, ...], dtype: Any, sums: Any, like: Array, gradient: Array):
+    gradient = gradient.astype(sums)
+    for axis in reversed(axes):
+        gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=axis, tiled=True)
+    return (gradient.astype(like.dtype),)
+
+
+gathered_array.defvjp(_gathered, _scattered)
 
 
 def summed(gradients: Any, specs: Any, mesh: Mesh) -> Any:

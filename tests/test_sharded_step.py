@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +144,20 @@ def test_the_step_is_that_of_one_device(case):
     assert found["measured"] == pytest.approx(true["measured"], rel=1e-5)
     for part in ("gradients", "params", "ema"):
         assert worst(found[part], true[part]) < 1e-5, part
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_gradients_of_blocks_are_summed_over_shards_in_the_type_that_is_asked_for(dtype):
+    networks, mesh = networks_of(dtype="bfloat16"), mesh_of(MeshConfig(data=1, fsdp=8))
+    settings = dataclasses.replace(OPTIMIZER, gradient_dtype=dtype)
+    optimizer = optimizer_of(settings, STEPS)
+    shardings = state_shardings(networks, optimizer, mesh)
+    step = train_step_of(networks, optimizer, ONE_SLOT, FlowConfig(), settings, shardings, 2)
+    state = State(jnp.zeros((), jnp.int32), PARAMS, PARAMS, optimizer.init(PARAMS), {})
+    lowered = jax.jit(step).lower(
+        jax.device_put(state, shardings), drawn_batch(ONE_SLOT), jax.random.key(7)
+    )
+    scatters = r'"stablehlo.reduce_scatter"\(.*?\}\) : \(tensor<[\dx]+x(\w+)>\)'
+    types = Counter(re.findall(scatters, lowered.as_text(), re.DOTALL))
+    # What is outside of blocks, and the text encoder, is float32 here in either case.
+    assert types["f32"] > 0 and (types["bf16"] > 0) == (dtype == "bfloat16"), types

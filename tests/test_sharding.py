@@ -301,3 +301,29 @@ def test_a_group_sums_and_joins_in_its_order():
     np.testing.assert_array_equal(index, 2 * [list(range(4))])
     x = jnp.asarray(x)
     assert ALONE.sum(x) is x and ALONE.gather(x, 0) is x and ALONE.index == 0
+
+
+@pytest.mark.parametrize(("sums", "least", "most"), [(None, 1e-3, 1e-2), ("float32", 0, 1e-6)])
+def test_gradients_of_what_is_gathered_in_bfloat16_are_added_up_in_the_type_of_sums(
+    sums, least, most
+):
+    """Eight devices' shares of a gradient, bfloat16 numbers, against their exact sum."""
+    mesh = mesh_of(MeshConfig(data=1, fsdp=8))
+    rng = np.random.default_rng(0)
+    shares = jnp.asarray(rng.normal(size=(8, 64, 16)), jnp.bfloat16)
+    params = jnp.zeros((64, 16))
+
+    def loss(param, share):
+        whole = gathered(param, P("fsdp"), jnp.bfloat16, sums)
+        assert whole.dtype == jnp.bfloat16
+        return (whole * share[0]).sum(dtype=jnp.float32)
+
+    gradient = jax.jit(
+        jax.shard_map(
+            jax.grad(loss), mesh=mesh, in_specs=(P("fsdp"), P("fsdp")), out_specs=P("fsdp"),
+            check_vma=False,
+        )
+    )(params, shares)  # fmt: skip
+    exact = np.float64(shares).sum(0)
+    error = np.linalg.norm(gradient - exact) / np.linalg.norm(exact)
+    assert gradient.dtype == jnp.float32 and least <= error <= most

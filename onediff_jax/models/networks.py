@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, UInt8
 
 from onediff_jax.models.nextdit import NextDiT
 from onediff_jax.models.t5 import T5Encoder
@@ -44,17 +44,20 @@ class Networks(NamedTuple):
 
         return self._replace(denoiser=on("denoiser", self.denoiser), text=on("text", self.text))
 
-    def on_mesh(self, mesh: Mesh, groups: tuple[Group, ...]) -> "OnMesh":
+    def on_mesh(
+        self, mesh: Mesh, groups: tuple[Group, ...], sums: DTypeLike | None = None
+    ) -> "OnMesh":
         """The networks as every device of a mesh has them inside `jax.shard_map`.
 
-        `groups` are the devices among which a network's own work is split.
+        `groups` are the devices among which a network's own work is split, `sums` the type in which
+        gradients of layers are summed over shards, if it is wider than the network's.
         """
         specs = specs_of(self._init, mesh)
         dtypes = {"denoiser": self.denoiser.config.dtype, "text": self.text.config.dtype}
 
         def gather(name: str, layer: Any) -> Any:
             of_layer = jax.tree.map(lambda spec: P(*spec[1:]), specs[name]["layers"])
-            return gathered(layer, of_layer, dtypes[name])
+            return gathered(layer, of_layer, dtypes[name], sums)
 
         return OnMesh(self.shared(gather, Parallel(groups)), specs)
 

@@ -37,6 +37,9 @@ class OptimizerConfig:
     mu_dtype: str = "float32"  # of adamw's first moment: float32 or bfloat16
     weight_decay: float = 0.0  # of matrices
     clip: float = 2.0  # of the gradient's global norm
+    gradient_dtype: str = "bfloat16"
+    # in which gradients of blocks are summed over the shards of fsdp: bfloat16, or float32, which
+    # sends twice as much; float32 where model.dtype is
     accumulate: int = 1  # parts that a batch is worked through in
     ema: float = 0.9999
     # decay of the EMA of parameters, less early on: min(ema, (1 + s) / (10 + s)); 0: none is kept
@@ -51,7 +54,7 @@ class OptimizerConfig:
             raise InputError(f"optimizer.accumulate is {self.accumulate}; it must be at least 1.")
         if self.kind not in KINDS:
             raise InputError(f"optimizer.kind is {self.kind!r}; it can be {' or '.join(KINDS)}.")
-        for name in ("mu_dtype", "ema_dtype"):
+        for name in ("mu_dtype", "ema_dtype", "gradient_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise InputError(
                     f"optimizer.{name} is {getattr(self, name)!r}; it can be {' or '.join(DTYPES)}."

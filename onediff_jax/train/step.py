@@ -117,7 +117,7 @@ def gradients_of(
     networks: Networks,
     layout: Layout,
     flow_config: flow.FlowConfig,
-    parts: int,
+    config: OptimizerConfig,
     specs: tuple[Any, ...],
     mesh: Mesh,
 ) -> Callable[..., tuple[Any, Float[Array, "b n"], Float[Array, "b v"]]]:
@@ -125,12 +125,13 @@ def gradients_of(
 
     `specs` are those of the parameters that are trained, and of those that are kept; the networks'
     own table has those of `frozen`.  Every device works on its share by the table of
-    `sharding.py`, in so many parts, one after the other.
+    `sharding.py`, in `config.accumulate` parts, one after the other.
     """
     share = Part(layout.part(mesh.shape["sequence"]), group_of(mesh, "sequence"))
     tensor = group_of(mesh, "tensor")
     split_slot = isinstance(share.layout.slots[0], Piece)
-    on_mesh = networks.on_mesh(mesh, (tensor, share.group) if split_slot else (tensor,))
+    groups = (tensor, share.group) if split_slot else (tensor,)
+    on_mesh = networks.on_mesh(mesh, groups, config.gradient_dtype)
 
     def weighted_loss(params, kept, frozen, batch, rows, weights, key):
         every = on_mesh.whole({**merged(params, kept), **frozen})
@@ -145,6 +146,7 @@ def gradients_of(
             grads, found = jax.grad(weighted_loss, has_aux=True)(params, kept, frozen, *part, key)
             return jax.tree.map(jnp.add, total, grads), found
 
+        parts = config.accumulate
         cut = jax.tree.map(
             lambda x: x.reshape(parts, len(x) // parts, *x.shape[1:]), (batch, rows, weights)
         )
@@ -222,7 +224,7 @@ def train_step_of(
     """
     specs = jax.tree.map(lambda s: s.spec, (shardings.params, shardings.frozen))
     mesh = shardings.step.mesh
-    gradients = gradients_of(networks, layout, flow_config, config.accumulate, specs, mesh)
+    gradients = gradients_of(networks, layout, flow_config, config, specs, mesh)
 
     def train_step(state: State, batch: Batch, key: Array, frozen: Any = EMPTY):
         rows = state.step * batch.latents.shape[0] + jnp.arange(batch.latents.shape[0])
