@@ -2,6 +2,8 @@ import dataclasses
 import functools
 import itertools
 import pickle
+import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -503,3 +505,75 @@ def test_worker_processes_change_nothing():
 
 def test_another_seed_gives_other_batches():
     assert not any(same(a, b) for a, b in zip(read(seed=1, last=2), whole()[:2], strict=True))
+
+
+class Watched(Drawn):
+    """Counts its reads, and how many of them there are at once; the first so many wait to meet."""
+
+    def __init__(self, count: int, meet: int = 1):
+        super().__init__("seen", count)
+        self.reads, self.now, self.most, self._lock = 0, 0, 0, threading.Lock()
+        self._met = threading.Barrier(meet)
+
+    def __getitem__(self, index):
+        with self._lock:
+            self.reads, self.now = self.reads + 1, self.now + 1
+            self.most = max(self.most, self.now)
+            first = self.reads <= self._met.parties
+        if first:
+            self._met.wait(timeout=30)  # breaks, and the test fails, where fewer come
+        with self._lock:
+            self.now -= 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(1, 6), (6, 1), (2, 3)])
+def test_so_many_examples_are_read_at_once_whatever_rows_they_are_in(rows, count):
+    source = Watched(60, meet=6)
+    config = dataclasses.replace(one_kind(1, {"text2image": 1.0}, count), reads=6, prefetch=1)
+    found = list(loader.batches(rows_of(config, sources={"seen": source}), rows, range(rows), 0, 4))
+    assert source.most == 6 and source.reads == 24
+    plain = dataclasses.replace(config, reads=1)
+    expected = loader.batches(
+        rows_of(plain, sources={"seen": Drawn("seen", 60)}), rows, range(rows), 0, 4
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+def test_no_more_is_read_ahead_than_the_batches_that_are_kept():
+    source = Watched(60)
+    config = dataclasses.replace(one_kind(1, {"text2image": 1.0}, 2), reads=16, prefetch=3)
+    coming = loader.batches(rows_of(config, sources={"seen": source}), 2, (0, 1), 0, 50)
+    for taken in range(1, 4):
+        next(coming)
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline:
+            assert source.reads <= 4 * (taken + 3)
+            time.sleep(0.02)
+    assert source.reads == 4 * 6
+
+
+def test_an_example_that_cannot_be_read_stops_the_batches_by_its_name(monkeypatch):
+    class Broken(Drawn):
+        def __getitem__(self, index):
+            raise FileNotFoundError(2, "No such file", "there/is/none")
+
+    monkeypatch.setattr(records, "WAITS", ())
+    config = dataclasses.replace(one_kind(1, {"text2image": 1.0}), reads=3)
+    coming = loader.batches(rows_of(config, sources={"b": Broken("b", 60)}), 4, range(4), 0, 9)
+    with pytest.raises(InputError, match="there/is/none cannot be read"):
+        next(coming)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"reads": 0}, "data.reads is 0; it must be at least 1"),
+        ({"prefetch": -1}, "data.prefetch is -1; it must be at least 0"),
+        ({"workers": -1}, "data.workers is -1"),
+    ],
+)
+def test_numbers_of_threads_processes_and_batches_are_checked(changes, match):
+    with pytest.raises(InputError, match=match):
+        DataConfig(**changes)

@@ -10,27 +10,27 @@ from onediff_jax.train.metrics import PEAKS
 
 
 @pytest.mark.parametrize(
-    ("name", "cores", "devices", "shape"),
+    ("name", "cores", "devices", "shape", "hosts"),
     [
         # cloud.google.com/tpu/docs, "TPU types": v3-32 is 16 chips, v4-8 and v5p-8 are 4.
-        ("v3-1", 1, 1, "v3:2x2"),
-        ("v5p-2", 2, 1, "v5p:2x2x1"),
-        ("v6e-1", 1, 1, "v6e:2x2"),
-        ("v3-8", 8, 8, "v3:2x2"),
-        ("v3-32", 32, 32, "v3:4x4"),
-        ("v3-256", 256, 256, "v3:8x16"),
-        ("v3-2048", 2048, 2048, "v3:32x32"),
-        ("v4-8", 8, 4, "v4:2x2x1"),
-        ("v4-256", 256, 128, "v4:4x4x8"),
-        ("v5e-8", 8, 8, "v5e:2x4"),
-        ("v5litepod-256", 256, 256, "v5e:16x16"),
-        ("v5p-128", 128, 64, "v5p:4x4x4"),
-        ("v6e-256", 256, 256, "v6e:16x16"),
+        ("v3-1", 1, 1, "v3:2x2", 1),
+        ("v5p-2", 2, 1, "v5p:2x2x1", 1),
+        ("v6e-1", 1, 1, "v6e:2x2", 1),
+        ("v3-8", 8, 8, "v3:2x2", 1),
+        ("v3-32", 32, 32, "v3:4x4", 4),
+        ("v3-256", 256, 256, "v3:8x16", 32),
+        ("v3-2048", 2048, 2048, "v3:32x32", 256),
+        ("v4-8", 8, 4, "v4:2x2x1", 1),
+        ("v4-256", 256, 128, "v4:4x4x8", 32),
+        ("v5e-8", 8, 8, "v5e:2x4", 1),
+        ("v5litepod-256", 256, 256, "v5e:16x16", 64),
+        ("v5p-128", 128, 64, "v5p:4x4x4", 16),
+        ("v6e-256", 256, 256, "v6e:16x16", 64),
     ],
 )
-def test_slices_are_counted_as_the_cloud_counts(name, cores, devices, shape):
+def test_slices_are_counted_as_the_cloud_counts(name, cores, devices, shape, hosts):
     found = topology_of(name)
-    assert (found.cores, found.devices, found.shape) == (cores, devices, shape)
+    assert (found.cores, found.devices, found.shape, found.hosts) == (cores, devices, shape, hosts)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,5 @@ def test_the_compiler_knows_every_slice(name):
     devices = devices_of(topology)
     assert len(devices) == topology.devices
     assert {device.device_kind for device in devices} == {topology.generation.kind}
+    if topology.shape not in ("v5e:2x4", "v6e:2x4"):  # the compiler's are of two hosts
+        assert len({device.process_index for device in devices}) == topology.hosts

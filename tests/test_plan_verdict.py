@@ -103,7 +103,7 @@ def test_a_plan_says_what_it_estimates():
         r"MFU +47\.5% compute-only; 50\.0% with encoders\n",
         r"\n +23\.8% with communication at 82 GB/s; 25\.0% with encoders\n",
         r"steps a second +0\.250",
-        r"samples a second +256\.0",
+        r"samples a second +256\.0\n +8\.0 to be read by each of 32 hosts",
         r"the whole run +4\.63 days for 100,000 steps",
         r"compiled in 61 s",
     ):

@@ -2,12 +2,15 @@
 
     python tools/bench_loader.py [--folder DIR] [--pictures 400] [--size 256]
     python tools/bench_loader.py --cache caches/mine/NAME
+    python tools/bench_loader.py --stage configs/stage2_multitask.py [--hosts 32] [--latency 0.04]
     python tools/bench_loader.py --memory 100000
 
 Reads captioned pictures of a folder (or, without one, JPEG pictures of 640 x 480 that it makes) on
 one core: whole rows of ours with latents and token ids, our pictures alone, and a DataLoader with
 Pillow (needs torch).  Rates are medians of several runs that take turns, since machines are noisy.
 With --cache it reads rows of what tools/encode_dataset.py has encoded, of every task apart.
+With --stage it reads, by the run's own loader, drawn caches with the rows of a config, as one of so
+many hosts, with every read as much slower as reads from object storage are.
 With --memory it reads so many examples and prints how much memory the process holds on the way.
 """
 
@@ -15,6 +18,7 @@ import argparse
 import json
 import os
 import pathlib
+import runpy
 import statistics
 import sys
 import tempfile
@@ -23,19 +27,29 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import flags
+from array_record.python import array_record_module
 from PIL import Image, ImageOps
 
-from onediff_jax.data.cache import Cache, Part
+from onediff_jax.config import run_config
+from onediff_jax.data.cache import FORMAT, MANIFEST, Cache, Part, packed_example
+from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed
 from onediff_jax.data.fitting import fitted, grid_for
-from onediff_jax.data.latents import fit
-from onediff_jax.data.loader import DataConfig, Rows, SlotConfig
+from onediff_jax.data.latents import LaterCodec, fit
+from onediff_jax.data.loader import Rows
+from onediff_jax.data.rate import measured_rate, slowed
 from onediff_jax.data.records import Source
+from onediff_jax.data.settings import DataConfig, SlotConfig
+from onediff_jax.data.shards import WRITING, packed_array
+from onediff_jax.data.tasks import TASKS
 from onediff_jax.data.text import T5Tokenizer, Tokenizer, vocabulary_of
 from onediff_jax.errors import InputError
+from onediff_jax.ops.cameras import Camera
 from onediff_jax.train.checkpoint import assets_of
+from onediff_jax.train.run import RunConfig
 
 RUNS = 5
 FACTOR, PATCH, CHANNELS = 8, 2, 16
+EXAMPLES, DRAWN = 4096, 32  # of a part of a drawn cache; those that differ in their place in a file
 
 
 def folder_of_jpegs(folder: pathlib.Path, count: int) -> None:
@@ -74,6 +88,51 @@ def cached_rows(folder: pathlib.Path) -> dict[str, tuple[Rows, float]]:
         examples = sum(shard["records"] for shard in shards)
         found[name] = rows, sum(shard["bytes"] for shard in shards) / examples / 1e6
     return found
+
+
+def drawn_rows(config: RunConfig, folder: pathlib.Path, latency: float) -> Rows:
+    """Rows of a config, read from a cache of drawn examples of all its parts."""
+    rng, edge = np.random.default_rng(0), config.model.patch
+    parts, empty = {}, packed_array(np.ones(1, np.int32))
+    for slot in config.data.row:
+        for views, tasks in slot.tasks_of(config.data.tasks, config.data.counts).items():
+            for task in tasks:
+                part = Part(task, views, slot.tokens)
+                rows, columns = grid_for(512, 512, slot.tokens)
+                size = (rows * edge, columns * edge, CHANNELS)
+
+                def drawn(size: tuple[int, ...] = size) -> np.ndarray:
+                    return rng.normal(size=size).astype(np.float32)
+
+                cameras = views // 2 if task == "multiview" else 0
+                pictures = [
+                    EncodedPicture(drawn(), np.exp(drawn())) for _ in range(views - cameras)
+                ]
+                scene = [Camera(np.diag([9.0, 9.0, 1.0]), np.eye(4)) for _ in range(cameras)]
+                prompt = EncodedPrompt("", np.ones(60, np.int32))
+                example = Placed(Example(task, (*pictures, *scene), prompt), 0, 0)
+                file = folder / f"{part}-00000.array_record"
+                writer = array_record_module.ArrayRecordWriter(str(file), WRITING)
+                for number in range(DRAWN):
+                    writer.write(packed_example(example, number))
+                writer.close()
+                facts = {"file": file.name, "records": DRAWN, "bytes": file.stat().st_size}
+                parts[str(part)] = [facts] * (EXAMPLES // DRAWN)
+    tasks = [TASKS[name] for name in config.data.tasks]
+    manifest = {
+        "format": FORMAT,
+        "plan": {"text": {"content": "ids"}, "codec": {"deviations": True}},
+        "fields": sorted(frozenset().union(*(needs for task in tasks for needs in task.needs))),
+        "least": {task.form.several: 100 for task in tasks if task.form.several},
+        "records": EXAMPLES,
+        "empty": [*empty[:2], empty[2].hex()],
+        "parts": parts,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    sources = slowed({"drawn": Cache(str(folder)).open("train")}, latency)
+    tokenizer = Tokenizer(vocabulary_of(["one", "two"] * 50, 100), config.text.length)
+    codec = LaterCodec(FACTOR, CHANNELS)
+    return Rows(config.data, sources, codec, config.model.patch, tokenizer, config.seed)
 
 
 def batches_of_torch(folder: pathlib.Path, source: Source, size: int) -> Iterator:
@@ -128,9 +187,24 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="pixels along a square view's sides")
     parser.add_argument("--alone", action="store_true", help="without the peer")
     parser.add_argument("--memory", type=int, default=0, help="examples to read for their memory")
+    parser.add_argument("--stage", type=pathlib.Path, help="a config whose rows are drawn and read")
+    parser.add_argument("--hosts", type=int, default=32, help="that share the rows of --stage")
+    parser.add_argument("--latency", type=float, default=0.04, help="seconds a read of --stage")
+    parser.add_argument("--seconds", type=float, default=10, help="of a measurement of --stage")
     parser.add_argument("--cache", type=pathlib.Path, help="encoded examples to read instead")
     options = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+    if options.stage:
+        config = run_config(runpy.run_path(str(options.stage))["get_config"]().to_dict())
+        with tempfile.TemporaryDirectory() as made:
+            rows = drawn_rows(config, pathlib.Path(made), options.latency)
+            local = range(config.rows // options.hosts)
+            found = measured_rate(rows, config.rows, local, options.seconds)
+        print(
+            f"{options.stage.stem}: {found.examples_per_second:.1f} examples/s, {len(local)} rows "
+            f"a step, {config.data.reads} reads of {1000 * options.latency:g} ms at once"
+        )
+        return
     if options.cache:
         for name, (rows, megabytes) in cached_rows(options.cache).items():
             seconds(rows.__getitem__, options.pictures)  # warms up

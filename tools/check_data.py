@@ -2,11 +2,17 @@
 
     python tools/check_data.py --config configs/mine.py [--source NAME] [--records N]
                                [--split validation] [--sheet sheet.png] [--json report.json]
+    python tools/check_data.py --config configs/mine.py --rate 10 [--latency 0.04] [--hosts 32]
+                               [--needed 53]
 
 Every record (or N, spread evenly) goes through each task of the config that its source serves.
 Prints the mixture (of every task, which source gives which share), records and faults by task,
 sizes, prompts in pieces of words, and the padding of slots.
-Status: 0, 1 where there are faults or the data cannot be opened, 2 where it was not understood.
+With --rate it measures instead, for so many seconds, how many examples a second the run's own
+loader gives on this machine as one of --hosts, if every read took --latency seconds longer;
+--needed is what `plan` says that the step needs.
+Status: 0, 1 where there are faults, the data cannot be opened or too slow, 2 where it was not
+understood.
 """
 
 import collections
@@ -26,19 +32,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from onediff_jax.cli import one_line
 from onediff_jax.config import run_config
+from onediff_jax.data.cache import CachedSource
 from onediff_jax.data.example import Example
 from onediff_jax.data.fitting import grid_for
 from onediff_jax.data.latents import LaterCodec
 from onediff_jax.data.loader import Rows
 from onediff_jax.data.mixture import Share, mixture, served, table_of
+from onediff_jax.data.rate import Rate, measured_rate, slowed
 from onediff_jax.data.records import Source
 from onediff_jax.data.tasks import TASKS, example_of
 from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
 from onediff_jax.errors import Fault, InputError
 from onediff_jax.evaluate.grids import picture_of_view
+from onediff_jax.train.checkpoint import assets_of
 from onediff_jax.train.encoders import tokenizer_folder, tokenizer_of
 from onediff_jax.train.locations import located
-from onediff_jax.train.run import RunConfig, edge_of
+from onediff_jax.train.run import RunConfig, edge_of, fitted_assets, opened
 
 ROWS = 32  # of the run, of which the padding is measured
 PROMPTS = 20_000  # that a vocabulary is built on, at most
@@ -258,6 +267,38 @@ def checked(config: RunConfig, names: Sequence[str], split: str, records: int | 
     return report
 
 
+def rate(config: RunConfig, seconds: float, latency: float, hosts: int) -> Rate:
+    """What the run's loader gives to one of so many hosts."""
+    if config.rows % hosts:
+        raise InputError(f"--hosts is {hosts}, which does not divide the {config.rows} rows.")
+    sources = opened(config.data, "train")
+    caches = [source for source in sources.values() if isinstance(source, CachedSource)]
+    assets = assets_of(caches[0].assets()) if caches else fitted_assets(config, sources)
+    rows = Rows(
+        config.data,
+        slowed(sources, latency) if latency else sources,
+        assets.codec,
+        config.model.patch,
+        tokenizer_of(config.text, assets.vocabulary),
+        config.seed,
+        config.codec.posterior == "sample",
+    )
+    return measured_rate(rows, config.rows, range(config.rows // hosts), seconds)
+
+
+def rate_lines(found: Rate, needed: float) -> list[str]:
+    """A rate for reading."""
+    lines = [
+        f"{found.examples_per_second:,.1f} examples a second: {found.examples:,} in "
+        f"{found.steps:,} batches, {found.seconds:.1f} s"
+    ]
+    if needed:
+        share = found.examples_per_second / needed
+        enough = "enough" if share >= 1 else "too few: raise data.reads or data.workers"
+        lines.append(f"{share:.1f} times the {needed:g} that the step needs: {enough}")
+    return lines
+
+
 def main(arguments: Sequence[str]) -> int:
     """Checks and prints; returns the status."""
     options = flags.FlagValues()
@@ -272,6 +313,13 @@ def main(arguments: Sequence[str]) -> int:
     ):
         flags.DEFINE_string(name, default, text, flag_values=options)
     flags.DEFINE_integer("records", None, "of a source, spread evenly", 1, flag_values=options)
+    for name, least, text in (
+        ("rate", 0.1, "seconds to measure examples a second, instead of checking"),
+        ("latency", 0.0, "seconds that every read takes longer, for --rate"),
+        ("needed", 0.0, "examples a second that every host must get, for --rate"),
+    ):
+        flags.DEFINE_float(name, None, text, least, flag_values=options)
+    flags.DEFINE_integer("hosts", 1, "that share the rows, for --rate", 1, flag_values=options)
     flags.mark_flags_as_required(["config"], flag_values=options)
     if {"-h", "--help"} & set(arguments):
         print(__doc__.strip())
@@ -289,6 +337,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
     try:
+        if options.rate:
+            found = rate(config, options.rate, options.latency or 0.0, options.hosts)
+            print("\n".join(rate_lines(found, options.needed or 0.0)))
+            return int(found.examples_per_second < (options.needed or 0.0))
         report = checked(config, names, options.split, options.records)
         if options.json:
             names = ("records", "faults", "sizes", "captions", "padding")

@@ -58,6 +58,7 @@ COLUMNS = (
     "compute-only, with encoders",
     "with communication and encoders",
     "samples/s",
+    "samples/s a host",
     "days",
 )
 
@@ -150,6 +151,7 @@ def cells(name: str) -> list[str]:
         f"{plan['estimated_mfu_with_encoders']:.1%}",
         f"{plan['estimated_mfu_with_encoders_and_communication']:.1%}",
         f"{samples / seconds:,.0f}",
+        f"{samples / seconds / topology.hosts:.1f}",
         f"{config.steps * seconds / 86_400:.1f}",
     ]
 

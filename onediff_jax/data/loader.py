@@ -6,7 +6,9 @@ the numbers that r and its slots determine; step i reads rows i*B to i*B + B-1. 
 the number of processes, workers or threads, and no iterator has a state worth saving.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
 import signal
 from collections.abc import Mapping, Sequence
 
@@ -78,6 +80,10 @@ class Rows(Sequence):
 
     def examples(self, row: int) -> list[tuple[int, int, Placed]]:
         """The row's examples with their place and first view range."""
+        return [(place, view, stream[number]) for place, view, stream, number in self._drawn(row)]
+
+    def _drawn(self, row: int) -> list[tuple[int, int, grain.MapDataset, int]]:
+        """The row's examples as numbers of streams, with their place and first view range."""
         found, place, view = [], 0, 0
         for slot, packing, key, turn in self._places:
             if packing:
@@ -86,19 +92,44 @@ class Rows(Sequence):
                 filled = [(slot.views, row * (self._taken[key] + 1) + turn)]
             at = view
             for offset, (count, number) in enumerate(filled):
-                found.append((place + offset, at, self._streams[key][count][number]))
+                found.append((place + offset, at, self._streams[key][count], number))
                 at += count
             place += packing.examples if packing else 1
             view += slot.views
         return found
 
     def __getitem__(self, row: int) -> Batch:
+        return self._written(row, self.examples(row))
+
+    def several(self, rows: Sequence[int]) -> list[Batch]:
+        """Rows, the examples of all of them read side by side by `data.reads` threads."""
+        reading = readers_of(self.config.reads)
+        drawn = [
+            [
+                (place, view, reading.submit(stream.__getitem__, number))
+                for place, view, stream, number in self._drawn(row)
+            ]
+            for row in rows
+        ]
+        return [
+            self._written(row, [(place, view, read.result()) for place, view, read in examples])
+            for row, examples in zip(rows, drawn, strict=True)
+        ]
+
+    def _written(self, row: int, examples: Sequence[tuple[int, int, Placed]]) -> Batch:
+        """A row of its examples."""
         writer = Writer(self.layout, self._codec, self._patch, self.tokenizer, self.carried)
         rng = np.random.default_rng([self._seed, row])
         dropped = rng.random(self.layout.examples) < self.config.prompt_dropout
-        for place, view, example in self.examples(row):
+        for place, view, example in examples:
             writer.place(example, place, view, bool(dropped[place]))
         return writer.row
+
+
+@functools.cache
+def readers_of(count: int) -> concurrent.futures.ThreadPoolExecutor:
+    """The threads that read examples, so many for all batches of this process."""
+    return concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="reads")
 
 
 def carried_by(sources: Mapping[str, Source], codec: Codec | LaterCodec, sampled: bool) -> Carried:
@@ -154,21 +185,22 @@ class MakeBatch:
 
     def __call__(self, step: int) -> Batch:
         """A batch of them."""
-        return stack([self.rows[step * self.batch + place] for place in self.local])
+        return stack(self.rows.several([step * self.batch + place for place in self.local]))
 
 
 def batches(rows: Rows, batch: int, local: Sequence[int], first_step: int, last_step: int):
-    """An iterator over the local rows of every step, made ahead by threads or worker processes."""
+    """An iterator over the local rows of every step, made ahead by threads or worker processes.
+
+    Of `data.prefetch` batches all are under way at once, or half of them in a worker, so that
+    `data.reads` threads find enough to read.
+    """
     config = rows.config
     steps = grain.MapDataset.range(first_step, last_step).map(MakeBatch(rows, batch, tuple(local)))
-    threads = 0 if config.workers else 2
-    ahead = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=config.prefetch if threads else 0
-    )
-    found = steps.to_iter_dataset(ahead)
+    ahead = max(config.prefetch // 2, 1) if config.workers else config.prefetch
+    found = steps.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))
     if config.workers:
         workers = grain.multiprocessing.MultiprocessingOptions(
-            num_workers=config.workers, per_worker_buffer_size=config.prefetch
+            num_workers=config.workers, per_worker_buffer_size=max(config.prefetch - ahead, 1)
         )
         found = found.mp_prefetch(workers, begin_worker)
     return iter(found)

@@ -78,6 +78,7 @@ class DataConfig:
     conditions: ConditionConfig = ConditionConfig()
     prompt_dropout: float = 0.1  # share of examples that lose their prompt, for guidance
     workers: int = 0  # processes that make rows; 0: threads of this one
+    reads: int = 16  # examples that are read at once, by every process that makes rows
     prefetch: int = 4  # batches made ahead
     faults: float = 0.01  # share of a source's records that may be at fault before the run stops
 
@@ -94,6 +95,11 @@ class DataConfig:
                 )
         if self.aspects not in ("any", "square"):
             raise InputError(f"data.aspects is {self.aspects!r}; it can be any or square.")
+        for name, least in (("workers", 0), ("reads", 1), ("prefetch", 0)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"data.{name} is {getattr(self, name)}; it must be at least {least}."
+                )
         for name in ("prompt_dropout", "faults"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(

@@ -35,7 +35,8 @@ def plan_lines(plan: Plan) -> list[str]:
 
 def estimate_lines(plan: Plan) -> list[str]:
     """What the step is estimated to take, and what follows from it."""
-    program, machine, estimate = plan.compiled.program, plan.topology.generation, plan.estimate
+    topology, estimate = plan.topology, plan.estimate
+    program, machine = plan.compiled.program, topology.generation
     slow = estimate_of(program, machine, machine.link / 2)
     lines = [
         "estimated seconds of a step",
@@ -54,6 +55,7 @@ def estimate_lines(plan: Plan) -> list[str]:
         ),
         row("steps a second", f"{1 / estimate.seconds:.3f}"),
         row("samples a second", f"{plan.samples_per_second:.1f}"),
+        row("", f"{plan.samples_per_host:.1f} to be read by each of {topology.hosts} hosts"),
         row("the whole run", f"{plan.days:.2f} days for {plan.steps:,} steps"),
     ]
     if unknown := program.unknown_loops:

@@ -40,6 +40,8 @@ SQUARES = ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16", "16x32", "32x32")
 SMALL = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 
+HOST = 4  # chips of a machine
+
 GENERATIONS = {
     "v3": Generation("TPU v3", 2, 2, 61.5e12, 940e6, 15.48, 450e9, 82e9, SQUARES),
     "v4": Generation("TPU v4", 2, 1, 275e12, 1050e6, 30.75, 1228e9, 90e9, CUBES),
@@ -58,6 +60,12 @@ class Topology(NamedTuple):
     cores: int  # as the cloud counts
     devices: int  # as JAX counts
     shape: str  # libtpu's name, such as v3:8x16, of the slice or of one that holds it
+
+    @property
+    def hosts(self) -> int:
+        """Machines, of four chips each; those of v5e-8 and v6e-8 have eight."""
+        chips = self.devices // self.generation.devices
+        return 1 if self.shape in ("v5e:2x4", "v6e:2x4") else max(chips // HOST, 1)
 
 
 def topologies() -> dict[str, Topology]:

@@ -68,6 +68,11 @@ class Plan(NamedTuple):
         return self.samples / self.estimate.seconds
 
     @property
+    def samples_per_host(self) -> float:
+        """Samples a second that every host must read, so that no step waits for data."""
+        return self.samples_per_second / self.topology.hosts
+
+    @property
     def days(self) -> float:
         """Of the whole run, with exchanges."""
         return self.steps * self.estimate.seconds / DAY

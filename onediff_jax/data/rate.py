@@ -1,0 +1,103 @@
+"""How fast a run's data come: examples a second of its own loader.
+
+A read from object storage takes some 40 ms.  Reads that are made slower by so much show on any
+machine what a run would get from there.
+"""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from onediff_jax.data.cache import CachedExamples, CachedSource, Part
+from onediff_jax.data.example import Record
+from onediff_jax.data.loader import Rows, batches
+from onediff_jax.data.records import Source
+
+ENDLESS = 2**20  # steps, more than are ever measured
+
+
+class Rate(NamedTuple):
+    """What a loader gave."""
+
+    examples: int
+    steps: int
+    seconds: float
+
+    @property
+    def examples_per_second(self) -> float:
+        """Of this process."""
+        return self.examples / self.seconds
+
+
+def measured_rate(rows: Rows, batch: int, local: Sequence[int], seconds: float) -> Rate:
+    """What the loader gives in so many seconds to a run that never waits for anything else.
+
+    `batch` and `local` are those of `batches`.  The batches that are made ahead come first and are
+    not counted, so that the rate is the one that lasts.
+    """
+    coming = batches(rows, batch, local, 0, ENDLESS)
+    for _ in range(rows.config.prefetch * max(rows.config.workers, 1) + 1):
+        next(coming)
+    began, examples = time.perf_counter(), 0
+    for steps in itertools.count(1):
+        examples += int((next(coming).task >= 0).sum())
+        taken = time.perf_counter() - began
+        if taken >= seconds:
+            return Rate(examples, steps, taken)
+    raise AssertionError("unreachable")
+
+
+def slowed(sources: Mapping[str, Source], seconds: float) -> dict[str, Source]:
+    """The sources, with every read of a record or of a cached example so much slower."""
+    return {
+        name: SlowCache(source, seconds)
+        if isinstance(source, CachedSource)
+        else SlowSource(source, seconds)
+        for name, source in sources.items()
+    }
+
+
+class SlowSource(Source):
+    """A source whose records come late."""
+
+    def __init__(self, source: Source, seconds: float):
+        self.source, self.seconds = source, seconds
+        self.fields, self.least, self.settings = source.fields, source.least, source.settings
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        time.sleep(self.seconds)
+        return self.source[index]
+
+    def caption(self, index: int) -> str:
+        """The caption of a record, at once: it is read before a run begins."""
+        return self.source.caption(index)
+
+    def where(self, index: int) -> str:
+        """The place of a record for messages."""
+        return self.source.where(index)
+
+
+class SlowCache(CachedSource):
+    """A cache whose examples come late."""
+
+    def __init__(self, cache: CachedSource, seconds: float):
+        vars(self).update(vars(cache), seconds=seconds)
+
+    def examples(self, part: Part) -> CachedExamples:
+        """The examples of a part."""
+        return SlowExamples(super().examples(part), self.seconds)
+
+
+class SlowExamples(CachedExamples):
+    """Examples of a cache that come late."""
+
+    def __init__(self, examples: CachedExamples, seconds: float):
+        vars(self).update(vars(examples), seconds=seconds)
+
+    def __getitem__(self, index: int) -> bytes:
+        time.sleep(self.seconds)
+        return super().__getitem__(index)
