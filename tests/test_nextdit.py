@@ -210,3 +210,29 @@ def equations(jaxpr):
 def test_impossible_shapes_are_refused_with_the_way_out(change, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(SMALL, **change)
+
+
+def shapes_outside_of_loops(jaxpr):
+    """Type and shape of everything that a program computes once, inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from ((v.aval.dtype, v.aval.shape) for v in equation.outvars)
+        if equation.primitive.name != "scan":
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                yield from shapes_outside_of_loops(inner)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_masks_as_large_as_logits_are_not_kept_for_all_layers(remat):
+    """JAX computes what no parameter changes before the loop over layers, where it can."""
+    layout = Layout((Slot(4, 8, examples=2),))
+    inputs = drawn_inputs(layout, SMALL.features, TEXT_WIDTH)
+    words = inputs["text"].shape[2]
+    network = NextDiT(dataclasses.replace(SMALL, attention="chunked"), remat)
+    params = {"params": shapes_of(SMALL)}
+    apply = functools.partial(network.apply, **inputs, layout=layout)
+    gradient = jax.grad(lambda params: apply(params).sum())
+    found = shapes_outside_of_loops(jax.make_jaxpr(gradient)(params).jaxpr)
+    logits = ((32, 32), (32, 2 * words))  # queries and keys: of the row, and of its two prompts
+    assert not [
+        shape for dtype, shape in found if jnp.issubdtype(dtype, bool) and shape[-2:] in logits
+    ]
