@@ -163,6 +163,7 @@ def test_some_views_of_an_example_are_clean_and_never_all():
         levels = level[row::2][:, first : first + views]
         assert (levels == levels[:, :1]).all()
         assert scipy.stats.kstest(levels[:, 0], "uniform", (0, 0.1)).pvalue > 1e-3
+        assert abs(np.corrcoef(levels[:, 0], number)[0, 1]) < 0.1
     assert scipy.stats.chisquare(counts[4]).pvalue > 1e-3  # 1, 2 and 3 of 4 alike
     alone = np.ones_like(clean)
     alone[0::2, [0, 1, 3, 4, 5, 6]] = alone[1::2, 3:5] = False

@@ -145,8 +145,9 @@ def test_a_workdir_or_one_step_can_be_sampled_from_with_its_averaged_parameters(
 def test_samples_are_written_from_files_for_every_direction(runs, tmp_path, capsys):
     picture = tmp_path / "given.png"
     Image.fromarray(Blobs()[0]["image"]).save(picture)
+    scaled = ["--negative=a house", "--noise_scale=2", "--scale_factor=1.2", "--shift=2"]
     for task, given, made in [
-        ("text2image", [], "image"),
+        ("text2image", scaled, "image"),
         ("depth2image", ["--given", f"depth={picture}"], "image"),
         ("depth2image", ["--given", f"image={picture}"], "depth"),
         ("image_inpainting", ["--given", f"masked={picture}"], "image"),
@@ -158,6 +159,20 @@ def test_samples_are_written_from_files_for_every_direction(runs, tmp_path, caps
         names = sorted(file.name for file in out.iterdir())
         assert names == [f"{task}_{made}_0_000.png", f"{task}_{made}_0_001.png"]
         assert np.asarray(Image.open(out / names[0])).ndim == 3
+
+
+def test_recovered_cameras_keep_a_focal_length_that_is_given(runs, tmp_path):
+    picture = tmp_path / "given.png"
+    Image.fromarray(Blobs()[0]["image"]).save(picture)
+    arguments = ["--checkpoint", runs[0], "--task", "multiview", "--out", tmp_path / "out"]
+    arguments += ["--given", f"image_0={picture}", "--given", f"image_1={picture}"]
+    arguments += ["--steps=2", "--size=8x12", "--focal=1.5"]
+    assert cli.main(["sample", *map(str, arguments)]) == 0
+    (file,) = (tmp_path / "out").iterdir()
+    cameras = json.loads(file.read_text())
+    assert [*cameras] == ["ray_0", "ray_1"]
+    for camera in cameras.values():
+        assert camera["intrinsics"] == [[18, 0, 6], [0, 18, 4], [0, 0, 1]]
 
 
 def test_a_foreign_folder_is_not_taken_for_a_checkpoint(runs, tmp_path, capsys):

@@ -96,7 +96,7 @@ def trained(
     settings = dataclasses.replace(OPTIMIZER, accumulate=accumulate)
     optimizer = optimizer_of(settings, STEPS)
     shardings = state_shardings(networks, optimizer, mesh)
-    flow_config = FlowConfig(balance=balance)
+    flow_config = FlowConfig(balance=balance, clean=0.5)
     step = train_step_of(networks, optimizer, layout, flow_config, settings, shardings, 2)
     step = jax.jit(step, out_shardings=(shardings, None))
     state = State(jnp.zeros((), jnp.int32), PARAMS, PARAMS, optimizer.init(PARAMS), {})
