@@ -70,7 +70,7 @@ class PictureCodec:
     ) -> tuple[Float[np.ndarray, "b H W c"], Float[np.ndarray, "b H W c"]]:
         """Means and deviations of the pictures' normalised latents."""
         mean, deviation = encoded_moments(self._autoencoder, self._params, pictures)
-        return np.asarray(mean), np.asarray(deviation)
+        return everywhere(mean), everywhere(deviation)
 
     def encode(self, picture: Picture) -> Float[np.ndarray, "H W c"]:
         """Normalised latents: the mean, or a draw that depends on the picture alone."""
@@ -84,7 +84,12 @@ class PictureCodec:
         self, latents: Float[np.ndarray, "*batch H W c"]
     ) -> Float[np.ndarray, "*batch h w 3"]:
         """Pixels near [-1, 1]."""
-        return np.asarray(decoded_pixels(self._autoencoder, self._params, latents))
+        return everywhere(decoded_pixels(self._autoencoder, self._params, latents))
+
+
+def everywhere(array: Array) -> np.ndarray:
+    """The whole array, in every process, whichever devices have its parts."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -257,9 +262,7 @@ def _completed(
         schedule.levels(config.steps, tokens),
         jax.random.key(seed),
     )
-    # Of several processes each gets all of them.
-    patches = np.asarray(multihost_utils.process_allgather(patches, tiled=True))
-    patches = patches.reshape(clean.shape)[:, is_wanted]
+    patches = everywhere(patches).reshape(clean.shape)[:, is_wanted]
     return unpatchify(patches, rows, patch)
 
 

@@ -42,12 +42,12 @@ SPEC.loader.exec_module(encode_dataset)
 
 # Tasks whose examples are functions of their record alone, so that every epoch holds the same.
 DATA = DataConfig(
-    sources={"blobs": BlobSettings(12)},
+    sources={"blobs": BlobSettings(12, held_out=0)},
     tasks={"text2image": 1.0, "depth2image": 1.0},
     row=(SlotConfig(1, 4, count=2), SlotConfig(2, 10)),
     prompt_dropout=0.3,
 )
-FEW = BlobSettings(4)
+FEW = BlobSettings(4, held_out=0)
 CONFIG = tiny_config(
     steps=2,
     data=DATA,
@@ -167,6 +167,15 @@ def test_cameras_are_kept_as_they_are_and_pictures_decode(drawn):
                 shown = picture_of(assets.codec.decode(view.mean))
                 again = picture_of(assets.codec.decode(assets.codec.encode(true)))
                 assert np.abs(shown.astype(int) - again).max() <= 3
+
+
+def test_held_out_records_are_encoded_once_and_read_as_validation(tmp_path):
+    data = dataclasses.replace(DATA, sources={"blobs": BlobSettings(3, held_out=2)})
+    folder = encoded(tmp_path, dataclasses.replace(CONFIG, data=data), passes=2)
+    for split, records, examples in (("train", 3, 6), ("validation", 2, 2)):
+        source = Cache(str(folder)).open(split)
+        assert len(source) == records
+        assert len(source.examples(Part("text2image", 1, 4))) == examples
 
 
 def test_an_example_comes_back_as_it_was_within_bfloat16():

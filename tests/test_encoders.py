@@ -38,7 +38,7 @@ pytest.importorskip("transformers", reason="the released tokenizer needs the t5 
 
 ROW = (SlotConfig(1, 5), SlotConfig(2, 9), SlotConfig(4, 4))
 DATA = DataConfig(
-    sources={"blobs": BlobSettings(12)},
+    sources={"blobs": BlobSettings(12, held_out=0)},
     tasks={"text2image": 1.0, "depth2image": 1.0, "multiview": 1.0},
     row=ROW,
     aspects="square",

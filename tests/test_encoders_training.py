@@ -87,7 +87,7 @@ def config_of(folder, **changes):
 @pytest.fixture(scope="module")
 def workdir(imported, tmp_path_factory):
     """A run of two steps from the import, which drew its grids at the end."""
-    evaluate = EvaluateConfig(every=2, examples=1, sample=FEW)
+    evaluate = EvaluateConfig(every=2, rows=8, examples=1, sample=FEW)
     config = config_of(imported, tune=TuneConfig(start=str(imported)), evaluate=evaluate)
     return train(config, tmp_path_factory.mktemp("run") / "first", as_dict(config))
 
@@ -106,11 +106,34 @@ def test_an_import_with_encoders_is_ready_to_sample_wherever_it_is(imported, fol
 
 def test_a_run_trains_with_both_encoders_inside_its_step_and_saves_neither(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    assert np.isfinite([json.loads(line)["loss"] for line in lines]).all() and len(lines) == 2
+    losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
+    assert np.isfinite(losses).all() and len(losses) == 2
     names = ["denoiser/layers/attention/wq/kernel"]
     assert set(places(workdir, names)) == set(names)
     with pytest.raises(InputError, match="lack 1 parameters of this model: text/embedding"):
         places(workdir, ["text/embedding"], "params")
+    grids = {file.name for file in (workdir / "pictures").glob("*.png")}
+    assert grids == {f"depth2image_to_{name}_0000002.png" for name in ("image", "depth")}
+
+
+def test_a_run_from_a_cache_tells_its_held_out_loss_and_draws_grids(imported, tmp_path):
+    """Images of the grids are decoded from cached latents; nothing but the cache is read."""
+    encode_dataset.encode(config_of(imported), tmp_path / "caches")
+    config = config_of(
+        imported,
+        data=dataclasses.replace(
+            config_of(imported).data,
+            sources={"blobs": Cache(str(tmp_path / "caches" / "blobs"))},
+            aspects="square",
+        ),
+        evaluate=EvaluateConfig(every=1, rows=8, grids=2, examples=2, sample=FEW),
+    )
+    workdir = train(config, tmp_path / "run", as_dict(config))
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    told = {line["step"]: line["held_out/loss"] for line in lines if "held_out/loss" in line}
+    assert set(told) == {1, 2} and told[1] != told[2]
+    by_task = [line["held_out/loss/depth2image"] for line in lines if "held_out/loss" in line]
+    np.testing.assert_allclose(by_task, [told[1], told[2]], rtol=1e-5)  # its only task
     grids = {file.name for file in (workdir / "pictures").glob("*.png")}
     assert grids == {f"depth2image_to_{name}_0000002.png" for name in ("image", "depth")}
 

@@ -13,7 +13,7 @@ from onediff_jax.data.tasks import TASKS
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.t5 import T5Config
 from onediff_jax.ops.cameras import Camera, orbit_cameras
-from onediff_jax.train.run import CodecConfig, RunConfig, TextConfig
+from onediff_jax.train.run import CodecConfig, EvaluateConfig, RunConfig, TextConfig
 from onediff_jax.train.state import OptimizerConfig
 
 SHAPES = ((8, 8), (8, 12), (16, 8))
@@ -78,11 +78,12 @@ class BlobSettings(SourceSettings):
     """Settings of such a source."""
 
     count: int = 24
+    held_out: int | None = None  # records for validation; None: the same as for training
 
     def records(self, split: str) -> Source:
-        """The same pictures for either split."""
-        del split
-        return Blobs(self.count)
+        """The first pictures for either split."""
+        held_out = self.count if self.held_out is None else self.held_out
+        return Blobs(held_out if split == "validation" else self.count)
 
 
 PACKED = ("text2image", "depth2image", "faceid", "subject_driven", "multiview")
@@ -112,6 +113,7 @@ def tiny_config(**changes) -> RunConfig:
         ),
         codec=CodecConfig(factor=2, pictures=50),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup=1),
+        evaluate=EvaluateConfig(rows=0),
     )
     small = dataclasses.replace(config.model, channels=8)
     return dataclasses.replace(dataclasses.replace(config, model=small), **changes)

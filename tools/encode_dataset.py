@@ -36,6 +36,7 @@ from onediff_jax.data.cache import (
     FORMAT,
     MANIFEST,
     PLAN,
+    VALIDATION,
     Part,
     flat,
     manifest_in,
@@ -236,7 +237,10 @@ def encode(
     shard: int = SHARD,
     batch: int = BATCH,
 ) -> dict[str, int]:
-    """Writes the caches of all sources of a configuration; how many examples each has."""
+    """Writes the caches of all sources of a configuration; how many examples each has.
+
+    Held-out records, where a source has any, are encoded once, into a folder of their own.
+    """
     config, out = located(written), opened_path(out)
     if states and config.text.kind != "t5":
         raise InputError(
@@ -264,14 +268,16 @@ def encode(
     columns += (TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
     done = {}
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        for name, source in sources.items():
+        held_out = run.opened(config.data, "validation")
+        splits = sources | {f"{n}/{VALIDATION}": each for n, each in held_out.items() if len(each)}
+        for name, source in splits.items():
             parts = [part for part in parts_of(config) if serves(part, name, source)]
             plan = {
                 "plan": run.plan_of(config, assets, states),
-                "source": own_settings(written.data.sources[name]),
+                "source": own_settings(written.data.sources[name.removesuffix(f"/{VALIDATION}")]),
                 "parts": [str(part) for part in parts],
                 "seed": config.seed,
-                "passes": passes,
+                "passes": passes if name in sources else 1,
                 "shard": shard,
             }
             prepared(out / name, plan, assets)

@@ -4,6 +4,7 @@
                assets.npz       what a run needs of the data before it begins: codec and vocabulary
                PART-NNNNN.array_record
                manifest.json    the plan, files with counts and checksums; written last
+               validation/      the same of held-out records, where the source has any
 
 A *part* holds the examples of one task with so many views of so many tokens.  An example is one
 msgpack map: its pictures as means and log-variances of normalised latents, bfloat16; its cameras;
@@ -29,6 +30,7 @@ from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.paths import Location
 
+VALIDATION = "validation"  # the folder of held-out examples, beside those for training
 MANIFEST, PLAN, ASSETS = "manifest.json", "plan.json", "assets.npz"
 FORMAT = 1  # goes up when older readers would misread
 
@@ -112,17 +114,23 @@ class Cache(SourceSettings):
     path: Location = ""  # of the source's folder, with manifest.json
 
     def records(self, split: str) -> Source:
-        """The examples, which are all for training; validation has none."""
-        return CachedSource(few_files_at(self.path, "cache"), split)
+        """The examples of a split; validation has none where none was encoded."""
+        folder = few_files_at(self.path, "cache")
+        if split == "train":
+            return CachedSource(folder)
+        held_out = folder / VALIDATION
+        if (held_out / MANIFEST).is_file():
+            return CachedSource(held_out)
+        return CachedSource(folder, empty=True)
 
 
 class CachedSource(Source):
     """Encoded examples instead of records; `examples` has those of a part."""
 
-    def __init__(self, folder: epath.Path, split: str):
+    def __init__(self, folder: epath.Path, empty: bool = False):
         self.folder, self.manifest = folder, manifest_in(folder)
         self.fields, self.least = frozenset(self.manifest["fields"]), self.manifest["least"]
-        self._length = self.manifest["records"] if split == "train" else 0
+        self._length = 0 if empty else self.manifest["records"]
 
     def __len__(self) -> int:
         return self._length

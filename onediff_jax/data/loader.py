@@ -19,7 +19,7 @@ from onediff_jax.data.cache import CachedSource, Part
 from onediff_jax.data.example import Placed
 from onediff_jax.data.latents import Codec, LaterCodec
 from onediff_jax.data.making import MakeExample, ReadExample
-from onediff_jax.data.mixture import ingredients
+from onediff_jax.data.mixture import ingredients, is_served
 from onediff_jax.data.packing import Packing
 from onediff_jax.data.readers import raised_limit
 from onediff_jax.data.records import Source
@@ -33,6 +33,8 @@ class Rows(Sequence):
     """The rows of a run, by number.
 
     `sampled`: the step draws latents from the codec's distribution, where a cache holds it.
+    `partial`: examples of tasks that no source serves are left out, their views empty; else a task
+    that no source serves is refused.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Rows(Sequence):
         tokenizer: Tokenizer,
         seed: int,
         sampled: bool = True,
+        partial: bool = False,
     ):
         self.config, self.tokenizer = config, tokenizer
         self._codec, self._patch = codec, patch
@@ -53,6 +56,11 @@ class Rows(Sequence):
         streams, taken = {}, {}
         for number, copy, slot, packing in packed_slots(config, seed):
             fits = slot.tasks_of(config.tasks, config.counts)
+            if partial:
+                fits = {
+                    count: {t: w for t, w in tasks.items() if is_served(t, count, sources)}
+                    for count, tasks in fits.items()
+                }
             # Plain slots of a kind share a stream and take its examples in turn; a packed slot
             # has its own.
             key = (number, copy) if packing else (slot.views, slot.tokens, slot.tasks)
@@ -69,6 +77,7 @@ class Rows(Sequence):
                         [seed, len(streams), count],
                     )
                     for count, tasks in fits.items()
+                    if tasks
                 }
             turn = taken[key] = taken.get(key, -1) + 1
             self._places.append((slot, packing, key, turn))
@@ -92,7 +101,8 @@ class Rows(Sequence):
                 filled = [(slot.views, row * (self._taken[key] + 1) + turn)]
             at = view
             for offset, (count, number) in enumerate(filled):
-                found.append((place + offset, at, self._streams[key][count], number))
+                if count in self._streams[key]:
+                    found.append((place + offset, at, self._streams[key][count], number))
                 at += count
             place += packing.examples if packing else 1
             view += slot.views

@@ -71,6 +71,14 @@ def served(task: str, views: int, sources: Mapping[str, Source]) -> dict[int, So
     return enough
 
 
+def is_served(task: str, views: int, sources: Mapping[str, Source]) -> bool:
+    """Whether any source serves a task with so many views."""
+    try:
+        return bool(served(task, views, sources))
+    except InputError:
+        return False
+
+
 class Share(NamedTuple):
     """How much of a run's examples a source gives for a task; `task` is empty where it serves none.
 

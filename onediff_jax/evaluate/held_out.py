@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onediff_jax.data.cache import CachedSource, Part, unpacked_example
 from onediff_jax.data.conditions import ConditionConfig
-from onediff_jax.data.example import Example, View
+from onediff_jax.data.example import EncodedPicture, Example, View
 from onediff_jax.data.fitting import grid_for
+from onediff_jax.data.latents import picture_of
 from onediff_jax.data.records import Source
 from onediff_jax.data.tasks import TASKS, example_of
 from onediff_jax.generate import Made, Request, SampleConfig, Trained, generate
@@ -43,7 +45,18 @@ def complete(
     """The `wanted` views of a source's records, made from all other views and the prompt.
 
     All pictures have the size of the first one's grid of `tokens` tokens, or of the largest square.
+    Of a cache, those examples among `indices` are completed that have the size of the first.
     """
+    if isinstance(source, CachedSource):
+        examples = cached_examples(source, indices, Part(task, views, tokens))
+        sizes = [example.views[0].mean.shape[:2] for example in examples]
+        kept = [i for i, size in enumerate(sizes) if size == sizes[0]]
+        indices, examples = [indices[i] for i in kept], [examples[i] for i in kept]
+        height, width = (trained.codec.factor * side for side in sizes[0])
+        requests = [Request(e.prompt.text, given_views(e, wanted)) for e in examples]
+        made = generate(trained, task, views, requests, (height, width), config, seed)
+        examples = [decoded_example(trained, example) for example in examples]
+        return [Completed(*parts) for parts in zip(indices, examples, made, strict=True)]
     fields = TASKS[task].takes(source.fields)
     grid: list[tuple[int, int]] = []
 
@@ -58,10 +71,27 @@ def complete(
         )
         for i in indices
     ]
-    requests = []
-    for example in examples:
-        shown = Completed(0, example, {}).views
-        given = {name: view for name, view in shown.items() if name not in wanted}
-        requests.append(Request(example.prompt, given))
+    requests = [Request(example.prompt, given_views(example, wanted)) for example in examples]
     made = generate(trained, task, views, requests, examples[0].size, config, seed)
     return [Completed(*parts) for parts in zip(indices, examples, made, strict=True)]
+
+
+def given_views(example: Example, wanted: Sequence[str]) -> dict[str, View]:
+    """The condition views of an example by name: all that are not wanted."""
+    views = Completed(0, example, {}).views
+    return {name: view for name, view in views.items() if name not in wanted}
+
+
+def cached_examples(source: CachedSource, indices: Sequence[int], part: Part) -> list[Example]:
+    """Examples of a part of a cache, with encoded images and prompts."""
+    held = source.examples(part)
+    return [unpacked_example(held[i % len(held)], 0).example for i in indices]
+
+
+def decoded_example(trained: Trained, example: Example) -> Example:
+    """The example with images in the place of their latents, and its prompt as text."""
+    views = tuple(
+        picture_of(trained.codec.decode(view.mean)) if isinstance(view, EncodedPicture) else view
+        for view in example.views
+    )
+    return Example(example.task, views, example.prompt.text)

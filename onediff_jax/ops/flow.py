@@ -23,13 +23,15 @@ from onediff_jax.ops.dims import ExampleOfView, Patches, Sigmas, TokenMask
 from onediff_jax.ops.layout import Layout
 
 BALANCES = ("token", "example")
+DISTRIBUTIONS = ("logit_normal", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowConfig:
     """How noise levels are drawn and errors weighed."""
 
-    mean: float = 0.0  # of the normal under the sigmoid of (3)
+    distribution: str = "logit_normal"  # of s in (3), as published; or uniform
+    mean: float = 0.0  # logit_normal: of the normal under the sigmoid of (3)
     std: float = 1.0
     shift: float = 3.0  # a of (3); 1 leaves the draw as it is
     balance: str = "token"  # "token": every token weighs the same; "example": every example does
@@ -42,6 +44,11 @@ class FlowConfig:
         if self.shift <= 0 or self.std <= 0:
             raise InputError(
                 f"flow.shift and flow.std must be positive, got {self.shift} and {self.std}."
+            )
+        if self.distribution not in DISTRIBUTIONS:
+            raise InputError(
+                f"flow.distribution is {self.distribution!r}; it can be "
+                f"{' or '.join(DISTRIBUTIONS)}."
             )
         if self.balance not in BALANCES:
             raise InputError(
@@ -84,9 +91,12 @@ def draw(
 
     def draw_row(row):
         for_sigma, for_noise = jax.random.split(jax.random.fold_in(key, row))
-        normal = config.mean + config.std * jax.random.normal(for_sigma, (layout.views,))
-        sigma = shift(jax.nn.sigmoid(normal), config.shift)
-        return sigma, jax.random.normal(for_noise, (layout.tokens, patch))
+        if config.distribution == "uniform":
+            drawn = jax.random.uniform(for_sigma, (layout.views,))
+        else:
+            normal = config.mean + config.std * jax.random.normal(for_sigma, (layout.views,))
+            drawn = jax.nn.sigmoid(normal)
+        return shift(drawn, config.shift), jax.random.normal(for_noise, (layout.tokens, patch))
 
     return jax.vmap(draw_row)(rows)
 

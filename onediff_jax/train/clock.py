@@ -9,10 +9,11 @@ device.  All time is the steps' that is not counted as something else:
              device worked through costs nothing; of one that it did not, the idle part is unknown
              and all of it counts: an upper bound
     save     until the state may be overwritten, and at the end until the last one is written
+    evaluate the loss of held-out examples, its compilation included
     sample   grids, their compilation included
 
-The loop waits for the device before it saves or samples, so that steps under way are not counted
-as either.
+The loop waits for the device before it saves, evaluates or samples, so that steps under way are
+not counted as any of these.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ import jax
 from onediff_jax.train import metrics
 from onediff_jax.train.writer import duration
 
-OTHERS = ("start", "compile", "data", "save", "sample")
+OTHERS = ("start", "compile", "data", "save", "evaluate", "sample")
 
 
 class Clock:

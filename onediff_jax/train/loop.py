@@ -20,6 +20,7 @@ from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, 
 from onediff_jax.train import encoders, metrics, run
 from onediff_jax.train.checkpoint import Checkpoints
 from onediff_jax.train.clock import Clock
+from onediff_jax.train.held_out import HeldOutLoss, held_out_rows
 from onediff_jax.train.placed import placed
 from onediff_jax.train.profile import Profile
 from onediff_jax.train.start import first_assets, first_state, state_shapes
@@ -59,9 +60,11 @@ def train(
             state = checkpoints.restore(done, shapes, as_json)
         else:
             state = first_state(networks, optimizer, shardings, config)
-        drawn = bool(config.evaluate.every) and any(map(len, held_out.values()))
-        parts = ("text",) * (drawn or rows.carried.empty is None)
-        parts += ("codec",) * (drawn or rows.carried.pixels)
+        unseen = held_out_rows(config, held_out, assets, tokenizer)
+        drawn = unseen and config.evaluate.grids
+        read = [each.carried for each in (rows, unseen) if each]
+        parts = ("text",) * bool(drawn or any(carried.empty is None for carried in read))
+        parts += ("codec",) * bool(drawn or any(carried.pixels for carried in read))
         frozen = encoders.frozen_params(networks, config.text, config.codec, mesh, parts)
         codec = run.codec_of(networks, frozen, assets)
         whole = replicated(mesh)
@@ -82,7 +85,8 @@ def train(
             clock.begin(done, views=config.rows * rows.layout.views, flops=flops)
             faults = Faults(config.data.faults, list(sources))
             measured = fresh = None
-            last, sampling = config.steps, config.evaluate.every
+            held_out_loss = unseen and HeldOutLoss(unseen, config, networks, mesh)
+            last, evaluation = config.steps, config.evaluate
             for step in range(done + 1, config.steps + 1):
                 with clock.waiting(fresh):
                     batch = global_batch(next(batches), mesh, config.rows)
@@ -92,8 +96,11 @@ def train(
                 writer.advance(step)
                 last = step if stopping.due(step) else config.steps
                 logs, saves = (due(step, every, last) for every in intervals(config))
-                samples = last == config.steps and sampling and due(step, sampling, last)
-                if logs or saves or samples:  # the only wait for the device
+                evaluates = last == config.steps and evaluation.every
+                evaluates = evaluates and due(step, evaluation.every, last)
+                samples = evaluates and evaluation.grids
+                samples = samples and due(step, evaluation.every * evaluation.grids, last)
+                if logs or saves or evaluates:  # the only wait for the device
                     refuse_nonfinite(named_scalars(fresh, list(sources)), step)
                 if logs:
                     scalars = named_scalars(measured, list(sources))
@@ -103,6 +110,9 @@ def train(
                 if saves:
                     with clock.counting("save"):
                         checkpoints.save(step, state, assets, as_json)
+                if evaluates and held_out_loss:
+                    with clock.counting("evaluate"):
+                        writer.scalars(step, held_out_loss(state.weights | frozen))
                 if samples:
                     with clock.counting("sample"):
                         weights = state.weights | frozen

@@ -69,14 +69,23 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Sample grids while training, from the moving average.
+    """Held-out loss and sample grids while training, from the EMA.
 
-    The examples are validation examples, and their seeds are fixed.
+    The examples are validation examples; their noise is the same at every step.
     """
 
-    every: int = 1000  # steps; 0: never
+    every: int = 1000  # steps between evaluations; 0: never
+    rows: int = 64  # held-out rows, at least, that the loss is averaged over; 0: no held-out loss
+    grids: int = 1  # evaluations between sample grids; 0: no grids
     examples: int = 4  # columns of a grid
     sample: SampleConfig = SampleConfig()
+
+    def __post_init__(self):
+        for name, least in (("every", 0), ("rows", 0), ("grids", 0), ("examples", 1)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"evaluate.{name} is {getattr(self, name)}; it must be at least {least}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,9 +246,13 @@ def codec_of(networks: Networks, params: Mapping[str, Any], assets: Assets) -> C
 
 
 def rows_of(
-    config: RunConfig, sources: Mapping[str, Source], assets: Assets, tokenizer: Tokenizer
+    config: RunConfig,
+    sources: Mapping[str, Source],
+    assets: Assets,
+    tokenizer: Tokenizer,
+    partial: bool = False,
 ) -> Rows:
-    """The rows that the run reads.
+    """The rows that the run reads; `partial` as in `Rows`.
 
     Raises InputError where a cache was encoded otherwise than the run would, and where pictures are
     to be encoded inside the step and need not be squares.
@@ -262,6 +275,7 @@ def rows_of(
         tokenizer,
         config.seed,
         config.codec.posterior == "sample",
+        partial,
     )
 
 

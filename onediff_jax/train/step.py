@@ -9,11 +9,11 @@ import optax
 from clu import metrics as clu_metrics
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 
 from onediff_jax.data.rows import TASK_NAMES, Batch
 from onediff_jax.errors import InputError
-from onediff_jax.models.networks import Networks
+from onediff_jax.models.networks import Networks, OnMesh
 from onediff_jax.ops import flow
 from onediff_jax.ops.layout import Layout, Piece
 from onediff_jax.sharding import (
@@ -127,11 +127,8 @@ def gradients_of(
     own table has those of `frozen`.  Every device works on its share by the table of
     `sharding.py`, in `config.accumulate` parts, one after the other.
     """
-    share = Part(layout.part(mesh.shape["sequence"]), group_of(mesh, "sequence"))
+    share, on_mesh = divided(networks, layout, mesh, config.gradient_dtype)
     tensor = group_of(mesh, "tensor")
-    split_slot = isinstance(share.layout.slots[0], Piece)
-    groups = (tensor, share.group) if split_slot else (tensor,)
-    on_mesh = networks.on_mesh(mesh, groups, config.gradient_dtype)
 
     def weighted_loss(params, kept, frozen, batch, rows, weights, key):
         every = on_mesh.whole({**merged(params, kept), **frozen})
@@ -168,6 +165,40 @@ def gradients_of(
             out_specs=(specs[0], of_tokens, of_rows),
             check_vma=False,  # kernels of attention do not say along which axes they vary
         )(params, kept, frozen, *of_batch)
+
+    return on_all_devices
+
+
+def divided(
+    networks: Networks, layout: Layout, mesh: Mesh, gradient_dtype: DTypeLike | None = None
+) -> tuple[Part, OnMesh]:
+    """What each device of a mesh has of every row, and the networks as it has them."""
+    share = Part(layout.part(mesh.shape["sequence"]), group_of(mesh, "sequence"))
+    tensor = group_of(mesh, "tensor")
+    split_slot = isinstance(share.layout.slots[0], Piece)
+    groups = (tensor, share.group) if split_slot else (tensor,)
+    return share, networks.on_mesh(mesh, groups, gradient_dtype)
+
+
+def errors_of(
+    networks: Networks, layout: Layout, config: flow.FlowConfig, mesh: Mesh
+) -> Callable[..., tuple[Float[Array, "b n"], Float[Array, "b v"]]]:
+    """A function (params, batch, rows, key) -> (errors, sigmas), as `losses`, of whole networks'
+    parameters on a mesh."""
+    share, on_mesh = divided(networks, layout, mesh)
+
+    def errors(params, batch, rows, key):
+        params = on_mesh.whole(params)
+        return losses(on_mesh.networks, params, batch, rows, key, layout, config, share)
+
+    def on_all_devices(params, batch, rows, key):
+        return jax.shard_map(
+            errors,
+            mesh=mesh,
+            in_specs=({n: on_mesh.specs[n] for n in params}, batch_specs(Batch), P(ROWS), P()),
+            out_specs=(P(ROWS, "sequence"), P(ROWS)),
+            check_vma=False,  # kernels of attention do not say along which axes they vary
+        )(params, batch, rows, key)
 
     return on_all_devices
 

@@ -87,7 +87,8 @@ class Writer:
         """Records named numbers of one step, and shows the headline: loss and speed.
 
         Numbers without any of `loss`, `views_per_second`, `flops_per_second` and `mfu` (a fraction)
-        are something else, such as an evaluation; they are all shown, in a line of their own.
+        are something else, such as an evaluation, and shown in a line of their own; parts of a
+        number, such as a/b/c of a/b, are not shown.
         """
         if self.quiet:
             return
@@ -103,7 +104,8 @@ class Writer:
             self._samples.append((time.monotonic(), step))
         at, headline = f"step {step:,}/{self.last_step:,}", headline_of(numbers)
         if not headline:
-            self.line("  ".join([at, *(f"{name} {short(x)}" for name, x in numbers.items())]))
+            whole = {n: x for n, x in numbers.items() if n.rpartition("/")[0] not in numbers}
+            self.line("  ".join([at, *(f"{name} {short(x)}" for name, x in whole.items())]))
         elif self._bar:
             self.advance(step)
             self._bar.update(self._task, headline=headline)
