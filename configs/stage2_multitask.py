@@ -4,10 +4,21 @@
         --workdir runs/stage2 --distributed
     python -m onediff_jax plan --config configs/stage2_multitask.py --topology v3-256
 
-A row gives 1,024 tokens to each of three kinds of task: words to a picture, picture to picture,
-and several views.  It has four examples: 1,024 samples a step, where the paper has 256 for
-1,000,000 steps; this is as many samples in a quarter of the steps, at the paper's rate.  Weights
-are those of stage 1, the optimizer is fresh.  How tasks share a slot is ours.
+The three kinds of task of the paper have as many samples each (equal budget, supplement, section
+10).  A row of 6,144 tokens has
+
+    2 x 1,024 tokens         2 samples     text to image at 512 px
+    2 x (2 x 256)            2 samples     ten tasks with a condition; deblurring and
+                                           super-resolution half as often as each other one
+    12 x 256, packed         2.29 samples on average, which are
+        multiview            half          4, 6, 8, 10 or 12 views, equally often: 2 to 6 images,
+                                           each with its camera
+        faceid               a quarter     2, 3 or 4 views, equally often: 1 to 3 references
+        subject_driven       a quarter     2 views: 1 reference
+
+1,609 samples a step, where the paper has 256 for 1,000,000 steps; this is as many samples in
+160,000 steps, at the paper's rate.  How the packed slot is shared is ours.  Weights are those of
+stage 1, the optimizer is fresh.
 
 Estimated on v3-256 (2026-11-22): 7.46 GiB, 48% of a core's memory;
 MFU 60.1%, 56.5% with communication (59.8% with encoders);
@@ -19,7 +30,7 @@ from onediff_jax.config import base_config
 
 def get_config():
     config = base_config()
-    config.steps = 250_000
+    config.steps = 160_000
     config.rows = 256
     config.tune.start = "runs/stage1_512"
     config.remat = "dots"
@@ -41,13 +52,16 @@ def get_config():
         boundingbox2image=1.0,
         image_editing=1.0,
     )
-    sets = dict(faceid=1.0, subject_driven=1.0, multiview=2.0)
-    config.data.tasks = dict(text2image=1.0) | pairs | sets
+    several = dict(multiview=2.0, faceid=1.0, subject_driven=1.0)
+    config.data.tasks = dict(text2image=1.0) | pairs | several
+    # Shares of the numbers of views that an example can have, smallest first.
+    config.data.counts = dict(multiview=(1.0,) * 5, faceid=(1.0,) * 3, subject_driven=(1.0,))
     config.data.row = (
-        dict(views=1, tokens=1024, tasks=("text2image",)),
+        dict(views=1, tokens=1024, count=2, tasks=("text2image",)),
         dict(views=2, tokens=256, count=2, tasks=tuple(pairs)),
-        dict(views=4, tokens=256, tasks=tuple(sets)),
+        dict(views=12, tokens=256, packed=True, tasks=tuple(several)),
     )
     config.checkpoint.update(every=1000, keep=3)
-    config.evaluate.every = 0  # caches hold no pictures to judge samples by
+    config.evaluate.update(every=1000, rows=256, grids=10)
+    config.evaluate.sample.update(steps=50, guidance=4.0)
     return config

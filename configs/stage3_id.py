@@ -35,5 +35,6 @@ def get_config():
         dict(views=5, tokens=256),
     )
     config.checkpoint.update(every=1000, keep=3)
-    config.evaluate.every = 0  # caches hold no pictures to judge samples by
+    config.evaluate.update(every=1000, rows=256, grids=10)
+    config.evaluate.sample.update(steps=50, guidance=4.0)
     return config

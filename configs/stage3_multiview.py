@@ -1,13 +1,13 @@
-"""Many views at the released size on a v3-256: scenes in 6 pictures of 512 px, or 12 of 256 px.
+"""Several views at 512 px at the released size on a v3-256: scenes in 3, 4 or 5 images.
 
     python -m onediff_jax train --config configs/stage3_multiview.py \\
         --workdir runs/stage3_multiview --distributed
     python -m onediff_jax plan --config configs/stage3_multiview.py --topology v3-256
 
-Every picture has its camera as a view of its own, so that these are 12 and 24 views.  The paper
-trains on 2 to 6 pictures of 256 px in stage 2 and has no such stage: this one shows that longer
-rows fit, with all of a block but what attention gives made again for the backward pass.  Weights
-are those of stage 2.
+Every image has its camera as a view of its own, so that these are 6, 8 or 10 views, each number of
+images equally often (released demo: trained with 3 images of 512 px, works for 2 to 5).  A packed
+slot of 16 views has two examples, 10 + 6 or 8 + 8 views: 512 samples a step.  All of a block but
+what attention gives is recomputed for the backward pass.  Weights are those of stage 2.
 
 Estimated on v3-256 (2026-11-23): 13.74 GiB, 89% of a core's memory;
 MFU 46.5%, 46.2% with communication (46.3% with encoders);
@@ -29,7 +29,9 @@ def get_config():
     config.optimizer.update(learning_rate=1e-4, warmup=1000)
     config.data.sources.scenes = dict(kind="cache", path="caches/stage3/scenes")
     config.data.tasks = dict(multiview=1.0)
-    config.data.row = (dict(views=12, tokens=1024), dict(views=24, tokens=256))
+    config.data.counts = dict(multiview=(0.0, 1.0, 1.0, 1.0))  # shares of 4, 6, 8, 10 views
+    config.data.row = (dict(views=16, tokens=1024, packed=True),)
     config.checkpoint.update(every=1000, keep=3)
-    config.evaluate.every = 0  # caches hold no pictures to judge samples by
+    config.evaluate.update(every=1000, rows=256, grids=10)
+    config.evaluate.sample.update(steps=50, guidance=4.0)
     return config

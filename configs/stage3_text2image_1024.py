@@ -29,5 +29,6 @@ def get_config():
     config.data.tasks = dict(text2image=1.0)
     config.data.row = (dict(views=1, tokens=4096),)
     config.checkpoint.update(every=1000, keep=3)
-    config.evaluate.every = 0  # caches hold no pictures to judge samples by
+    config.evaluate.update(every=1000, rows=256, grids=10)
+    config.evaluate.sample.update(steps=50, guidance=4.0)
     return config

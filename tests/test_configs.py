@@ -3,13 +3,14 @@
 import itertools
 import pathlib
 import runpy
-from collections import Counter
+from collections import Counter, defaultdict
 
 import jax
 import pytest
 
 from onediff_jax.config import as_dict, base_config, run_config, settings_help
 from onediff_jax.data.packing import PERIOD, Packing
+from onediff_jax.data.settings import packed_slots
 from onediff_jax.errors import InputError
 from onediff_jax.train.encoders import networks_of
 
@@ -81,3 +82,35 @@ def test_a_task_may_be_called_by_its_other_name():
 def test_every_setting_is_in_the_help_with_its_comment(name, said):
     (line,) = [line for line in settings_help() if line.split()[0] == f"config.{name}"]
     assert said in line
+
+
+def data_of(name):
+    """The settings `data` of a shipped configuration."""
+    file = next(file for file in CONFIGS if file.stem == name)
+    return run_config(runpy.run_path(str(file))["get_config"]()).data
+
+
+def test_stage_2_has_the_published_numbers_of_views_and_equal_kinds_of_task():
+    """Paper: 2 to 6 images with their cameras, a person with 1 to 3 references, equal budgets."""
+    data = data_of("stage2_multitask")
+    often, views = Counter(), defaultdict(set)
+    for _, _, slot, packing in packed_slots(data, seed=0):
+        filled = packing.mean_counts if packing else {slot.views: 1.0}
+        for count, tasks in slot.tasks_of(data.tasks, data.counts).items():
+            for task, weight in tasks.items():
+                views[task].add(count)
+                often[task] += filled[count] * weight / sum(tasks.values())
+    assert views["multiview"] == {4, 6, 8, 10, 12}
+    assert views["faceid"] == {2, 3, 4} and views["subject_driven"] == {2}
+    several = ("multiview", "faceid", "subject_driven")
+    of_several = sum(often[task] for task in several)
+    pairs = often.total() - often["text2image"] - of_several
+    assert (often["text2image"], pairs) == pytest.approx((2, 2)) and 2 < of_several < 2.5
+    shares = [often[task] / of_several for task in several]
+    assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.01)
+
+
+def test_stage_3_multiview_has_scenes_in_3_to_5_images():
+    data = data_of("stage3_multiview")
+    (slot,) = data.row
+    assert set(slot.tasks_of(data.tasks, data.counts)) == {6, 8, 10} and slot.tokens == 1024
