@@ -8,17 +8,17 @@ The three kinds of task of the paper have as many samples each (equal budget, su
 10).  A row of 6,144 tokens has
 
     2 x 1,024 tokens         2 samples     text to image at 512 px
-    2 x (2 x 256)            2 samples     ten tasks with a condition; deblurring and
-                                           super-resolution half as often as each other one
-    12 x 256, packed         2.29 samples on average, which are
-        multiview            half          4, 6, 8, 10 or 12 views, equally often: 2 to 6 images,
+    2 x (2 x 256)            2 samples     ten tasks with a condition and subject_driven (one
+                                           reference); deblurring and super-resolution half as
+                                           often as each other one
+    12 x 256, packed         1.96 samples on average, which are
+        multiview            five eighths  4, 6, 8, 10 or 12 views, equally often: 2 to 6 images,
                                            each with its camera
-        faceid               a quarter     2, 3 or 4 views, equally often: 1 to 3 references
-        subject_driven       a quarter     2 views: 1 reference
+        faceid               three eighths 2, 3 or 4 views, equally often: 1 to 3 references
 
-1,609 samples a step, where the paper has 256 for 1,000,000 steps; this is as many samples in
-160,000 steps, at the paper's rate.  How the packed slot is shared is ours.  Weights are those of
-stage 1, the optimizer is fresh.
+1,526 samples a step, where the paper has 256 for 1,000,000 steps; this is as many samples in
+168,000 steps, at the paper's rate.  How a slot is shared is ours.  Weights are those of stage 1,
+the optimizer is fresh.
 
 Estimated on v3-256 (2026-11-22): 7.46 GiB, 48% of a core's memory;
 MFU 60.1%, 56.5% with communication (59.8% with encoders);
@@ -30,7 +30,7 @@ from onediff_jax.config import base_config
 
 def get_config():
     config = base_config()
-    config.steps = 160_000
+    config.steps = 168_000
     config.rows = 256
     config.tune.start = "runs/stage1_512"
     config.remat = "dots"
@@ -51,10 +51,13 @@ def get_config():
         semanticmap2image=1.0,
         boundingbox2image=1.0,
         image_editing=1.0,
+        subject_driven=1.0,
     )
-    several = dict(multiview=2.0, faceid=1.0, subject_driven=1.0)
+    several = dict(multiview=5.0, faceid=3.0)
     config.data.tasks = dict(text2image=1.0) | pairs | several
-    # Shares of the numbers of views that an example can have, smallest first.
+    # Shares of the numbers of views that an example can have, smallest first.  With 5 to 3 of the
+    # tasks that share the packed slot, each of its numbers of views is equally often: a slot that
+    # is full has at most four examples, and few prompts to attend to.
     config.data.counts = dict(multiview=(1.0,) * 5, faceid=(1.0,) * 3, subject_driven=(1.0,))
     config.data.row = (
         dict(views=1, tokens=1024, count=2, tasks=("text2image",)),
