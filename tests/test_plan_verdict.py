@@ -25,7 +25,17 @@ from onediff_jax.train.metrics import StepFlops
 from onediff_jax.train.placed import planned
 
 KEYS = {
-    *("topology", "cores", "params", "hbm_bytes", "hbm_limit_bytes", "fits", "model_flops"),
+    *(
+        "topology",
+        "cores",
+        "steps",
+        "samples",
+        "params",
+        "hbm_bytes",
+        "hbm_limit_bytes",
+        "fits",
+        "model_flops",
+    ),
     *("estimated_compute_seconds", "estimated_communication_seconds", "estimated_mfu"),
     *("estimated_mfu_with_communication", "collectives", "compile_seconds", "encoder_flops"),
     *("estimated_mfu_with_encoders", "estimated_mfu_with_encoders_and_communication"),
@@ -65,6 +75,8 @@ def test_the_numbers_of_a_plan():
     assert plan().as_json() == {
         "topology": "v3-256",
         "cores": 256,
+        "steps": 100_000,
+        "samples": 1024.0,
         "params": 2_800_389_184,
         "hbm_bytes": 8 * GIB,
         "hbm_limit_bytes": int(15.48 * GIB),

@@ -124,8 +124,13 @@ def is_kept(name: str) -> bool:
 
 
 def kept(name: str) -> dict[str, Any]:
-    """A plan as it is kept."""
-    return json.loads((PLANS / f"{name}.json").read_text())
+    """A plan as it is kept; one without its run's steps and samples has the config's."""
+    found = json.loads((PLANS / f"{name}.json").read_text())
+    if "samples" not in found["plan"]:
+        config = config_of(name.split(".")[0])
+        samples = config.rows * examples_per_row(config.data)
+        found["plan"] |= {"steps": config.steps, "samples": samples}
+    return found
 
 
 def cells(name: str) -> list[str]:
@@ -138,8 +143,7 @@ def cells(name: str) -> list[str]:
     if not plan["fits"]:
         return [memory, work, "does not fit", *[""] * (len(COLUMNS) - 3)]
     compute, seconds = plan["estimated_compute_seconds"], seconds_of(plan)
-    config = config_of(name.split(".")[0])
-    samples = config.rows * examples_per_row(config.data)
+    samples = plan["samples"]
     return [
         memory,
         work,
@@ -152,7 +156,7 @@ def cells(name: str) -> list[str]:
         f"{plan['estimated_mfu_with_encoders_and_communication']:.1%}",
         f"{samples / seconds:,.0f}",
         f"{samples / seconds / topology.hosts:.1f}",
-        f"{config.steps * seconds / 86_400:.1f}",
+        f"{plan['steps'] * seconds / 86_400:.1f}",
     ]
 
 

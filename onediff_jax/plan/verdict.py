@@ -93,6 +93,8 @@ class Plan(NamedTuple):
         return {
             "topology": self.topology.name,
             "cores": self.topology.cores,
+            "steps": self.steps,
+            "samples": self.samples,
             "params": self.params,
             "hbm_bytes": self.compiled.bytes,
             "hbm_limit_bytes": self.limit,
