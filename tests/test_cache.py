@@ -286,6 +286,25 @@ def test_a_cache_of_other_encoders_is_refused(folder, tmp_path):
         rows_of(cached(other))
 
 
+@pytest.mark.parametrize("size", [4000, 512 * 2**20])
+def test_files_have_about_as_many_bytes_as_they_should(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(encode_dataset, "SHARD", size)
+    made = encoded(tmp_path, shard=0)
+    manifest = json.loads((made / cache.MANIFEST).read_text())
+    source = Cache(str(made)).open("train")
+    for name, files in manifest["parts"].items():
+        counts = [file["records"] for file in files]
+        examples = source.examples(Part.named(name))
+        example = np.mean([len(data) for data in examples])
+        assert sum(counts) == 12 and len(set(counts[:-1])) <= 1
+        # Names of fields and the task's token, of which the estimate does not know, take some more.
+        print(name, counts, example, manifest["made_with"]["shard"])
+        assert counts[0] == 12 or 0.5 * size < counts[0] * example < 1.5 * size
+        assert manifest["made_with"]["shard"][name] >= counts[0]
+    assert size < 2**20 or counts == [12]
+    encoded(tmp_path, shard=0)  # goes on
+
+
 def test_a_task_that_a_cache_lacks_is_refused_with_those_it_has(folder):
     config = cached(folder, row=(SlotConfig(1, 4), SlotConfig(2, 9)))
     match = "no examples of task 'depth2image' with 2 views of 9 tokens; it holds depth2image-2x10"
@@ -370,7 +389,7 @@ def test_the_tool_says_what_it_did_and_how_fast(folder, tmp_path, capsys):
     ("option", "status", "message"),
     [
         ("--states", 1, "--states needs text.kind 't5'"),
-        ("--shard=0", 1, "--shard is 0; it must be at least 1"),
+        ("--shard=-1", 1, "--shard is -1; it must be at least 0"),
         ("--batch=0", 1, "--batch is 0"),
         ("--passes=0", 1, "--passes is 0"),
         ("--config.text.lenght=3", 2, "did you mean 'length'"),

@@ -6,7 +6,8 @@ Then train with config.data.sources.NAME = dict(kind="cache", path="caches/mine/
 in object storage, such as gs://BUCKET/caches/mine.  Every task that a slot holds is encoded, with
 conditions drawn anew in each of --passes.  With --states prompts are kept as states of a released
 text encoder, else as token ids.  Interrupted, the same command goes on after the last whole file;
-once all are there, it checks them.  docs/caches.md says more.
+once all are there, it checks them.  A file has --shard examples, or else about 512 MiB.
+docs/caches.md says more.
 """
 
 import concurrent.futures
@@ -46,7 +47,7 @@ from onediff_jax.data.example import Placed
 from onediff_jax.data.making import MakeExample
 from onediff_jax.data.mixture import served
 from onediff_jax.data.records import Source, SourceSettings
-from onediff_jax.data.shards import WRITING, checksum, packed_array
+from onediff_jax.data.shards import HALF, SHARD, WRITING, checksum, packed_array
 from onediff_jax.errors import InputError
 from onediff_jax.paths import opened_path
 from onediff_jax.train import encoders, run
@@ -56,7 +57,7 @@ from onediff_jax.train.locations import located
 from onediff_jax.train.start import first_assets
 from onediff_jax.train.storage import whole_file
 
-SHARD = 1024  # examples of a file
+CAPTIONS = 64  # of a source, whose lengths say how long its prompts are
 BATCH = 16  # pictures, or prompts, that are encoded together
 AHEAD = 8  # batches of examples that are made together, so that pictures of one shape fill theirs
 
@@ -87,6 +88,20 @@ def own_settings(settings: SourceSettings) -> dict[str, Any]:
     return {name: value for name, value in as_dict(settings).items() if name not in common}
 
 
+def examples_of_file(
+    part: Part, source: Source, encoding: Encoding, codec: Mapping[str, Any], patch: int
+) -> int:
+    """How many examples of a part fill a file, were all of their views pictures."""
+    picture = part.tokens * patch**2 * codec["channels"] * HALF.itemsize
+    spread = np.linspace(0, len(source) - 1, min(CAPTIONS, len(source))).astype(int)
+    with concurrent.futures.ThreadPoolExecutor(len(spread)) as pool:
+        captions = list(pool.map(source.caption, spread.tolist()))
+    tokens = np.mean([encoding.tokenizer(caption)[1].sum() for caption in captions])
+    token = encoding.prompts([""])[0].tokens[0].nbytes
+    example = part.views * picture * (1 + codec["deviations"]) + tokens * token
+    return max(int(SHARD // example), 1)
+
+
 class Meter:
     """A source's progress, and how many pictures a second are encoded."""
 
@@ -112,7 +127,7 @@ def encode_source(
     progress: Progress,
 ) -> int:
     """Writes the files of a source that are not there yet, and its manifest; how many examples."""
-    total, shard = plan["passes"] * len(source), plan["shard"]
+    total = plan["passes"] * len(source)
     files: dict[str, list[dict[str, Any]]] = {}
     known = checksums_in(folder)
     meter = Meter(progress, name, total * len(parts))
@@ -122,6 +137,7 @@ def encode_source(
             part.task, source, 0, part.views, part.tokens, edge, config.data.conditions, square
         )
         files[str(part)] = []
+        shard = plan["shard"] if isinstance(plan["shard"], int) else plan["shard"][str(part)]
         for number, first in enumerate(range(0, total, shard)):
             numbers = range(first, min(first + shard, total))
             file = folder / f"{part}-{number:05}.array_record"
@@ -131,7 +147,8 @@ def encode_source(
             else:
                 known.pop(file.name, None)
                 ahead = AHEAD * encoding.batch
-                groups = made(make, numbers, len(source), config.seed, ahead)
+                threads = max(os.cpu_count() or 1, config.data.reads)
+                groups = made(make, numbers, len(source), config.seed, ahead, threads)
                 digest = write(file, groups, encoding, meter)
             if known.get(file.name, digest) != digest:
                 raise InputError(
@@ -189,7 +206,7 @@ def write_json(file: epath.Path, values: Mapping[str, Any]) -> None:
 
 
 def made(
-    make: MakeExample, numbers: Sequence[int], records: int, seed: int, ahead: int
+    make: MakeExample, numbers: Sequence[int], records: int, seed: int, ahead: int, threads: int
 ) -> Iterator[list[tuple[Placed, int]]]:
     """Examples and their records' numbers, `ahead` at a time, made ahead by threads.
 
@@ -201,7 +218,7 @@ def made(
         return make.random_map(record, np.random.default_rng([seed, number])), record
 
     groups = [numbers[i : i + ahead] for i in range(0, len(numbers), ahead)]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         waiting = [pool.submit(one, number) for number in groups[0]]
         try:
             for following in [*groups[1:], ()]:
@@ -234,7 +251,7 @@ def encode(
     out: PurePath,
     passes: int = 1,
     states: bool = False,
-    shard: int = SHARD,
+    shard: int = 0,
     batch: int = BATCH,
 ) -> dict[str, int]:
     """Writes the caches of all sources of a configuration; how many examples each has.
@@ -247,9 +264,9 @@ def encode(
             f"--states needs text.kind 't5', and it is {config.text.kind!r}: the states of an "
             "encoder that is trained change; leave --states out."
         )
-    for name, value in (("passes", passes), ("shard", shard), ("batch", batch)):
-        if value < 1:
-            raise InputError(f"--{name} is {value}; it must be at least 1.")
+    for name, value, least in (("passes", passes, 1), ("shard", shard, 0), ("batch", batch, 1)):
+        if value < least:
+            raise InputError(f"--{name} is {value}; it must be at least {least}.")
     sources = run.opened(config.data, "train")
     begun = next(iter(sorted(out.glob(f"*/{PLAN}"))), None)
     if begun:
@@ -272,13 +289,20 @@ def encode(
         splits = sources | {f"{n}/{VALIDATION}": each for n, each in held_out.items() if len(each)}
         for name, source in splits.items():
             parts = [part for part in parts_of(config) if serves(part, name, source)]
+            recipe = run.plan_of(config, assets, states)
+            sizes = {
+                str(part): examples_of_file(
+                    part, source, encoding, recipe["codec"], config.model.patch
+                )
+                for part in (() if shard else parts)
+            }
             plan = {
-                "plan": run.plan_of(config, assets, states),
+                "plan": recipe,
                 "source": own_settings(written.data.sources[name.removesuffix(f"/{VALIDATION}")]),
                 "parts": [str(part) for part in parts],
                 "seed": config.seed,
                 "passes": passes if name in sources else 1,
-                "shard": shard,
+                "shard": shard or sizes,
             }
             prepared(out / name, plan, assets)
             done[name] = encode_source(
@@ -296,7 +320,9 @@ def main(arguments: Sequence[str]) -> int:
     flags.DEFINE_string("out", None, "a folder for each source goes here", flag_values=options)
     flags.DEFINE_integer("passes", 1, "times that every record is encoded", flag_values=options)
     flags.DEFINE_boolean("states", False, "states of prompts, not ids", flag_values=options)
-    flags.DEFINE_integer("shard", SHARD, "examples of a file", flag_values=options)
+    flags.DEFINE_integer(
+        "shard", 0, "examples of a file; 0: as many as take 512 MiB", flag_values=options
+    )
     flags.DEFINE_integer("batch", BATCH, "pictures encoded together", flag_values=options)
     flags.mark_flags_as_required(["config", "out"], flag_values=options)
     if {"-h", "--help"} & set(arguments):

@@ -14,7 +14,7 @@ from onediff_jax.data.cache import CachedSource
 from onediff_jax.data.example import Example, Picture
 from onediff_jax.data.fitting import FULL
 from onediff_jax.data.latents import Codec, LaterCodec, LinearCodec, fit, picture_of, psnr
-from onediff_jax.data.loader import Rows
+from onediff_jax.data.loader import Rows, readers_of
 from onediff_jax.data.making import MakeExample
 from onediff_jax.data.mixture import served
 from onediff_jax.data.records import Source
@@ -169,7 +169,7 @@ def fitted_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
         return Assets(codec, vocabulary, fingerprints=fingerprints)
     for source in sources.values():
         step = max(len(source) // CAPTIONS, 1)
-        prompts += [source.caption(i) for i in range(0, len(source), step)]
+        prompts += readers_of(config.data.reads).map(source.caption, range(0, len(source), step))
     vocabulary = vocabulary_of(prompts, config.text.vocabulary)
     return Assets(codec, vocabulary, fingerprints=fingerprints)
 
