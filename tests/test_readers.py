@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import importlib
 import io
 import json
@@ -19,11 +20,15 @@ from array_record.python import array_record_module
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
+from tiny import tiny_config
 
-from onediff_jax.data import cache, readers, shards
+from onediff_jax.data import cache, loader, readers, shards
 from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed
 from onediff_jax.data.readers import RecordFiles
 from onediff_jax.data.records import Source
+from onediff_jax.data.settings import DataConfig
+from onediff_jax.errors import InputError
+from onediff_jax.train import loop
 
 FILES = 300
 
@@ -135,6 +140,19 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_goes():
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_limit_is_raised_when_a_run_begins_and_in_its_workers(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(readers, "raised_limit", lambda: asked.append("run"))
+    config = dataclasses.replace(tiny_config(), data=DataConfig())
+    with pytest.raises(InputError, match="data.sources is empty"):
+        loop.train(config, tmp_path, {})
+    assert asked == ["run"]
+    monkeypatch.setattr(loader, "raised_limit", lambda: asked.append("worker"))
+    monkeypatch.setattr(loader.signal, "signal", lambda *_: None)
+    loader.begin_worker(0, 1)
+    assert asked == ["run", "worker"]
 
 
 def test_a_listing_says_how_large_all_files_are(tmp_path, monkeypatch):
