@@ -1,7 +1,7 @@
 """Stage 1, first part, at the released size on a v3-256: text to image at 256 px.
 
     python -m onediff_jax train --config configs/stage1_text2image_256.py \\
-        --workdir runs/stage1_256 --distributed
+        --workdir gs://BUCKET/runs/stage1_256 --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage1_text2image_256.py --topology v3-256
 
 A picture of 256 px has 256 tokens, too few to keep a core busy, so a row has four: 1,024 samples a

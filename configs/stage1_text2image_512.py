@@ -1,7 +1,7 @@
 """Stage 1, second part, at the released size on a v3-256: text to image at 512 px.
 
     python -m onediff_jax train --config configs/stage1_text2image_512.py \\
-        --workdir runs/stage1_512 --distributed
+        --workdir gs://BUCKET/runs/stage1_512 --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage1_text2image_512.py --topology v3-256
 
 It goes on from the weights of the first part (`tune.start`) with a fresh optimizer.  Batch, steps

@@ -1,7 +1,7 @@
 """Stage 2 at the released size on a v3-256: all tasks, words to image at 512 px, others at 256.
 
     python -m onediff_jax train --config configs/stage2_multitask.py \\
-        --workdir runs/stage2 --distributed
+        --workdir gs://BUCKET/runs/stage2 --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage2_multitask.py --topology v3-256
 
 The three kinds of task of the paper have as many samples each (equal budget, supplement, section

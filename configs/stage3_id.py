@@ -1,7 +1,7 @@
 """Stage 3 at the released size on a v3-256: one person in 2 to 5 views.
 
     python -m onediff_jax train --config configs/stage3_id.py \\
-        --workdir runs/stage3_id --distributed
+        --workdir gs://BUCKET/runs/stage3_id --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage3_id.py --topology v3-256
 
 As in the paper, 2 and 3 views are of 512 px, 4 and 5 of 256 px; a row has one example of each:

@@ -1,7 +1,7 @@
 """Several views at 512 px at the released size on a v3-256: scenes in 3, 4 or 5 images.
 
     python -m onediff_jax train --config configs/stage3_multiview.py \\
-        --workdir runs/stage3_multiview --distributed
+        --workdir gs://BUCKET/runs/stage3_multiview --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage3_multiview.py --topology v3-256
 
 Every image has its camera as a view of its own, so that these are 6, 8 or 10 views, each number of

@@ -1,7 +1,7 @@
 """Stage 3 at the released size on a v3-256: text to image at 1024 px.
 
     python -m onediff_jax train --config configs/stage3_text2image_1024.py \\
-        --workdir runs/stage3_1024 --distributed
+        --workdir gs://BUCKET/runs/stage3_1024 --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage3_text2image_1024.py --topology v3-256
 
 Weights are those of stage 2, the optimizer is fresh.  The paper states neither steps nor rate of

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Trains on GPUs under Slurm, a process for every GPU; from the repository's root:
 #
-#     sbatch [--nodes=4 ...] launch/slurm.sh --config configs/NAME.py --workdir DIR
+#     sbatch [--nodes=4 ...] launch/slurm.sh --config configs/NAME.py --workdir DIR/runs/NAME \
+#         --config.root=DIR
 #
-# DIR lies where all nodes see it.  Before its time is over, or when it is preempted, the job saves,
-# goes back into the queue and resumes from there.
+# DIR lies where all nodes see it, or is gs://BUCKET; relative paths of the config begin in it.
+# Before its time is over, or when it is preempted, the job saves, goes back into the queue and
+# resumes from there.
 #SBATCH --job-name=onediff_jax
 #SBATCH --nodes=2
 #SBATCH --gpus-per-node=8

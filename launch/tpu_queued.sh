@@ -2,7 +2,8 @@
 # Trains on Cloud TPUs by queued resources, from a machine with gcloud:
 #
 #     NAME=stage2 ZONE=europe-west4-a TPU=v3-256 launch/tpu_queued.sh run \
-#         --config configs/stage2_multitask.py --workdir gs://BUCKET/stage2
+#         --config configs/stage2_multitask.py --workdir gs://BUCKET/runs/stage2 \
+#         --config.root=gs://BUCKET
 #
 # `run` does whatever comes next until training is done: creates the TPU, waits for it, installs,
 # starts, follows, starts again after a stop, creates it anew after a preemption, and deletes it at
@@ -10,13 +11,16 @@
 #
 #     create   ask for the TPU                 follow   show what the run says until it ends
 #     wait     until it is there               status   state of the TPU, and of the run on each worker
-#     install  this folder, on every worker    stop     save and end
+#     install  the code, on every worker       stop     save and end
 #     doctor   check a run on every worker     delete   give the TPU back
 #     start    train in the background
 #
+# What is installed is what git tracks, as it is in this folder, and new files of code and configs
+# that it does not ignore; never weights, caches, shards or runs, which lie in the bucket.
+#
 # Settings: NAME, ZONE, TPU (v3-256, v4-256, v5e-256, v5p-128, v6e-256, ...); PROJECT; RUNTIME, the
 # software version; SPOT=1 for preemptible capacity; NODES for several slices; CREATE for more flags
-# of `queued-resources create`; POLL, seconds between looks.
+# of `queued-resources create`; JAX_COMPILATION_CACHE_DIR for the workers; POLL, seconds between looks.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -52,18 +56,40 @@ wait_for_tpu() {
   done
 }
 
+# Names of the files to install, each ended by a zero byte.
+code() {
+  local folders=(configs launch onediff_jax tools) file
+  if [[ -e .git ]]; then
+    git ls-files -z --cached
+    git ls-files -z --others --exclude-standard -- "${folders[@]}"
+  else # a copy without its history
+    find "${folders[@]}" setup.py pyproject.toml README.md LICENSE -type f -print0
+  fi | while IFS= read -r -d '' file; do
+    case $file in
+      */__pycache__/* | *.egg-info/*) ;;
+      *) [[ ! -e $file ]] || printf '%s\0' "$file" ;; # git lists those that were deleted, too
+    esac
+  done
+}
+
 install() {
   local archive
   archive=$(mktemp --suffix=.tar.gz)
-  git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -czf "$archive" &&
+  code | tar --null --files-from=- -czf "$archive" &&
     queue scp "$archive" "$NAME:onediff_jax.tar.gz" --node=all --worker=all --batch-size=all &&
     on_workers "mkdir -p onediff_jax && tar -xzf onediff_jax.tar.gz -C onediff_jax &&
       onediff_jax/launch/tpu_queued.sh install_here"
 }
 
-doctor() { on_workers "onediff_jax/launch/local.sh doctor --distributed $(printf '%q ' "$@")"; }
+# A command of the installed folder with its arguments, in the words of a remote shell.
+remotely() {
+  local cache=${JAX_COMPILATION_CACHE_DIR:-}
+  on_workers "${cache:+JAX_COMPILATION_CACHE_DIR=$(printf %q "$cache") }onediff_jax/launch/$(printf '%q ' "$@")"
+}
 
-start() { on_workers "onediff_jax/launch/tpu_queued.sh start_here $(printf '%q ' "$@")"; }
+doctor() { remotely local.sh doctor --distributed "$@"; }
+
+start() { remotely tpu_queued.sh start_here "$@"; }
 
 follow() { on_workers "onediff_jax/launch/tpu_queued.sh follow_here"; }
 
@@ -120,7 +146,7 @@ install_here() {
   command -v uv > /dev/null || python3 -m pip install --quiet --user uv
   export PATH="$HOME/.local/bin:$PATH"
   uv venv --quiet --allow-existing --python 3.12 .venv
-  uv pip install --quiet --python .venv/bin/python --editable '.[tpu,gcs]'
+  uv pip install --quiet --python .venv/bin/python --editable '.[tpu,gcs,t5]'
   touch .venv/installed
 }
 

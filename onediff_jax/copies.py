@@ -146,7 +146,7 @@ def checksum_of(file: pathlib.Path, like: str) -> str:
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Lets one process of the machine at a time work on a copy; a killed one holds no lock."""
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

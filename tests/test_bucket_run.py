@@ -96,7 +96,6 @@ def test_two_processes_train_with_everything_in_a_bucket(world):
     )  # fmt: skip
     copies = folder / "cache" / "onediff_jax" / "copies" / "gs" / "bucket" / "weights" / "released"
     assert {file.name for file in copies.iterdir()} == {"text_encoder", "tokenizer", "vae"}
-    (copies / "vae").rename(folder / "gone")  # what the processes find half of, they bring anew
 
     workdir = "--workdir=gs://bucket/runs/two"
     said = ended(world, *module, "doctor", *run, workdir)
@@ -106,7 +105,7 @@ def test_two_processes_train_with_everything_in_a_bucket(world):
     for name in ("path config.tune.start", "path config.text.path", "data mine train"):
         assert f"failed  {name}: " in wrong and "Traceback" not in wrong
 
-    (folder / "cache").rename(folder / "gone too")
+    (folder / "cache").rename(folder / "gone")  # and now two processes want copies at once
     train = ["launch/processes.sh", "2", "--", "train", *run, workdir]
     said = ended(world, *train)
     assert "[0] config.data.sources.mine.path: gs://bucket/caches/mine" in said
@@ -115,9 +114,9 @@ def test_two_processes_train_with_everything_in_a_bucket(world):
         bucket = folder / "buckets" / "bucket" / "weights" / "released" / part
         assert here == {file.name: file.read_bytes() for file in bucket.iterdir()}
     assert not list(copies.rglob("*.partial"))
-    ages = {file: file.stat().st_mtime_ns for file in copies.rglob("*")}
+    ages = {file: file.stat().st_mtime_ns for file in copies.rglob("*.*")}
     assert "resumed after step 2" in ended(world, *train, "--config.steps=3")
-    assert ages == {file: file.stat().st_mtime_ns for file in copies.rglob("*")}
+    assert ages == {file: file.stat().st_mtime_ns for file in copies.rglob("*.*")}
     sample = ["sample", "--checkpoint=gs://bucket/runs/two", "--task=text2image", "--steps=1"]
     ended(world, *module, *sample, "--prompt=a box", f"--out={folder / 'samples'}")
     assert len(list((folder / "samples").glob("*.png"))) == 1

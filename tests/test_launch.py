@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from subprocess import DEVNULL
 
 import numpy as np
 import pytest
@@ -75,6 +76,12 @@ exit "$(cat "$WORLD/plan")"
 KUBECTL = """
 [[ $1 != apply ]] || cat > "$WORLD/applied"
 """
+# What a folder has: what git tracks, new code, and what lies there beside it.
+TRACKED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "onediff_jax/old.py")
+TRACKED += ("configs/old.py", "tools/old.py", "docs/gone.md", "assets/small.json")
+NEW = ("onediff_jax/new.py", "configs/new.py", "tools/new.py")
+ELSEWHERE = ("runs/stage1/large", "weights/onediffusion/vae/config.json", "caches/mine/part")
+ELSEWHERE += ("artifacts/scenes/large", "shards/mine/train", "notes.py", "model.safetensors")
 ARGUMENTS = ["--config", "configs/stage 2.py", "--config.data.tasks={'text2image': 1.0}"]
 
 
@@ -92,11 +99,14 @@ def world(tmp_path, monkeypatch):
         file.chmod(0o755)
     repository = tmp_path / "repository"
     shutil.copytree(LAUNCH, repository / "launch")
-    (repository / "new.py").touch()
-    (repository / "runs").mkdir()
-    (repository / "runs" / "large").touch()
+    for name in (*TRACKED, *NEW, *ELSEWHERE):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).touch()
     (repository / ".gitignore").write_text("/runs/\n")
-    subprocess.run(["git", "init", "--quiet", repository], check=True)
+    for command in ("init", "add"):
+        arguments = [] if command == "init" else ["--", *TRACKED, "launch"]
+        subprocess.run(["git", command, *arguments], cwd=repository, check=True, stdout=DEVNULL)
+    (repository / "docs" / "gone.md").unlink()  # and git still tracks it
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("WORLD", str(tmp_path))
     for name, value in dict(NAME="stage2", ZONE="z", TPU="v3-256", POLL="0.1").items():
@@ -178,15 +188,23 @@ def test_run_joins_a_training_that_is_under_way_and_stop_makes_it_save(world):
     assert len(asked(world, "python")) == 4
 
 
-def test_every_worker_gets_the_files_of_the_repository_that_are_not_ignored(world):
+@pytest.mark.parametrize("git", [True, False])
+def test_every_worker_gets_the_code_and_no_weights_caches_or_runs(world, git):
+    if not git:  # a copy without its history
+        shutil.rmtree(world / "repository" / ".git")
+        (world / "repository" / "onediff_jax" / "__pycache__").mkdir()
+        (world / "repository" / "onediff_jax" / "__pycache__" / "old.pyc").touch()
     for part in ("create", "wait", "install"):
         assert launched(world, "tpu_queued.sh", part).returncode == 0
     for worker in "01":
         folder = world / "workers" / worker / "onediff_jax"
-        assert (folder / "new.py").exists() and (folder / "launch" / "local.sh").exists()
-        assert not (folder / "runs").exists()
+        files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+        files -= {".venv/installed", ".venv/bin/python"}
+        code = {name for name in TRACKED if git or name.split("/")[0] not in ("docs", "assets")}
+        launch = {f"launch/{file.name}" for file in LAUNCH.iterdir()}
+        assert files == {*code, *NEW, *launch} - {"docs/gone.md"}
     installs = [given for given in asked(world, "uv") if given[0] == "pip"]
-    assert len(installs) == 2 and all(".[tpu,gcs]" in given for given in installs)
+    assert len(installs) == 2 and all(".[tpu,gcs,t5]" in given for given in installs)
 
 
 @pytest.mark.parametrize(
@@ -302,8 +320,24 @@ def test_the_commands_of_the_page_apply_a_jobset_with_everything_filled_in(world
     rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
     assert chips == int(rows) * int(columns) == 256 and job["completions"] == job["parallelism"]
     assert (LAUNCH.parent / container["command"][0]).exists()
-    assert container["args"][1] == "--workdir=gs://BUCKET/stage2"
+    assert container["args"][1:] == [
+        "--workdir=gs://BUCKET/runs/stage2",
+        "--config.root=gs://BUCKET",
+    ]
     assert asked(world, "kubectl")[2][-1] == jobset["metadata"]["name"] == "stage2"
+
+
+def test_the_image_holds_what_is_installed_on_workers_and_nothing_else():
+    lines = (LAUNCH.parent / ".dockerignore").read_text().splitlines()
+    kept = {line[1:] for line in lines if line.startswith("!")}
+    assert "*" in lines and "**/__pycache__" in lines
+    found = subprocess.run(
+        ["bash", "-c", f"source <(sed -n '/^code()/,/^}}/p' {LAUNCH / 'tpu_queued.sh'}); code"],
+        cwd=LAUNCH.parent, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    assert {name.split("/")[0] for name in found if name} >= kept
+    for folder in ("weights", "caches", "runs", "artifacts", "shards", ".venv", ".git"):
+        assert folder not in kept and not any(name.startswith(f"{folder}/") for name in found)
 
 
 def test_a_stop_of_the_jobset_is_not_counted_as_a_failure(world):

@@ -82,12 +82,16 @@ flags.FLAGS.mark_as_parsed()
 from onediff_jax.config import as_dict
 from onediff_jax.data.latents import LinearCodec
 from onediff_jax.data.shards import Shards
+from onediff_jax.data.tfds_source import Tfds
 from onediff_jax.train import checkpoint
 from onediff_jax.train.run import Assets, CheckpointConfig
 from onediff_jax.train.state import State
 
 source = Shards(path="gs://bucket/shards").open("train")
 assert len(source) == 5 and np.array_equal(source[3]["image"], tiny.Blobs()[3]["image"])
+mapped = dict(image="picture", caption="captions/text/1")
+source = Tfds(path="gs://bucket/tfds", name="small", fields=mapped, validation=0).open("train")
+assert len(source) == 10 and source.caption(3) == "second 3 \u2600"
 workdir, config = epath.Path("gs://bucket/run"), as_dict(tiny.tiny_config())
 assets = Assets(LinearCodec(*np.ones((3, 2, 2), np.float32)), b"words")
 weights = {{"a": {{"kernel": jnp.arange(12.0).reshape(3, 4)}}}}
@@ -111,7 +115,9 @@ assert jnp.array_equal(read["a"]["kernel"], weights["a"]["kernel"])
 
 
 @needs_emulator
-def test_an_emulated_bucket_keeps_checkpoints_and_gives_shards(tmp_path):
+def test_an_emulated_bucket_keeps_checkpoints_and_gives_shards_and_data_sets(tmp_path):
+    from test_tfds_source import Small
+
     count = 5
     records = {
         split: (Blobs(count), (packed(Blobs()[i]) for i in range(count)))
@@ -119,6 +125,8 @@ def test_an_emulated_bucket_keeps_checkpoints_and_gives_shards(tmp_path):
     }
     (tmp_path / "bucket" / "shards").mkdir(parents=True)
     write_shards(tmp_path / "bucket" / "shards", records)
+    builder = Small(data_dir=tmp_path / "bucket" / "tfds", file_format="array_record")
+    builder.download_and_prepare(download_dir=tmp_path / "nothing")
     with emulated(tmp_path) as environment:
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM.format(tests=str(pathlib.Path(__file__).parent))],
