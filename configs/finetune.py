@@ -1,4 +1,4 @@
-"""The released weights on your own pictures, beside built-in scenes that keep what is known awake.
+"""The released weights on your own images.
 
 Import the released folder, then train on one GPU with 80 GB or more:
 
@@ -6,7 +6,16 @@ Import the released folder, then train on one GPU with 80 GB or more:
     python -m onediff_jax train --config configs/finetune.py --workdir runs/mine \
         --config.data.sources.mine.path=DIR
 
-DIR is an image folder (docs/data.md).  Memory by calculation: 44.8 GB of state (weights, two
+DIR is an image folder with captions (docs/data.md) and the only source: its images serve text to
+image, deblurring, inpainting, super-resolution and Canny, each example at 512 px, and no other task
+is trained.  The run prints the share of every task, and how often the images come.
+
+What is not trained is forgotten a little.  To keep depth, semantic maps and several views as well,
+ask for built-in scenes; they serve these three tasks, at 256 px, and no others:
+
+    --config configs/finetune.py:scenes
+
+Memory by calculation: 44.8 GB of state (weights, two
 moments and a moving average of 2.8 billion parameters, float32), 11.2 GB of gradients, 2.6 GB of
 frozen encoders, and about 7 GB of activations of a row.
 
@@ -20,9 +29,12 @@ Not measured yet.  docs/finetune.md tells the rest, and how to go back to PyTorc
 """
 
 from onediff_jax.config import base_config
+from onediff_jax.errors import InputError
 
 
-def get_config():
+def get_config(beside=""):
+    if beside not in ("", "scenes"):
+        raise InputError(f"--config ends with {beside!r}; after the colon it can be 'scenes'.")
     config = base_config()
     config.steps = 5_000
     config.rows = 1
@@ -32,36 +44,36 @@ def get_config():
     config.codec.update(kind="sd3_vae", path="runs/released")
     config.flow.update(shift=3.0)
     config.optimizer.update(learning_rate=1e-5, warmup=200, clip=1.0, accumulate=1, ema=0.999)
-    config.data.sources.mine = dict(kind="folder", path="", validation=8)
-    config.data.sources.scenes = dict(
-        kind="scenes",
-        path="artifacts/scenes_full_256",
-        content="full",
-        size=256,
-        train=500,
-        validation=16,
-        views=4,
-        seed=0,
+    config.data.sources.mine = dict(
+        kind="folder",
+        path="",
+        validation=4,  # for the sample grids; 0: all are for training, and there are no grids
     )
-    config.data.tasks = dict(
-        text2image=4.0,
-        deblurring=1.0,
-        image_inpainting=1.0,
-        super_resolution=1.0,
-        canny2image=1.0,
-        depth2image=0.5,
-        semanticmap2image=0.5,
-        multiview=1.0,
-    )
-    config.data.aspects = "square"  # encoded inside the step; a cache can hold any aspect
     made = ("deblurring", "image_inpainting", "super_resolution", "canny2image")
-    known = ("depth2image", "semanticmap2image")
+    config.data.tasks = dict(text2image=1.0) | dict.fromkeys(made, 1.0)
     config.data.row = (
         dict(views=1, tokens=1024, tasks=("text2image",)),
         dict(views=2, tokens=1024, tasks=made),
-        dict(views=2, tokens=256, tasks=known),
-        dict(views=4, tokens=256, tasks=("multiview",)),
     )
+    config.data.aspects = "square"  # encoded inside the step; a cache can hold any aspect
+    if beside:
+        known = ("depth2image", "semanticmap2image")
+        config.data.sources.scenes = dict(
+            kind="scenes",
+            path="artifacts/scenes_full_256",
+            content="full",
+            size=256,
+            train=500,
+            validation=16,
+            views=4,
+            seed=0,
+            tasks=(*known, "multiview"),
+        )
+        config.data.tasks.update(dict.fromkeys((*known, "multiview"), 1.0))
+        config.data.row += (
+            dict(views=2, tokens=256, tasks=known),
+            dict(views=4, tokens=256, tasks=("multiview",)),
+        )
     config.checkpoint.update(every=1000, keep=2)
     config.log.every = 20
     config.evaluate.every = 1000

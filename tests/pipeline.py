@@ -1,4 +1,4 @@
-"""A tiny released pipeline's folder: an autoencoder, a T5 encoder, its tokenizer, drawn weights."""
+"""A tiny released folder: autoencoder, T5 encoder, tokenizer and denoiser with drawn weights."""
 
 import dataclasses
 import io
@@ -8,14 +8,16 @@ import pathlib
 import flax.linen as nn
 import jax
 import sentencepiece
+from bridge import MODEL, TINY, write_transformer
 from drawn import drawn_tensors
 from safetensors.numpy import save_file
 from witnesses import SMALL, TEXT, vae_tensors
 
 from onediff_jax.models.t5 import T5Encoder
-from onediff_jax.models.torch_names import T5_NAMES, VAE_NAMES
+from onediff_jax.models.torch_names import T5_NAMES, VAE_NAMES, nextdit_names
 from onediff_jax.models.torch_weights import released_shapes
 from onediff_jax.models.vae import AutoencoderKL
+from onediff_jax.release.shapes import denoiser_shapes
 
 VAE = dataclasses.replace(SMALL, latent_channels=8)  # as many as rays need
 PIECES = 200  # rows of the table; the vocabulary is smaller
@@ -92,3 +94,11 @@ def write_pipeline(folder: pathlib.Path) -> pathlib.Path:
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "spiece.model").write_bytes(spiece_model())
     return folder
+
+
+def write_release(folder: pathlib.Path) -> pathlib.Path:
+    """The same with a denoiser that reads the states of its text encoder."""
+    width = T5_JSON["d_model"]
+    shapes = released_shapes(denoiser_shapes(MODEL, width), nextdit_names(MODEL))
+    config = TINY | {"caption_channels": width}
+    return write_transformer(write_pipeline(folder), drawn_tensors(shapes), config)

@@ -6,11 +6,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from bridge import MODEL, import_torch, write_transformer
+from bridge import import_torch
 from bridge import run as run_tool
-from drawn import drawn_tensors, relative_error
+from drawn import relative_error
 from PIL import Image
-from pipeline import T5_JSON, t5_weights, vae_weights, write_pipeline
+from pipeline import t5_weights, vae_weights, write_pipeline, write_release
 from safetensors.numpy import load_file, save_file
 from test_cache import encode_dataset
 from tiny import BlobSettings, tiny_config
@@ -21,9 +21,6 @@ from onediff_jax.data.cache import Cache
 from onediff_jax.data.loader import DataConfig, MakeBatch, SlotConfig
 from onediff_jax.errors import InputError
 from onediff_jax.generate import Request, SampleConfig, generate
-from onediff_jax.models.torch_names import nextdit_names
-from onediff_jax.models.torch_weights import released_shapes
-from onediff_jax.release.shapes import denoiser_shapes
 from onediff_jax.restore import restored
 from onediff_jax.sharding import MeshConfig, mesh_of
 from onediff_jax.train.checkpoint import described, places
@@ -49,11 +46,7 @@ FEW = SampleConfig(steps=2)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A released folder with a transformer that reads the states of its text encoder."""
-    folder = write_pipeline(tmp_path_factory.mktemp("released") / "source")
-    width = T5_JSON["d_model"]
-    shapes = released_shapes(denoiser_shapes(MODEL, width), nextdit_names(MODEL))
-    config = json.loads((write_transformer(folder) / "transformer" / "config.json").read_text())
-    return write_transformer(folder, drawn_tensors(shapes), config | {"caption_channels": width})
+    return write_release(tmp_path_factory.mktemp("released") / "source")
 
 
 @pytest.fixture(scope="module")
