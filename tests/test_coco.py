@@ -109,8 +109,8 @@ def test_records_are_the_images_that_all_files_speak_of(tmp_path):
     settings = {"instances": "instances.json", "captions": "captions.json"}
     source = only(tmp_path, **settings)
     assert source.fields == {"image", "instances", "names", "boxes", "caption"}
-    assert [source.caption(i) for i in range(len(source))] == ["c0", "c2"]
-    assert source.taken(1, ["image", "caption"])["caption"] == "c2"
+    assert [source.caption(i) for i in range(len(source))] == [("c0", "c1"), ("c2", "c3")]
+    assert source.taken(1, ["image", "caption"])["caption"] == ("c2", "c3")
     source = only(tmp_path, keypoints="people.json", captions=str(tmp_path / "captions.json"))
     assert len(source) == 1 and source.fields == {"image", "keypoints", "caption"}
     assert "image 30 of people.json and captions.json" in source.where(0)
@@ -122,7 +122,7 @@ def test_images_are_held_out(tmp_path):
         Coco(str(tmp_path), captions="captions.json", validation=1).open(s)
         for s in ("train", "validation")
     ]
-    assert {p.caption(0) for p in parts} == {"c0", "c2"} and {len(p) for p in parts} == {1}
+    assert {p.caption(0)[0] for p in parts} == {"c0", "c2"} and {len(p) for p in parts} == {1}
 
 
 def test_a_source_travels_to_workers_and_is_small(tmp_path):

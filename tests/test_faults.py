@@ -33,6 +33,25 @@ def changed(array, place, value):
     return array
 
 
+@pytest.mark.parametrize("caption", [["a cat", ""], ("a cat", "a dog")])
+def test_a_caption_may_be_several(caption):
+    refuse_wrong(WHOLE | {"caption": caption, "reference_captions": [caption]}, "here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"caption": ["a", 3]}, r"here: caption\[1\] is 3; it must be a text"),
+        ({"caption": []}, r"here: caption is \[\]; it must be a text"),
+        ({"reference_captions": [["a", None]]}, r"here: reference_captions\[0\]\[1\] is None"),
+        ({"instruction": ["dye it"]}, r"here: instruction is \['dye it'\]"),
+    ],
+)
+def test_several_captions_that_are_none_are_a_fault(changes, match):
+    with pytest.raises(Fault, match=match):
+        refuse_wrong(WHOLE | changes, "here")
+
+
 def test_a_whole_record_passes_and_so_does_every_part_of_it():
     refuse_wrong(WHOLE, "here")
     for name in WHOLE:

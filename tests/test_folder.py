@@ -49,6 +49,16 @@ def test_a_folder_gives_every_picture_with_its_caption(tmp_path):
         assert record["caption"] == source.caption(i) == f"picture {i} ☀"
 
 
+def test_a_picture_may_have_several_captions(tmp_path):
+    names = folder_of(tmp_path, 3)
+    texts = [["a cat", "a small cat"], "a dog", ["a bird"]]
+    pairs = zip(names, texts, strict=True)
+    write(tmp_path, [{"file_name": name, "text": text} for name, text in pairs])
+    source = Folder(str(tmp_path), validation=0).open("train")
+    assert [source.caption(i) for i in range(3)] == texts
+    assert [source.taken(i, ["caption"])["caption"] for i in range(3)] == texts
+
+
 def test_columns_are_the_views_and_texts_that_tasks_need(tmp_path):
     folder_of(tmp_path, 2)
     for i in range(2):
@@ -218,6 +228,8 @@ def test_a_folder_without_its_listing_is_refused(tmp_path):
         ('{"text": "no name"}', r"line 3: expected"),
         ('{"file_name": 3, "text": ""}', r"line 3: expected"),
         ('{"file_name": "0.png", "text": null}', r"line 3: text is None; it must be a string"),
+        ('{"file_name": "0.png", "text": []}', r"text is \[\]; it must be .* a list of strings"),
+        ('{"file_name": "0.png", "text": ["a", 1]}', r"line 3: text is \['a', 1\]; it must be"),
         ('{"file_name": "gone.png", "text": ""}', r"line 3: there is no file 'gone.png' in"),
         ('{"file_name": "deep", "text": ""}', r"line 3: there is no file 'deep' in"),
         ('{"file_name": "../0.png", "text": ""}', r"line 3: there is no file"),

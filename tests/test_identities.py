@@ -77,6 +77,21 @@ def test_captions_come_from_the_listing_and_stay_with_their_pictures(tmp_path):
         assert list(record["reference_captions"]) == texts
 
 
+def test_a_picture_may_have_several_captions(tmp_path):
+    folder_of(tmp_path, text=lambda i, j: [f"{i} {j}", "a person"] if j else "alone")
+    source = only(tmp_path)
+    for i in range(len(source)):
+        record = source.taken(i, source.fields)
+        for picture, caption in zip(
+            (record["image"], *record["references"]),
+            (record["caption"], *record["reference_captions"]),
+            strict=True,
+        ):
+            subject, number = shown(picture)
+            assert caption == ([f"{subject} {number}", "a person"] if number else "alone")
+        assert source.caption(i) == record["caption"]
+
+
 def test_things_have_names(tmp_path):
     folder_of(tmp_path)
     source = only(tmp_path, subjects="thing")

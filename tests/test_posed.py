@@ -124,6 +124,9 @@ def test_captions_are_of_every_scene_or_refused(tmp_path):
     assert "caption" in source.fields
     for i, name in enumerate("ab"):
         assert source.caption(i) == source.taken(i, ["caption"])["caption"] == f"scene {name}"
+    several = json.dumps({"file_name": "b", "text": ["scene b", "of two frames"]})
+    listing.write_text("\n".join([lines[1], several]))
+    assert only(tmp_path).caption(1) == ["scene b", "of two frames"]
     listing.write_text(lines[0])
     with pytest.raises(InputError, match="no caption for 1 scenes, such as 'a'"):
         only(tmp_path)

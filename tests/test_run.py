@@ -15,8 +15,10 @@ from tiny import Blobs, tiny_config
 
 from onediff_jax import cli
 from onediff_jax.data.tasks import TASKS
+from onediff_jax.data.text import UNKNOWN, Tokenizer
 from onediff_jax.errors import InputError
 from onediff_jax.restore import restored
+from onediff_jax.train import run
 
 TESTS = pathlib.Path(__file__).parent
 STEPS = 6
@@ -51,6 +53,22 @@ if kill_after:
     loop.intervals = killing
 loop.train(config, workdir, as_dict(config))
 """
+
+
+class Captioned(Blobs):
+    """Pictures with a second caption, whose letters the first lacks."""
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        return record | {"caption": (record["caption"], "Ω Ψ")}
+
+
+def test_a_vocabulary_is_built_on_all_captions():
+    config = tiny_config(seed=0)
+    for source, known in ((Blobs(4), False), (Captioned(4), True)):
+        assets = run.fitted_assets(config, {"blobs": source})
+        found = Tokenizer(assets.vocabulary, 12).pieces("ΩΨ")
+        assert (UNKNOWN not in found) == known
 
 
 def train_in_a_process(workdir: pathlib.Path, kill_after: int = 0, grids: int = 0):

@@ -155,6 +155,13 @@ def test_a_folder_of_shards_gives_back_both_splits_in_order(tmp_path):
         Shards(str(tmp_path)).open("test")
 
 
+def test_several_captions_stay_several():
+    several = {"caption": ("one", "two ☀"), "reference_captions": [["a", "b"]]}
+    found = unpacked(packed(record(1) | several), "here")
+    assert list(found["caption"]) == ["one", "two ☀"]
+    assert found["reference_captions"] == (["a", "b"],)
+
+
 def test_a_source_travels_to_workers_after_it_was_read(tmp_path):
     source = Shards(str(written(tmp_path))).open("train")
     assert source.caption(6) == "number 6 ☀"

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import jax
 import numpy as np
 import pytest
@@ -32,6 +34,36 @@ MADE = [name for name in TASKS if name != "hed2image"]  # without weights, which
 def example(task: str, record=RECORD, seed: int = 0, views: int | None = None):
     views = views or TASKS[task].form.counts[0]
     return example_of(task, record, views, lambda shape: shape, np.random.default_rng(seed), CONFIG)
+
+
+@pytest.mark.parametrize("task", MADE)
+def test_of_several_captions_each_example_has_one_drawn_evenly(task):
+    several = {"caption": ("one sky", "two skies", "three skies")}
+    for name in ("reference_captions", "item_captions"):
+        several[name] = [("first", "second")] * 4
+    prompts = [example(task, RECORD | several, seed).prompt for seed in range(300)]
+    assert prompts[:20] == [example(task, RECORD | several, seed).prompt for seed in range(20)]
+    if task == "image_editing":
+        return  # its instruction alone
+    counts = Counter(text for p in prompts for text in several["caption"] if text in p)
+    assert counts.total() == 300 and min(counts.values()) > 70
+    if task in ("faceid", "subject_driven"):  # of two views: one reference
+        drawn = Counter(prompt.split()[-1] for prompt in prompts)
+        assert drawn.keys() == {"first", "second"} and min(drawn.values()) > 110
+
+
+@pytest.mark.parametrize("task", MADE)
+def test_of_one_caption_nothing_is_drawn(task):
+    listed = {name: [[text] for text in RECORD[name]] for name in SEVERAL}
+    for seed in range(5):
+        one, other = (
+            example(task, seed=seed),
+            example(task, RECORD | {"caption": [RECORD["caption"]]} | listed, seed),
+        )
+        assert one.prompt == other.prompt and same(one.views, other.views)
+
+
+SEVERAL = ("reference_captions", "item_captions")
 
 
 def same(a, b) -> bool:

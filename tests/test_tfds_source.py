@@ -173,7 +173,7 @@ def test_a_source_travels_to_workers(folder):
         ({"fields": {"image": "picture", "smell": "hed"}}, "fields .* has 'smell'; it can have im"),
         ({"fields": {"image": "pictur"}}, "have no 'pictur' there; there is .*picture"),
         ({"fields": {"image": "maps/dept"}}, "have no 'dept' there"),
-        ({"fields": {"image": "picture", "caption": "captions/text"}}, "a sequence of Text; it mu"),
+        ({"fields": {"image": "picture", "item": "captions/text"}}, "a sequence of Text; it must"),
         ({"fields": {"image": "kind"}}, "which is ClassLabel; it must be an Image outside of seq"),
         ({"fields": {"image": "others/0"}}, "must be an Image outside of sequences"),
         ({"fields": {"image": "picture", "depth": "kind"}}, "ClassLabel; it must be an Image or T"),
@@ -191,6 +191,12 @@ def test_a_wrong_mapping_is_refused_when_it_is_opened(folder, changes, match):
     with pytest.raises(InputError, match=match) as refusal:
         settings(folder, **changes).open("validation" if "held_out" in changes else "train")
     assert "\n" not in str(refusal.value) and not isinstance(refusal.value, Fault)
+
+
+def test_a_caption_may_be_a_sequence_of_texts(folder):
+    source = settings(folder, fields={"image": "picture", "caption": "captions/text"}).open("train")
+    expected = ("first 3 ☀", "second 3 ☀")
+    assert source.caption(3) == source.taken(3, ["caption"])["caption"] == expected
 
 
 def test_settings_can_be_written_in_a_config(folder):

@@ -32,7 +32,7 @@ from PIL import Image, ImageOps
 
 from onediff_jax.config import run_config
 from onediff_jax.data.cache import FORMAT, MANIFEST, Cache, Part, packed_example
-from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed
+from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed, texts_of
 from onediff_jax.data.fitting import fitted, grid_for
 from onediff_jax.data.latents import LaterCodec, fit
 from onediff_jax.data.loader import Rows
@@ -67,7 +67,8 @@ def rows_of(source: Source, size: int) -> Rows:
     """Rows of one picture with its caption."""
     tokens = (size // (FACTOR * PATCH)) ** 2
     codec = fit([source[i]["image"][:256, :256] for i in range(4)], FACTOR, CHANNELS, 0.0)
-    captions = [source.caption(i) for i in range(min(len(source), 2000))]
+    several = (source.caption(i) for i in range(min(len(source), 2000)))
+    captions = [text for caption in several for text in texts_of(caption)]
     tokenizer = Tokenizer(vocabulary_of(captions, 500), 64)
     config = DataConfig(tasks={"text2image": 1.0}, row=(SlotConfig(1, tokens),))
     return Rows(config, {"folder": source}, codec, PATCH, tokenizer, 0)

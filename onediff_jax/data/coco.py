@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from onediff_jax.data.example import Record
+from onediff_jax.data.example import Caption, Record
 from onediff_jax.data.maps import instances_of, mask_of
 from onediff_jax.data.records import (
     Source,
@@ -40,7 +40,7 @@ class Coco(SourceSettings):
     path: Location = ""  # of the folder of images; the other files are looked for from it
     instances: str = ""  # JSON of instances: masks, boxes and names
     keypoints: str = ""  # JSON of people's 17 keypoints
-    captions: str = ""  # JSON of captions, of which the first of an image is used
+    captions: str = ""  # JSON of captions; every example has one of its image's
     validation: int = 64  # images held out, spread evenly
 
     def records(self, split: str) -> Source:
@@ -105,7 +105,7 @@ class CocoImages(Source):
         if "keypoints" in image:
             stored["keypoints"] = functools.partial(keypoints_of, image["keypoints"], where)
         if "captions" in image:
-            stored["caption"] = image["captions"][0]["caption"]
+            stored["caption"] = captions_of(image)
         return StoredRecord(stored)
 
     def taken(self, index: int, fields: Iterable[str]) -> Record:
@@ -119,10 +119,10 @@ class CocoImages(Source):
             )
         return record
 
-    def caption(self, index: int) -> str:
-        """The first caption of an image, which is not opened."""
+    def caption(self, index: int) -> Caption:
+        """The captions of an image, which is not opened."""
         image = self._image(index)
-        return image["captions"][0]["caption"] if "captions" in image else ""
+        return captions_of(image) if "captions" in image else ""
 
     def where(self, index: int) -> str:
         """The image's number in the files."""
@@ -192,6 +192,11 @@ def annotations_in(file: pathlib.Path, kind: str) -> dict[int, dict[str, Any]]:
             raise InputError(f"{file}, image {number}: {error} is missing.") from None
         found[number] = parts | {kind: kept}
     return found
+
+
+def captions_of(image: dict[str, Any]) -> tuple[str, ...]:
+    """All captions of an image."""
+    return tuple(annotation["caption"] for annotation in image["captions"])
 
 
 def boxes_of(annotations: list[dict[str, Any]], where: str) -> Float[np.ndarray, "n 4"]:

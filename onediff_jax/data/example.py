@@ -13,6 +13,7 @@ from jaxtyping import Float, Integer, UInt8
 
 from onediff_jax.ops.cameras import Camera
 
+Caption = str | Sequence[str]  # one, or several of which every example has one
 Picture = UInt8[np.ndarray, "_ _ 3"]  # height and width, not bound: pictures may differ
 
 
@@ -41,7 +42,7 @@ class Record(TypedDict, total=False):
     """
 
     image: Picture
-    caption: str
+    caption: Caption
     pictures: Mapping[str, Picture]  # views of the image that need not be made, by their names
     depth: Float[np.ndarray, "h w"]  # along the optical axis, any unit; infinite: nothing there
     instances: Integer[np.ndarray, "h w"]  # 0: background; i: the i-th of `names`
@@ -53,12 +54,17 @@ class Record(TypedDict, total=False):
     edited: Picture  # the image after `instruction`
     instruction: str
     references: Sequence[Picture]  # the person of the image in other pictures
-    reference_captions: Sequence[str]
+    reference_captions: Sequence[Caption]
     item: str  # name of the thing that the image is about
     item_references: Sequence[Picture]  # that thing in other pictures
-    item_captions: Sequence[str]
+    item_captions: Sequence[Caption]
     frames: Sequence[Picture]  # of one scene, by the cameras
     cameras: Sequence[Camera]
+
+
+def texts_of(caption: Caption) -> tuple[str, ...]:
+    """The texts of a caption, one or several."""
+    return (caption,) if isinstance(caption, str) else tuple(caption)
 
 
 class Example(NamedTuple):

@@ -58,7 +58,11 @@ def refuse_wrong(record: Mapping[str, Any], where: str) -> None:
 
 
 def refuse_no_text(text: Any, name: str, where: str) -> None:
-    """Raises where a text is none; only captions may be empty."""
+    """Raises where a text is none; only captions may be empty, or be several."""
+    if "caption" in name and isinstance(text, (list, tuple)) and text:
+        for i, one in enumerate(text):
+            refuse_no_text(one, f"{name}[{i}]", where)
+        return
     if not isinstance(text, str) or not (text.strip() or "caption" in name):
         raise Fault(f"{where}: {name} is {text!r}; it must be a text with words.")
 

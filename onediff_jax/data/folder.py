@@ -1,15 +1,16 @@
 """Image folders: pictures, captions, and conditions that were made elsewhere.
 
 Hugging Face's imagefolder convention.  A line of `metadata.jsonl` names a picture, says what it
-shows, and may name pictures that are its conditions or its edited version:
+shows, in one text or in a list of several, and may name pictures that are its conditions or its
+edited version:
 
     {"file_name": "1.png", "text": "a red kite", "depth": "depth/1.png"}
 """
 
 import dataclasses
 
-from onediff_jax.data.example import Record
-from onediff_jax.data.listing import ListedFiles, listing_in
+from onediff_jax.data.example import Caption, Record
+from onediff_jax.data.listing import ListedFiles, is_caption, listing_in
 from onediff_jax.data.records import (
     READY,
     NamedPictures,
@@ -82,10 +83,13 @@ class FolderRecords(Source):
             if columns != used:
                 self._refuse_some_lines(columns, used)
             for name in columns:
-                if not isinstance(entry[name], str):
+                if not (
+                    isinstance(entry[name], str) or (name == "text" and is_caption(entry[name]))
+                ):
+                    several = " or a list of strings" if name == "text" else ""
                     raise InputError(
                         f"{self._listing.where(-1)}: {name} is {entry[name]!r}; it must be a "
-                        "string."
+                        f"string{several}."
                     )
             for name in named:
                 files.add(entry[name])
@@ -117,8 +121,8 @@ class FolderRecords(Source):
         ready = {"pictures": NamedPictures(views)} if views else {}
         return StoredRecord({"image": picture("file_name")} | texts | edited | ready)
 
-    def caption(self, index: int) -> str:
-        """The caption of a picture, which is not opened."""
+    def caption(self, index: int) -> Caption:
+        """The caption of a picture, or its several; it is not opened."""
         entry = self._listing[self._numbers.item(index)]
         return entry["text"] if "text" in self._columns else ""
 

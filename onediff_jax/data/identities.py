@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from onediff_jax.data.example import Record
-from onediff_jax.data.listing import ListedFiles, Listing, listing_in
+from onediff_jax.data.example import Caption, Record
+from onediff_jax.data.listing import ListedFiles, Listing, is_caption, listing_in
 from onediff_jax.data.records import (
     Source,
     SourceSettings,
@@ -133,8 +133,8 @@ class IdentityPictures(Source):
         file = self.folder / entry["file_name"]
         return StoredPicture(str(file), file.read_bytes)
 
-    def caption(self, index: int) -> str:
-        """The caption of a picture, which is not opened."""
+    def caption(self, index: int) -> Caption:
+        """The caption of a picture, or its several; it is not opened."""
         return self._entry(*self._place(index))["text"] if "text" in self._columns else ""
 
     def where(self, index: int) -> str:
@@ -173,7 +173,8 @@ def listed_pictures(listing: Listing) -> tuple[dict[str, Sequence[int]], frozens
                 f"{listing.where(number)} and {listing.where(0)} do not both have "
                 f"{min(has ^ columns)!r}; write it on every line, or on none."
             )
-        if not subject or not all(isinstance(entry[name], str) for name in has):
+        texts = isinstance(entry.get("item", ""), str) and is_caption(entry.get("text", ""))
+        if not subject or not texts:
             raise InputError(
                 f"{listing.where(number)}: expected file_name as 'SUBJECT/PICTURE' and texts, "
                 f"found {entry}."

@@ -86,6 +86,12 @@ def listing_in(folder: pathlib.Path) -> Listing | None:
     return Listing(files[0]) if files else None
 
 
+def is_caption(value: Any) -> bool:
+    """Whether a column holds a text, or a list of some."""
+    several = value if isinstance(value, list) and value else [value]
+    return all(isinstance(text, str) for text in several)
+
+
 def json_entries(file: pathlib.Path) -> Iterator[Entry]:
     """Every JSON line; empty ones are skipped."""
     start = 0

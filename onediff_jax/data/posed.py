@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from onediff_jax.data.example import Picture, Record
-from onediff_jax.data.listing import listing_in
+from onediff_jax.data.example import Caption, Picture, Record
+from onediff_jax.data.listing import is_caption, listing_in
 from onediff_jax.data.nerfstudio import camera_of, entries_in, number
 from onediff_jax.data.records import (
     Source,
@@ -107,8 +107,8 @@ class PosedScenes(Source):
         texts = {"caption": self._captions[scene]} if self._captions else {}
         return StoredRecord({"image": frames.stored[0]} | record | texts)
 
-    def caption(self, index: int) -> str:
-        """The caption of a scene, whose frames are not looked at."""
+    def caption(self, index: int) -> Caption:
+        """The caption of a scene, or its several; frames are not looked at."""
         return self._captions[self._scenes[index]] if self._captions else ""
 
     def where(self, index: int) -> str:
@@ -219,14 +219,14 @@ def frames_in(scene: pathlib.Path) -> int:
     return (scene / TRANSFORMS).read_bytes().count(b'"transform_matrix"')
 
 
-def captions_of(folder: pathlib.Path, scenes: Sequence[str]) -> dict[str, str]:
+def captions_of(folder: pathlib.Path, scenes: Sequence[str]) -> dict[str, Caption]:
     """Captions by scene; none where there is no listing.  Raises InputError where some lack one."""
     listing = listing_in(folder)
     if listing is None:
         return {}
     captions, known = {}, set(scenes)
     for entry in listing.read():
-        if entry["file_name"] not in known or not isinstance(entry.get("text"), str):
+        if entry["file_name"] not in known or not is_caption(entry.get("text")):
             raise InputError(
                 f"{listing.where(-1)}: expected the name of a scene in {folder} and its text, "
                 f"found {entry}."

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from onediff_jax.data.example import Picture, Record
+from onediff_jax.data.example import Caption, Picture, Record
 from onediff_jax.data.faults import refuse_wrong
 from onediff_jax.data.pictures import decoded
 from onediff_jax.data.tasks import canonical
@@ -84,8 +84,8 @@ class Source(Sequence):
         refuse_wrong(taken, self.where(index))
         return taken
 
-    def caption(self, index: int) -> str:
-        """The caption of a record, without its pictures where that is cheaper."""
+    def caption(self, index: int) -> Caption:
+        """The caption or captions of a record, without its pictures where that is cheaper."""
         return self[index].get("caption", "")
 
     def where(self, index: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from onediff_jax.data import conditions
 from onediff_jax.data.conditions import ConditionConfig
-from onediff_jax.data.example import Example, Record
+from onediff_jax.data.example import Caption, Example, Record, texts_of
 from onediff_jax.data.fitting import fitted
 from onediff_jax.data.forms import Form, Make, alone, conditioned, edited, multiview, subject
 from onediff_jax.errors import InputError
@@ -95,6 +95,21 @@ def prompt_of(task: str, words: Iterable[str]) -> str:
     return " ".join(part for part in (TASKS[task].token, *words) if part)
 
 
+def with_one_caption(record: Record, rng: np.random.Generator) -> Record:
+    """The record with one of its picture's captions, and one of each reference's."""
+
+    def drawn(caption: Caption) -> str:
+        texts = texts_of(caption)  # of one nothing is drawn: else every example would change
+        return texts[int(rng.integers(len(texts)))] if len(texts) > 1 else texts[0]
+
+    found = dict(record)
+    if "caption" in found:
+        found["caption"] = drawn(found["caption"])
+    if "reference_captions" in found:
+        found["reference_captions"] = tuple(map(drawn, found["reference_captions"]))
+    return found
+
+
 def example_of(
     task: str,
     record: Record,
@@ -105,10 +120,11 @@ def example_of(
 ) -> Example:
     """The example of so many views that `task` makes of a record.
 
-    `size` answers the shape of the first picture with the height and width of all views.
+    `size` answers the shape of the first picture with the height and width of all views.  Where the
+    record has several captions, one is drawn.
     """
     form = TASKS[task].form
-    taken = form.choose(record, views, rng, config)
+    taken = with_one_caption(form.choose(record, views, rng, config), rng)
     first = taken["frames"][0] if "frames" in taken else taken["image"]
     made = form.make(fitted(taken, *size(first.shape[:2])), rng, config)
     return Example(task, made.views, prompt_of(task, made.words))

@@ -151,9 +151,9 @@ class TfdsRecords(Source):
                 stored[field] = stored_picture(value, f"{where}: {field}")
             elif field in PICTURES:
                 stored[field] = list(value)
-            elif field in TEXT:
+            elif field in TEXT and not found.several:
                 stored[field] = text_of(value, found.feature, f"{where}: {field}")
-            elif field in TEXTS:
+            elif field in (*TEXT, *TEXTS):
                 stored[field] = tuple(
                     text_of(text, found.feature, f"{where}: {field}") for text in value
                 )
@@ -213,6 +213,7 @@ WANTED = {
     **dict.fromkeys((*PICTURE, "pictures"), "an Image outside of sequences"),
     **dict.fromkeys(PICTURES, "a sequence of Image with three channels"),
     **dict.fromkeys(TEXT, "a Text or a ClassLabel"),
+    "caption": "a Text or a ClassLabel, or a sequence of them",
     **dict.fromkeys(TEXTS, "a sequence of Text or ClassLabel"),
     "depth": "an Image or Tensor of height x width numbers",
     "instances": "an Image or Tensor of height x width whole numbers",
@@ -232,7 +233,8 @@ def fits(found: Found, field: str) -> bool:
     if field in PICTURES:
         return is_image and several and feature.shape[-1] == 3
     if field in (*TEXT, *TEXTS):
-        return (is_text or isinstance(feature, kinds.ClassLabel)) and several == (field in TEXTS)
+        fitting = several == (field in TEXTS) or field == "caption"  # of which there may be several
+        return fitting and (is_text or isinstance(feature, kinds.ClassLabel))
     if field == "boxes":
         return isinstance(feature, kinds.BBoxFeature) and several and bool(feature.bbox_format)
     if not isinstance(feature, (kinds.Tensor, kinds.Image)) or is_text:

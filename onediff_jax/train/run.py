@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onediff_jax.data.cache import CachedSource
-from onediff_jax.data.example import Example, Picture
+from onediff_jax.data.example import Example, Picture, texts_of
 from onediff_jax.data.fitting import FULL
 from onediff_jax.data.latents import Codec, LaterCodec, LinearCodec, fit, picture_of, psnr
 from onediff_jax.data.loader import Rows, readers_of
@@ -41,7 +41,7 @@ from onediff_jax.train.encoders import (
 from onediff_jax.train.state import OptimizerConfig
 from onediff_jax.train.tune import TuneConfig
 
-CAPTIONS = 20_000  # of a source, at most, that the vocabulary is built on
+CAPTIONS = 20_000  # records of a source, at most, whose captions the vocabulary is built on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,8 @@ def fitted_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
         return Assets(codec, vocabulary, fingerprints=fingerprints)
     for source in sources.values():
         step = max(len(source) // CAPTIONS, 1)
-        prompts += readers_of(config.data.reads).map(source.caption, range(0, len(source), step))
+        read = readers_of(config.data.reads).map(source.caption, range(0, len(source), step))
+        prompts += [text for caption in read for text in texts_of(caption)]
     vocabulary = vocabulary_of(prompts, config.text.vocabulary)
     return Assets(codec, vocabulary, fingerprints=fingerprints)
 
