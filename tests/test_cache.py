@@ -412,6 +412,19 @@ def test_a_dropped_prompt_is_the_empty_one(folder):
     assert source.empty.tokens.tolist() == [END]
 
 
+def test_a_dropped_caption_leaves_the_token_as_it_does_of_pictures(folder):
+    data = dataclasses.replace(DATA, caption_dropout=0.5)
+    (pictures, _), (ahead, _) = (
+        rows_of(dataclasses.replace(CONFIG, data=data)),
+        rows_of(cached(folder, caption_dropout=0.5)),
+    )
+    whole, _ = rows_of(CONFIG)
+    texts = [[rows[number].text for number in range(6)] for rows in (ahead, pictures, whole)]
+    np.testing.assert_array_equal(texts[0], texts[1])
+    assert not np.array_equal(texts[0], texts[2])
+    assert "bare" not in json.loads((folder / cache.MANIFEST).read_text())  # ids need none
+
+
 def test_states_of_a_trained_encoder_are_not_kept(tmp_path):
     with pytest.raises(InputError, match="--states needs text.kind 't5', and it is 'trained'"):
         encode_dataset.encode(CONFIG, tmp_path, 1, True, 5)

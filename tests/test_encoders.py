@@ -22,6 +22,7 @@ from onediff_jax.config import as_dict
 from onediff_jax.data import loader
 from onediff_jax.data.cache import Cache
 from onediff_jax.data.loader import DataConfig, SlotConfig
+from onediff_jax.data.tasks import bare_prompt
 from onediff_jax.data.text import T5Tokenizer, t5_vocabulary
 from onediff_jax.errors import InputError
 from onediff_jax.generate import PictureCodec
@@ -387,6 +388,32 @@ def test_states_of_the_empty_prompt_stand_for_dropped_ones(prepared, caches):
         < 4e-3
     )
     assert not row.text[:, 1:].any()
+
+
+def test_states_without_caption_are_kept_of_every_part(prepared, caches, tmp_path):
+    data = dataclasses.replace(
+        DATA, sources={"blobs": Cache(str(caches[True]))}, caption_dropout=1.0, prompt_dropout=0.0
+    )
+    config = dataclasses.replace(prepared.config, data=data)
+    rows = Prepared(config).rows
+    for number in range(4):
+        row = rows[number]
+        for place, _, (example, _, _) in rows.examples(number):
+            told = prepared.tokenizer(bare_prompt(example.task, len(example.views)))
+            ids, mask = (jnp.asarray(each)[None, None] for each in told)
+            expected = prepared.networks.states(prepared.frozen, ids, mask)[0, 0][told[1]]
+            assert np.array_equal(row.text_mask[place], told[1])
+            found = row.text[place].astype(np.float32)
+            assert relative_error(found[told[1]], expected) < 4e-3 and not found[~told[1]].any()
+    older = shutil.copytree(caches[True], tmp_path / "older")
+    manifest = json.loads((older / "manifest.json").read_text())
+    del manifest["bare"]
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    data = dataclasses.replace(data, sources={"blobs": Cache(str(older))})
+    with pytest.raises(InputError, match=r"caption_dropout is 1\.0, and .*older holds no sta"):
+        Prepared(dataclasses.replace(config, data=data)).rows  # noqa: B018
+    data = dataclasses.replace(data, caption_dropout=0.0)
+    Prepared(dataclasses.replace(config, data=data)).rows[0]
 
 
 @pytest.mark.parametrize("sampled", [False, True])

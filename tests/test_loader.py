@@ -17,6 +17,7 @@ from onediff_jax.data.fitting import fitted, grid_for
 from onediff_jax.data.loader import DataConfig, Rows, SlotConfig
 from onediff_jax.data.records import Source
 from onediff_jax.data.rows import TASK_NAMES, Batch
+from onediff_jax.data.tasks import TASKS, bare_prompt
 from onediff_jax.errors import Fault, InputError
 
 ALL = frozenset({"image", "depth", "instances", "names", "caption"})
@@ -223,6 +224,45 @@ def test_prompts_are_dropped_at_the_set_rate_and_nothing_else_follows(share):
     assert mixed == (0 < share < 1)  # each place for itself
     spread = 4 * (share * (1 - share) / (4 * count)) ** 0.5
     assert abs(dropped / (4 * count) - share) <= spread
+
+
+@pytest.mark.parametrize(("prompts", "captions"), [(0.0, 0.3), (0.2, 0.3), (0.5, 0.5), (0.3, 0.0)])
+def test_captions_are_dropped_at_the_set_rate_and_keep_the_token_of_their_task(prompts, captions):
+    tasks = {"depth2image": 1.0, "image_inpainting": 1.0}
+    config = dataclasses.replace(one_kind(2, tasks, 4), prompt_dropout=prompts)
+    whole = rows_of(config)
+    rows = rows_of(dataclasses.replace(config, caption_dropout=captions))
+    told, counts, count = small_tokenizer(), Counter(), 100
+    for number in range(count):
+        row, other = rows[number], whole[number]
+        for place, _, example in examples_of(rows, number):
+            prompt = bare_prompt(example.task, 2)
+            assert prompt == TASKS[example.task].token
+            kind = {
+                "whole": example.prompt,
+                "bare": prompt,
+                "none": "",
+            }
+            texts = {name: told(text) for name, text in kind.items()}
+            (found,) = [n for n, (ids, _) in texts.items() if np.array_equal(row.text[place], ids)]
+            np.testing.assert_array_equal(row.text_mask[place], texts[found][1])
+            counts[found] += 1
+            # What loses its prompt loses it with or without the other setting.
+            assert (found == "none") == np.array_equal(other.text[place], texts["none"][0])
+        same_text = {"text": other.text, "text_mask": other.text_mask}
+        assert_same(row._replace(**same_text), other)
+    for name, share in (("none", prompts), ("bare", captions)):
+        spread = 4 * (share * (1 - share) / (4 * count)) ** 0.5
+        assert abs(counts[name] / (4 * count) - share) <= spread
+
+
+def test_subjects_without_captions_keep_the_numbers_of_their_pictures():
+    config = dataclasses.replace(
+        one_kind(3, {"faceid": 1.0}), caption_dropout=1.0, prompt_dropout=0.0
+    )
+    row = rows_of(config, sources={"blobs": Blobs(70)})[0]
+    expected, _ = small_tokenizer()("[[faceid]] [[img0]] [[img1]] [[img2]]")
+    np.testing.assert_array_equal(row.text[0], expected)
 
 
 # --- faults -------------------------------------------------------------------------------------
@@ -455,6 +495,10 @@ def test_names_of_tasks_and_the_share_of_dropped_prompts_are_checked_at_once():
     for share in (-0.1, 1.1):
         with pytest.raises(InputError, match=f"between 0 and 1, got {share}"):
             DataConfig(prompt_dropout=share)
+        with pytest.raises(InputError, match=f"caption_dropout is a share .*, got {share}"):
+            DataConfig(caption_dropout=share)
+    with pytest.raises(InputError, match=r"is 0\.6 and data\.caption_dropout 0\.5; .* 1 at most"):
+        DataConfig(prompt_dropout=0.6, caption_dropout=0.5)
 
 
 # --- batches -----------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_the_source_of_coco_serves_captions_maps_and_boxes(drawn):
     for task in ("text2image", "image_inpainting", "semanticmap2image", "boundingbox2image"):
         assert TASKS[task].takes(source.fields)
     record = source.taken(0, source.fields)
-    assert record["caption"] == "a kite" and record["names"] == ("toy",)
+    assert record["caption"] == ("a kite",) and record["names"] == ("toy",)
     np.testing.assert_array_equal(record["instances"], masks[0])
     np.testing.assert_array_equal(record["boxes"], [[3, 2, 9, 9]])
 

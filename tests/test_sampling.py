@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from rigs import angles
 
+from onediff_jax.data.tasks import TASKS, bare_prompt
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera, opengl_from_opencv, orbit_cameras, relative_cameras
 from onediff_jax.ops.rays import rays_from_cameras
@@ -36,6 +37,19 @@ FILE = pathlib.Path("a.png")
 )
 def test_the_number_of_views_follows_from_what_is_given(asked, count):
     assert asked.count == count
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_prompt_without_caption_is_what_examples_without_caption_are_trained_on(task):
+    for views in TASKS[task].form.counts:
+        if task == "multiview":
+            asked = Asked(task, {}, views=views // 2)
+        elif task in ("faceid", "subject_driven"):
+            asked = Asked(task, {f"reference_{i}": FILE for i in range(1, views)})
+        else:
+            asked = Asked(task, {})
+        assert asked.count == views
+        assert bare_prompt(task, views) == prompt_for(asked)
 
 
 def test_prompts_get_the_layout_of_their_task():

@@ -43,11 +43,12 @@ from onediff_jax.data.cache import (
     manifest_in,
     packed_example,
 )
-from onediff_jax.data.example import Placed
+from onediff_jax.data.example import EncodedPrompt, Placed
 from onediff_jax.data.making import MakeExample
 from onediff_jax.data.mixture import served
 from onediff_jax.data.records import Source, SourceSettings
 from onediff_jax.data.shards import HALF, SHARD, WRITING, checksum, packed_array
+from onediff_jax.data.tasks import bare_prompt
 from onediff_jax.errors import InputError
 from onediff_jax.paths import opened_path
 from onediff_jax.train import encoders, run
@@ -157,7 +158,8 @@ def encode_source(
                 )
             facts = {"file": file.name, "records": len(numbers), "bytes": file.stat().length}
             files[str(part)].append(facts | {"sha256": digest})
-    kind, shape, data = packed_array(encoding.prompts([""])[0].tokens)
+    bare = dict.fromkeys(bare_prompt(part.task, part.views) for part in parts)
+    empty, *others = (in_words(prompt) for prompt in encoding.prompts(["", *bare]))
     manifest = {
         "format": FORMAT,
         "plan": plan["plan"],
@@ -165,11 +167,18 @@ def encode_source(
         "fields": sorted(source.fields),
         "least": dict(source.least),
         "records": len(source),
-        "empty": [kind, shape, data.hex()],
+        "empty": empty,
+        **({"bare": dict(zip(bare, others, strict=True))} if encoding.states else {}),
         "parts": files,
     }
     write_json(folder / MANIFEST, manifest)
     return total * len(parts)
+
+
+def in_words(prompt: EncodedPrompt) -> list[Any]:
+    """An encoded prompt for JSON: type, shape and bytes in hexadecimal."""
+    kind, shape, data = packed_array(prompt.tokens)
+    return [kind, shape, data.hex()]
 
 
 def checksums_in(folder: epath.Path) -> dict[str, str]:

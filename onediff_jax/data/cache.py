@@ -145,6 +145,15 @@ class CachedSource(Source):
         return EncodedPrompt("", unpacked_array([kind, shape, bytes.fromhex(data)]))
 
     @property
+    def bare(self) -> dict[str, EncodedPrompt]:
+        """States of prompts without a caption, of all parts; none where prompts are ids."""
+        found = self.manifest.get("bare", {}).items()
+        return {
+            text: EncodedPrompt(text, unpacked_array([kind, shape, bytes.fromhex(data)]))
+            for text, (kind, shape, data) in found
+        }
+
+    @property
     def holds_states(self) -> bool:
         """Whether prompts are states of the text encoder, and not ids."""
         return self.manifest["plan"]["text"]["content"] == "states"

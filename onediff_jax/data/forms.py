@@ -43,6 +43,7 @@ class Form(NamedTuple):
     directions: Callable[[int], tuple[Direction, ...]]
     several: str = ""  # the field that holds several pictures
     of_them: Callable[[int], int] = int  # how many of them an example of so many views takes
+    bare: Callable[[int], tuple[str, ...]] = lambda views: ()  # words of a prompt without captions
 
 
 # --- one picture, and one condition ---------------------------------------------------------------
@@ -142,6 +143,7 @@ def subject(pictures: str, captions: str, most: int, item: str = "") -> Form:
         lambda _: (Direction("image", ("image",)),),
         pictures,
         lambda views: views - 1,
+        lambda views: subject_words("", [""] * views),
     )
 
 

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from onediff_jax.data.cache import CachedSource, Part
-from onediff_jax.data.example import Placed
+from onediff_jax.data.example import EncodedPrompt, Placed
 from onediff_jax.data.latents import Codec, LaterCodec
 from onediff_jax.data.making import MakeExample, ReadExample
 from onediff_jax.data.mixture import ingredients, is_served
@@ -50,7 +50,7 @@ class Rows(Sequence):
     ):
         self.config, self.tokenizer = config, tokenizer
         self._codec, self._patch = codec, patch
-        self.carried = carried_by(sources, codec, sampled)
+        self.carried = carried_by(sources, codec, sampled, config.caption_dropout)
         self._seed = seed
         self._places: list[tuple[SlotConfig, Packing | None, tuple, int]] = []
         streams, taken = {}, {}
@@ -130,9 +130,11 @@ class Rows(Sequence):
         """A row of its examples."""
         writer = Writer(self.layout, self._codec, self._patch, self.tokenizer, self.carried)
         rng = np.random.default_rng([self._seed, row])
-        dropped = rng.random(self.layout.examples) < self.config.prompt_dropout
+        drawn = rng.random(self.layout.examples)
+        dropped = drawn < self.config.prompt_dropout
+        bare = drawn < self.config.prompt_dropout + self.config.caption_dropout
         for place, view, example in examples:
-            writer.place(example, place, view, bool(dropped[place]))
+            writer.place(example, place, view, bool(dropped[place]), bool(bare[place]))
         return writer.row
 
 
@@ -142,8 +144,17 @@ def readers_of(count: int) -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="reads")
 
 
-def carried_by(sources: Mapping[str, Source], codec: Codec | LaterCodec, sampled: bool) -> Carried:
-    """What the rows of these sources carry; raises InputError where prompts come in two ways."""
+def carried_by(
+    sources: Mapping[str, Source],
+    codec: Codec | LaterCodec,
+    sampled: bool,
+    caption_dropout: float,
+) -> Carried:
+    """What the rows of these sources carry.
+
+    Raises InputError where prompts come in two ways, or as states without those of prompts that
+    lose their caption.
+    """
     caches = [source for source in sources.values() if isinstance(source, CachedSource)]
     states = {isinstance(s, CachedSource) and s.holds_states for s in sources.values()}
     if len(states) > 1:
@@ -151,10 +162,21 @@ def carried_by(sources: Mapping[str, Source], codec: Codec | LaterCodec, sampled
             f"Of the sources {', '.join(sources)} some are caches with states of prompts, and "
             "others are not; encode all of data.sources with --states, or none."
         )
+    bare: dict[str, EncodedPrompt] = {}
+    if True in states and caption_dropout:
+        for cache in caches:
+            if not cache.bare:
+                raise InputError(
+                    f"data.caption_dropout is {caption_dropout}, and {cache.folder} holds no "
+                    "states of prompts without a caption; run the command again that encoded it "
+                    "(tools/encode_dataset.py), which adds them and keeps the rest, or set it to 0."
+                )
+            bare |= cache.bare
     return Carried(
         pixels=isinstance(codec, LaterCodec) and len(caches) < len(sources),
         deviations=sampled and any(cache.holds_deviations for cache in caches),
         empty=caches[0].empty if True in states else None,
+        bare=bare or None,
     )
 
 

@@ -1,5 +1,6 @@
 """Rows: examples placed into the slots of a layout, and batches of rows."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Placed, View
 from onediff_jax.data.latents import Codec, LaterCodec
-from onediff_jax.data.tasks import TASKS
+from onediff_jax.data.tasks import TASKS, bare_prompt
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.ops.layout import Layout
@@ -44,6 +45,7 @@ class Carried(NamedTuple):
     pixels: bool = False  # pictures, for a codec inside the step
     deviations: bool = False  # of encoded pictures
     empty: EncodedPrompt | None = None  # states instead of ids: those of the empty prompt
+    bare: Mapping[str, EncodedPrompt] | None = None  # and those of prompts without a caption
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -86,12 +88,27 @@ class Writer:
         )
         self._starts = np.searchsorted(layout.view_of_token, np.arange(layout.views))
 
-    def place(self, placed: Placed, place: int, view: int, drop_prompt: bool = False) -> None:
-        """Writes an example as the row's `place`-th, its views from range `view` on."""
+    def place(
+        self,
+        placed: Placed,
+        place: int,
+        view: int,
+        drop_prompt: bool = False,
+        drop_caption: bool = False,
+    ) -> None:
+        """Writes an example as the row's `place`-th, its views from range `view` on.
+
+        Its prompt can be dropped, or its caption alone, which leaves the task's token.
+        """
         row, example = self.row, placed.example
         row.task[place] = TASK_NAMES.index(example.task)
         row.source[place], row.faults[place] = placed.source, placed.faults
-        prompt = (self._carried.empty or "") if drop_prompt else example.prompt
+        prompt = example.prompt
+        if drop_prompt:
+            prompt = self._carried.empty or ""
+        elif drop_caption:
+            prompt = bare_prompt(example.task, len(example.views))
+            prompt = self._carried.bare[prompt] if self._carried.bare else prompt
         row.text[place], row.text_mask[place] = self._text(prompt)
         first, factor = example.views[0], self._codec.factor
         encoded = isinstance(first, EncodedPicture)

@@ -77,6 +77,7 @@ class DataConfig:
     aspects: str = "any"  # of pictures: the slot's grid nearest to each, or "square"
     conditions: ConditionConfig = ConditionConfig()
     prompt_dropout: float = 0.1  # share of examples that lose their prompt, for guidance
+    caption_dropout: float = 0.0  # share that lose their caption and keep the task's token
     workers: int = 0  # processes that make rows; 0: threads of this one
     reads: int = 16  # examples that are read at once, by every process that makes rows
     prefetch: int = 4  # batches made ahead
@@ -100,11 +101,16 @@ class DataConfig:
                 raise InputError(
                     f"data.{name} is {getattr(self, name)}; it must be at least {least}."
                 )
-        for name in ("prompt_dropout", "faults"):
+        for name in ("prompt_dropout", "caption_dropout", "faults"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
                     f"data.{name} is a share between 0 and 1, got {getattr(self, name)}."
                 )
+        if self.prompt_dropout + self.caption_dropout > 1:
+            raise InputError(
+                f"data.prompt_dropout is {self.prompt_dropout} and data.caption_dropout "
+                f"{self.caption_dropout}; an example loses one or the other, so both are 1 at most."
+            )
 
 
 def packed_slots(

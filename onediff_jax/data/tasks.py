@@ -95,6 +95,15 @@ def prompt_of(task: str, words: Iterable[str]) -> str:
     return " ".join(part for part in (TASKS[task].token, *words) if part)
 
 
+def bare_prompt(task: str, views: int) -> str:
+    """The prompt of an example of so many views that loses its caption.
+
+    It is what `sample` sends where no prompt is given: the task's token and, of subjects, the
+    numbers of their pictures.
+    """
+    return prompt_of(task, TASKS[task].form.bare(views))
+
+
 def with_one_caption(record: Record, rng: np.random.Generator) -> Record:
     """The record with one of its picture's captions, and one of each reference's."""
 
