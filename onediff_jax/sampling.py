@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from onediff_jax.data.example import View
-from onediff_jax.data.fitting import grid_for, moved_camera, resized
+from onediff_jax.data.fitting import FILTERS, grid_for, moved_camera, resized
 from onediff_jax.data.forms import is_ray, subject_words
 from onediff_jax.data.nerfstudio import camera_of, entries_in, intrinsics_of
 from onediff_jax.data.pictures import picture_in
@@ -212,14 +212,18 @@ def sample_to_folder(
             f"--task is {asked.task!r}, which this checkpoint was not trained on; it knows "
             f"{', '.join(trainable)}."
         )
+    fitting = model.data.fitting
     if size:
         height, width = size_of(size)
     else:
         shape = next(iter(pictures.values())).shape[:2] if pictures else (1, 1)
         tokens = run.tokens_of(model.data, asked.task)
-        grid = grid_for(*shape, tokens, model.data.aspects == "square")
+        grid = grid_for(*shape, tokens, fitting.square)
         height, width = (trained.edge * side for side in grid)
-    given: dict[str, View] = {name: resized(p, height, width) for name, p in pictures.items()}
+    given: dict[str, View] = {
+        name: resized(picture, height, width, FILTERS[fitting.filter])
+        for name, picture in pictures.items()
+    }
     cameras, intrinsics = given_cameras(asked, (height, width))
     given |= cameras
     request = Request(prompt_for(asked), given)

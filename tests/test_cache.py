@@ -248,6 +248,8 @@ def test_a_cache_is_not_continued_as_another(folder):
         ("codec", dict(whitening=0.5), "codec.whitening is 0.0, and 0.5 in this run"),
         ("text", dict(length=20), "text.length is 12, and 20 in this run"),
         ("data", dict(aspects="square"), "pictures.aspects is 'any', and 'square' in this run"),
+        ("data", dict(enlarge=4.0), r"pictures.enlarge is 2\.0, and 4\.0 in this run"),
+        ("data", dict(filter="box"), "pictures.filter is 'lanczos', and 'box' in this run"),
         (
             "data",
             dict(conditions=ConditionConfig("drawn", window=3)),
@@ -305,6 +307,27 @@ def test_files_have_about_as_many_bytes_as_they_should(tmp_path, monkeypatch, si
     encoded(tmp_path, shard=0)  # goes on
 
 
+def test_a_cache_older_than_enlarging_and_filters_was_made_with_their_defaults(folder, tmp_path):
+    def older(written):
+        del written["plan"]["pictures"]["enlarge"], written["plan"]["pictures"]["filter"]
+
+    other = changed_manifest(folder, tmp_path, older)
+    rows_of(cached(other))
+    with pytest.raises(InputError, match=r"pictures.enlarge is 2\.0, and 4\.0 in this run"):
+        rows_of(cached(other, enlarge=4.0))
+    with pytest.raises(InputError, match="pictures.filter is 'lanczos', and 'bicubic' in this run"):
+        rows_of(cached(other, filter="bicubic"))
+    (other / cache.MANIFEST).unlink()  # not finished, and gone on with
+    begun = json.loads((other / cache.PLAN).read_text())
+    older(begun)
+    (other / cache.PLAN).write_text(json.dumps(begun))
+    other.rename(tmp_path / "blobs")
+    encoded(tmp_path)
+    larger = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, enlarge=3.0))
+    with pytest.raises(InputError, match=r"plan.pictures.enlarge is 2\.0, and 3\.0 now"):
+        encoded(tmp_path, larger)
+
+
 def test_a_task_that_a_cache_lacks_is_refused_with_those_it_has(folder):
     config = cached(folder, row=(SlotConfig(1, 4), SlotConfig(2, 9)))
     match = "no examples of task 'depth2image' with 2 views of 9 tokens; it holds depth2image-2x10"
@@ -348,7 +371,8 @@ def test_files_are_named_with_their_counts_and_checksums(folder):
             assert file["sha256"] == hashlib.sha256(data).hexdigest()
     codec = manifest["plan"]["codec"]
     assert (codec["kind"], codec["scale"], codec["shift"]) == ("linear", 1, 0)
-    assert manifest["plan"]["pictures"] == {"token_edge": 4, "aspects": "any", "least_full": FULL}
+    pictures = {"token_edge": 4, "aspects": "any", "least_full": FULL}
+    assert manifest["plan"]["pictures"] == pictures | {"enlarge": 2.0, "filter": "lanczos"}
 
 
 def test_a_run_that_starts_from_another_is_encoded_by_its_codec(folder, tmp_path):

@@ -5,8 +5,18 @@ import pytest
 from PIL import Image
 from tiny import orbit
 
-from onediff_jax.data.fitting import FULL, crop_of, fitted, grid_for, grids, resized
-from onediff_jax.errors import Fault
+from onediff_jax.data.fitting import (
+    FILTERS,
+    FULL,
+    Fitting,
+    crop_of,
+    fitted,
+    grid_for,
+    grids,
+    resized,
+)
+from onediff_jax.data.settings import DataConfig
+from onediff_jax.errors import Fault, InputError
 from onediff_jax.ops.rays import rays_from_cameras
 
 
@@ -115,6 +125,46 @@ def test_shrinking_averages_over_what_it_leaves_out():
 def test_a_picture_that_is_too_small_or_too_long_is_a_fault(shape, size, message):
     with pytest.raises(Fault, match=message):
         fitted({"image": np.zeros((*shape, 3), np.uint8)}, *size)
+
+
+def test_small_pictures_are_enlarged_as_far_as_the_setting_lets_them():
+    record = {"image": marked(10, 10, 4, 6), "frames": (marked(10, 12, 4, 6),)}
+    for enlarge, size in ((2.0, 20), (3.5, 35), (1.0, 10), (0.5, 5)):
+        found = fitted(record, size, size, Fitting(enlarge=enlarge))
+        assert found["image"].shape == found["frames"][0].shape == (size, size, 3)
+        message = (
+            rf"image is 10 x 10; views of {size + 1} x {size + 1} .* data.enlarge is {enlarge:g}"
+        )
+        with pytest.raises(Fault, match=message):
+            fitted(record, size + 1, size + 1, Fitting(enlarge=enlarge))
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_pictures_are_resized_by_the_filter_that_is_set(name):
+    views = {"canny": noise()}
+    record = {"image": noise(), "references": (noise(),), "pictures": views}
+    height, width = 4, 4
+    found = fitted(record, height, width, Fitting(filter=name))
+    crop = crop_of(noise().shape[:2], height, width)
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    witness = Image.fromarray(noise()).resize((width, height), getattr(Image, name.upper()), box)
+    for picture in (found["image"], found["references"][0], found["pictures"]["canny"]):
+        np.testing.assert_array_equal(picture, witness)
+    others = {fitted(record, 4, 4, Fitting(filter=n))["image"].tobytes() for n in FILTERS}
+    assert len(others) == len(FILTERS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (dict(enlarge=0.0), r"data\.enlarge is 0\.0; it must be above 0"),
+        (dict(filter="cubic"), "data.filter is 'cubic'; it can be lanczos or bicubic or"),
+    ],
+)
+def test_settings_of_fitting_are_checked_with_the_run(changes, match):
+    with pytest.raises(InputError, match=match):
+        DataConfig(**changes)
+    assert DataConfig(aspects="square", enlarge=3.0).fitting == Fitting(True, 3.0)
 
 
 @pytest.mark.parametrize("name", ["depth", "instances"])

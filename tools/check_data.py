@@ -102,7 +102,7 @@ def read(
 ) -> None:
     """Makes an example of every record for every task; writes the report."""
     plan = list(checks(config, sources))
-    edge = edge_of(config)
+    edge, fitting = edge_of(config), config.data.fitting
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         for name, source, task, views, tokens in plan:
@@ -115,13 +115,14 @@ def read(
 
                 def size(shape: tuple[int, int], tokens: int = tokens) -> tuple[int, int]:
                     report.sizes[f"{round_64(shape[0])} x {round_64(shape[1])}"] += 1
-                    rows, columns = grid_for(*shape, tokens, config.data.aspects == "square")
+                    rows, columns = grid_for(*shape, tokens, fitting.square)
                     return rows * edge, columns * edge
 
                 try:
                     rng = np.random.default_rng([config.seed, number])
                     record = source.taken(number, TASKS[task].takes(source.fields))
-                    example = example_of(task, record, views, size, rng, config.data.conditions)
+                    ways = config.data.conditions, fitting
+                    example = example_of(task, record, views, size, rng, *ways)
                 except (Fault, OSError) as fault:
                     report.faults.append(
                         {

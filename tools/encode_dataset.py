@@ -37,13 +37,14 @@ from onediff_jax.data.cache import (
     FORMAT,
     MANIFEST,
     PLAN,
+    UNSAID,
     VALIDATION,
     Part,
     flat,
     manifest_in,
     packed_example,
 )
-from onediff_jax.data.example import EncodedPrompt, Placed
+from onediff_jax.data.example import EncodedPrompt, Placed, texts_of
 from onediff_jax.data.making import MakeExample
 from onediff_jax.data.mixture import served
 from onediff_jax.data.records import Source, SourceSettings
@@ -97,7 +98,8 @@ def examples_of_file(
     spread = np.linspace(0, len(source) - 1, min(CAPTIONS, len(source))).astype(int)
     with concurrent.futures.ThreadPoolExecutor(len(spread)) as pool:
         captions = list(pool.map(source.caption, spread.tolist()))
-    tokens = np.mean([encoding.tokenizer(caption)[1].sum() for caption in captions])
+    texts = [text for caption in captions for text in texts_of(caption)]
+    tokens = np.mean([encoding.tokenizer(text)[1].sum() for text in texts])
     token = encoding.prompts([""])[0].tokens[0].nbytes
     example = part.views * picture * (1 + codec["deviations"]) + tokens * token
     return max(int(SHARD // example), 1)
@@ -132,10 +134,10 @@ def encode_source(
     files: dict[str, list[dict[str, Any]]] = {}
     known = checksums_in(folder)
     meter = Meter(progress, name, total * len(parts))
-    square, edge = config.data.aspects == "square", run.edge_of(config)
+    edge, fitting = run.edge_of(config), config.data.fitting
     for part in parts:
         make = MakeExample(
-            part.task, source, 0, part.views, part.tokens, edge, config.data.conditions, square
+            part.task, source, 0, part.views, part.tokens, edge, config.data.conditions, fitting
         )
         files[str(part)] = []
         shard = plan["shard"] if isinstance(plan["shard"], int) else plan["shard"][str(part)]
@@ -242,7 +244,7 @@ def prepared(folder: epath.Path, plan: Mapping[str, Any], assets: run.Assets) ->
     folder.mkdir(parents=True, exist_ok=True)
     file, now = folder / PLAN, json.loads(json.dumps(plan))
     if file.is_file():
-        before = flat(json.loads(file.read_bytes()))
+        before = flat({"plan": UNSAID}) | flat(json.loads(file.read_bytes()))
         for entry, value in flat(now).items():
             if before.get(entry) != value:
                 raise InputError(

@@ -62,9 +62,8 @@ def main() -> None:
         tokens = run.tokens_of(config.data, name)
         views = min(max(task.form.counts[0], 3), task.form.counts[-1])
         number, source = next(iter(served(name, views, sources).items()))
-        square = config.data.aspects == "square"
         make = MakeExample(
-            name, source, number, views, tokens, edge, config.data.conditions, square
+            name, source, number, views, tokens, edge, config.data.conditions, config.data.fitting
         )
         spread = np.linspace(0, len(source) - 1, EXAMPLES).astype(int)
         examples = [make.random_map(i, np.random.default_rng(int(i))).example for i in spread]

@@ -33,6 +33,8 @@ from onediff_jax.paths import Location
 VALIDATION = "validation"  # the folder of held-out examples, beside those for training
 MANIFEST, PLAN, ASSETS = "manifest.json", "plan.json", "assets.npz"
 FORMAT = 1  # goes up when older readers would misread
+# What is true of caches whose plans do not say it, since they are older than the settings.
+UNSAID = {"pictures.enlarge": 2.0, "pictures.filter": "lanczos"}
 
 
 class Part(NamedTuple):
@@ -187,7 +189,7 @@ class CachedSource(Source):
 
     def refuse_other(self, plan: Mapping[str, Any]) -> None:
         """Raises, naming the first entry that differs, where a run would encode otherwise."""
-        before, now = flat(self.manifest["plan"]), flat(plan)
+        before, now = UNSAID | flat(self.manifest["plan"]), flat(plan)
         before.pop("conditions.hed", None)  # of older caches: where a file was
         for name in sorted(before | now):
             if before.get(name) != now.get(name):

@@ -4,6 +4,7 @@ A picture is cut at its centre to the grid's aspect and resized with antialiasin
 picked, places are moved, intrinsics follow.
 """
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -13,11 +14,31 @@ from jaxtyping import Float
 from PIL import Image
 
 from onediff_jax.data.example import Picture, Record
-from onediff_jax.errors import Fault
+from onediff_jax.errors import Fault, InputError
 from onediff_jax.ops.cameras import Camera, cropped_intrinsics, resized_intrinsics
 
 LONGEST = 4  # sides of a grid are at most 1 : LONGEST
 FULL = 0.9  # least share of a slot that a grid fills, where there is such a grid
+KEPT = 0.5  # pictures of which a crop would keep a smaller share are faults
+FILTERS = {
+    name: Image.Resampling[name.upper()]
+    for name in ("lanczos", "bicubic", "bilinear", "box", "nearest")
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitting:
+    """How pictures are brought to the size of a slot."""
+
+    square: bool = False  # all are cut to squares; else to the grid that is nearest in aspect
+    enlarge: float = 2.0  # a picture's sides, at most; a smaller picture is a fault
+    filter: str = "lanczos"  # by which pictures are resized
+
+    def __post_init__(self):
+        if not self.enlarge > 0:
+            raise InputError(f"data.enlarge is {self.enlarge}; it must be above 0, such as 2.0.")
+        if self.filter not in FILTERS:
+            raise InputError(f"data.filter is {self.filter!r}; it can be {' or '.join(FILTERS)}.")
 
 
 @functools.cache
@@ -43,6 +64,9 @@ def grid_for(height: int, width: int, tokens: int, square: bool = False) -> tupl
     if square:
         return math.isqrt(tokens), math.isqrt(tokens)
     return min(grids(tokens), key=lambda grid: abs(np.log(grid[0] / grid[1] * width / height)))
+
+
+USUAL = Fitting()
 
 
 class Crop(NamedTuple):
@@ -76,7 +100,7 @@ def resized(
     return np.asarray(Image.fromarray(field).resize((width, height), resample, box=box))
 
 
-def fitted(record: Record, height: int, width: int) -> Record:
+def fitted(record: Record, height: int, width: int, fitting: Fitting = USUAL) -> Record:
     """The record with everything that has a place in a picture brought to height x width.
 
     Raises Fault where a picture would have to be cut or grown too much.
@@ -85,14 +109,17 @@ def fitted(record: Record, height: int, width: int) -> Record:
     result = dict(record)
     for name in ("image", "edited"):
         if name in record:
-            result[name] = resized_picture(record[name], name, size)
+            result[name] = resized_picture(record[name], name, size, fitting)
     for name in ("references", "frames"):
         if name in record:
             pictures = enumerate(record[name])
-            result[name] = tuple(resized_picture(p, f"{name}[{i}]", size) for i, p in pictures)
+            result[name] = tuple(
+                resized_picture(picture, f"{name}[{i}]", size, fitting) for i, picture in pictures
+            )
     if "pictures" in record:
         result["pictures"] = {
-            name: resized(picture, *size) for name, picture in record["pictures"].items()
+            name: resized(picture, *size, FILTERS[fitting.filter])
+            for name, picture in record["pictures"].items()
         }
     for name in ("depth", "instances"):
         if name in record:
@@ -116,25 +143,23 @@ def fitted(record: Record, height: int, width: int) -> Record:
     return result
 
 
-GROWN = 2.0  # pictures that would have to be enlarged by more are faults
-KEPT = 0.5  # and those of which a crop would keep a smaller share
-
-
-def resized_picture(picture: Picture, name: str, size: tuple[int, int]) -> Picture:
+def resized_picture(
+    picture: Picture, name: str, size: tuple[int, int], fitting: Fitting
+) -> Picture:
     """A picture brought to `size`; raises Fault where that would spoil it."""
     height, width = picture.shape[:2]
     crop = crop_of((height, width), *size)
-    if size[0] > GROWN * crop.height:
+    if size[0] > fitting.enlarge * crop.height:
         raise Fault(
             f"{name} is {height} x {width}; views of {size[0]} x {size[1]} need a picture at least "
-            f"{1 / GROWN:.2g} times as large."
+            f"{1 / fitting.enlarge:.2g} times as large, since data.enlarge is {fitting.enlarge:g}."
         )
     if crop.width * crop.height < KEPT * width * height:
         raise Fault(
             f"{name} is {height} x {width}; cut to the aspect of {size[0]} x {size[1]} it would "
             f"lose more than {1 - KEPT:.0%}."
         )
-    return resized(picture, *size)
+    return resized(picture, *size, FILTERS[fitting.filter])
 
 
 def refuse_other_size(record: Record, name: str) -> None:

@@ -199,8 +199,9 @@ def stream(
         if isinstance(source, CachedSource):
             make = ReadExample(source.examples(Part(task, views, tokens)), number)
         else:
-            square = config.aspects == "square"
-            make = MakeExample(task, source, number, views, tokens, edge, config.conditions, square)
+            make = MakeExample(
+                task, source, number, views, tokens, edge, config.conditions, config.fitting
+            )
         numbers = grain.MapDataset.range(len(make)).seed(drawn).shuffle().repeat()
         parts.append(numbers.random_map(make))
         weights.append(weight)

@@ -10,7 +10,7 @@ import numpy as np
 from onediff_jax.data.cache import CachedExamples, unpacked_example
 from onediff_jax.data.conditions import ConditionConfig
 from onediff_jax.data.example import Example, Placed
-from onediff_jax.data.fitting import grid_for
+from onediff_jax.data.fitting import Fitting, grid_for
 from onediff_jax.data.records import Source, retried
 from onediff_jax.data.tasks import TASKS, example_of
 from onediff_jax.errors import Fault, InputError
@@ -29,7 +29,7 @@ class MakeExample(grain.transforms.RandomMap):
     tokens: int
     edge: int
     conditions: ConditionConfig
-    square: bool = False
+    fitting: Fitting = Fitting()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -58,11 +58,11 @@ class MakeExample(grain.transforms.RandomMap):
         record = self.source.taken(number, fields)
 
         def size(shape: tuple[int, int]) -> tuple[int, int]:
-            rows, columns = grid_for(*shape, self.tokens, self.square)
+            rows, columns = grid_for(*shape, self.tokens, self.fitting.square)
             return rows * self.edge, columns * self.edge
 
         rng = np.random.default_rng(seed)
-        return example_of(self.task, record, self.views, size, rng, self.conditions)
+        return example_of(self.task, record, self.views, size, rng, self.conditions, self.fitting)
 
 
 @dataclasses.dataclass(frozen=True)

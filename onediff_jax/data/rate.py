@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from onediff_jax.data.cache import CachedExamples, CachedSource, Part
-from onediff_jax.data.example import Record
+from onediff_jax.data.example import Caption, Record
 from onediff_jax.data.loader import Rows, batches
 from onediff_jax.data.records import Source
 
@@ -72,8 +72,8 @@ class SlowSource(Source):
         time.sleep(self.seconds)
         return self.source[index]
 
-    def caption(self, index: int) -> str:
-        """The caption of a record, at once: it is read before a run begins."""
+    def caption(self, index: int) -> Caption:
+        """The caption of a record, or its several, at once: it is read before a run begins."""
         return self.source.caption(index)
 
     def where(self, index: int) -> str:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from onediff_jax.data.conditions import ConditionConfig
+from onediff_jax.data.fitting import Fitting
 from onediff_jax.data.packing import Packing
 from onediff_jax.data.tasks import TASKS, canonical
 from onediff_jax.errors import InputError
@@ -75,6 +76,8 @@ class DataConfig:
     )  # name of a task -> shares of its numbers of views, where they are not equal; 0 of the rest
     row: tuple[SlotConfig, ...] = ()
     aspects: str = "any"  # of pictures: the slot's grid nearest to each, or "square"
+    enlarge: float = 2.0  # of a picture's sides, at most; smaller pictures count as bad records
+    filter: str = "lanczos"  # that resizes pictures; or bicubic, bilinear, box, nearest
     conditions: ConditionConfig = ConditionConfig()
     prompt_dropout: float = 0.1  # share of examples that lose their prompt, for guidance
     caption_dropout: float = 0.0  # share that lose their caption and keep the task's token
@@ -101,6 +104,7 @@ class DataConfig:
                 raise InputError(
                     f"data.{name} is {getattr(self, name)}; it must be at least {least}."
                 )
+        self.fitting  # noqa: B018 - is checked
         for name in ("prompt_dropout", "caption_dropout", "faults"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
@@ -111,6 +115,11 @@ class DataConfig:
                 f"data.prompt_dropout is {self.prompt_dropout} and data.caption_dropout "
                 f"{self.caption_dropout}; an example loses one or the other, so both are 1 at most."
             )
+
+    @property
+    def fitting(self) -> Fitting:
+        """How pictures are brought to the size of a slot."""
+        return Fitting(self.aspects == "square", self.enlarge, self.filter)
 
 
 def packed_slots(

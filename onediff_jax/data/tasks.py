@@ -13,7 +13,7 @@ import numpy as np
 from onediff_jax.data import conditions
 from onediff_jax.data.conditions import ConditionConfig
 from onediff_jax.data.example import Caption, Example, Record, texts_of
-from onediff_jax.data.fitting import fitted
+from onediff_jax.data.fitting import USUAL, Fitting, fitted
 from onediff_jax.data.forms import Form, Make, alone, conditioned, edited, multiview, subject
 from onediff_jax.errors import InputError
 
@@ -126,6 +126,7 @@ def example_of(
     size: Callable[[tuple[int, int]], tuple[int, int]],
     rng: np.random.Generator,
     config: ConditionConfig,
+    fitting: Fitting = USUAL,
 ) -> Example:
     """The example of so many views that `task` makes of a record.
 
@@ -135,7 +136,7 @@ def example_of(
     form = TASKS[task].form
     taken = with_one_caption(form.choose(record, views, rng, config), rng)
     first = taken["frames"][0] if "frames" in taken else taken["image"]
-    made = form.make(fitted(taken, *size(first.shape[:2])), rng, config)
+    made = form.make(fitted(taken, *size(first.shape[:2]), fitting), rng, config)
     return Example(task, made.views, prompt_of(task, made.words))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from onediff_jax.data.cache import CachedSource, Part, unpacked_example
 from onediff_jax.data.conditions import ConditionConfig
 from onediff_jax.data.example import EncodedPicture, Example, View
-from onediff_jax.data.fitting import grid_for
+from onediff_jax.data.fitting import USUAL, Fitting, grid_for
 from onediff_jax.data.latents import picture_of
 from onediff_jax.data.records import Source
 from onediff_jax.data.tasks import TASKS, example_of
@@ -40,7 +40,7 @@ def complete(
     conditions: ConditionConfig,
     config: SampleConfig,
     seed: int,
-    square: bool = False,
+    fitting: Fitting = USUAL,
 ) -> list[Completed]:
     """The `wanted` views of a source's records, made from all other views and the prompt.
 
@@ -62,12 +62,18 @@ def complete(
 
     def size(shape: tuple[int, int]) -> tuple[int, int]:
         if not grid:
-            grid.append(grid_for(*shape, tokens, square))
+            grid.append(grid_for(*shape, tokens, fitting.square))
         return grid[0][0] * trained.edge, grid[0][1] * trained.edge
 
     examples = [
         example_of(
-            task, source.taken(i, fields), views, size, np.random.default_rng([seed, i]), conditions
+            task,
+            source.taken(i, fields),
+            views,
+            size,
+            np.random.default_rng([seed, i]),
+            conditions,
+            fitting,
         )
         for i in indices
     ]

@@ -70,5 +70,5 @@ def held_out_rows(
     held = {name: source for name, source in sources.items() if len(source)}
     if not (held and config.evaluate.every and config.evaluate.rows):
         return None
-    data = dataclasses.replace(config.data, prompt_dropout=0.0, workers=0)
+    data = dataclasses.replace(config.data, prompt_dropout=0.0, caption_dropout=0.0, workers=0)
     return rows_of(dataclasses.replace(config, data=data), held, assets, tokenizer, partial=True)

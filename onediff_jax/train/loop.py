@@ -245,6 +245,6 @@ def sample_grids(
                 config.data.conditions,
                 config.evaluate.sample,
                 config.seed,
-                config.data.aspects == "square",
+                config.data.fitting,
             )
             writer.pictures(step, f"{task}_to_{name}", grid(done))

@@ -193,9 +193,10 @@ def examples_to_fit(config: RunConfig, sources: Mapping[str, Source]) -> list[Ex
     """Examples of all tasks in equal numbers, of records spread over the sources."""
     edge = edge_of(config)
     tokens = max(slot.tokens for slot in config.data.row)
-    square = config.data.aspects == "square"
     makers = [
-        MakeExample(task, source, number, views, tokens, edge, config.data.conditions, square)
+        MakeExample(
+            task, source, number, views, tokens, edge, config.data.conditions, config.data.fitting
+        )
         for task, views in views_of_tasks(config.data).items()
         for number, source in served(task, views, sources).items()
     ]
@@ -307,7 +308,13 @@ def plan_of(config: RunConfig, assets: Assets, states: bool) -> dict[str, Any]:
         "tokenizer": hashed(assets.vocabulary),
         "encoder": assets.fingerprints.get("text") if states else None,
     }
-    pictures = {"token_edge": edge, "aspects": config.data.aspects, "least_full": FULL}
+    pictures = {
+        "token_edge": edge,
+        "aspects": config.data.aspects,
+        "least_full": FULL,
+        "enlarge": config.data.enlarge,
+        "filter": config.data.filter,
+    }
     conditions = dataclasses.asdict(config.data.conditions)
     del conditions["hed"]  # where a file is, which a run that reads a cache need not have
     plan = {"codec": codec, "text": text, "pictures": pictures, "conditions": conditions}
