@@ -1,9 +1,9 @@
 """The released weights on your own images.
 
-Import the released folder, then train on one GPU with 80 GB or more:
+Import the released folder, then train on one GPU:
 
     python tools/import_torch.py --source OneDiffusion --out runs/released --link
-    python -m onediff_jax train --config configs/finetune.py --workdir runs/mine \
+    launch/local.sh train --config configs/finetune.py --workdir runs/mine \
         --config.data.sources.mine.path=DIR
 
 DIR is an image folder with captions (docs/data.md) and the only source: its images serve text to
@@ -15,17 +15,20 @@ ask for built-in scenes; they serve these three tasks, at 256 px, and no others:
 
     --config configs/finetune.py:scenes
 
-Memory by calculation: 44.8 GB of state (weights, two
-moments and a moving average of 2.8 billion parameters, float32), 11.2 GB of gradients, 2.6 GB of
-frozen encoders, and about 7 GB of activations of a row.
+Memory of one device as the TPU compiler counts it (2026-11-28; docs/finetune.md has the command and
+the parts), and a card that has room for it:
 
-With adapters instead, on 24 GB (5.6 GB of bfloat16 weights, 2.6 GB of encoders, 0.1 GB of adapters
-and their state, activations as above; one GB with remat "full"):
+    as it is                                                        65.1 GiB    80 GB
+    --config.optimizer.mu_dtype=bfloat16
+        --config.optimizer.ema_dtype=bfloat16                       54.7 GiB    80 GB
+    --config.optimizer.kind=adafactor --config.optimizer.ema=0
+        --config.remat=full                                         30.7 GiB    48 GB
+    --config.model.lora.rank=16 --config.tune.train="('*/lora_?',)"
+        --config.tune.frozen_dtype=bfloat16 --config.remat=full
+        --config.optimizer.learning_rate=1e-4                        9.5 GiB    24 GB
 
-    --config.model.lora.rank=16 --config.tune.train="('*/lora_?',)" --config.remat=full
-    --config.tune.frozen_dtype=bfloat16 --config.optimizer.learning_rate=1e-4
-
-Not measured yet.  docs/finetune.md tells the rest, and how to go back to PyTorch.
+Start it by launch/local.sh, which gives JAX 95 % of a GPU's memory instead of 75 %.  No GPU has run
+it yet.  docs/finetune.md tells the rest, and how to go back to PyTorch.
 """
 
 from onediff_jax.config import base_config
