@@ -294,3 +294,19 @@ def test_the_settings_of_the_released_size_are_ours():
     config = import_torch.run_config_of(NextDiTConfig(), 2048, RELEASED)
     assert [slot.tokens for slot in config.data.row] == [48 * 48, 32 * 32, 32 * 32]
     assert export_torch.TEXT_WIDTH.startswith("denoiser/")
+
+
+def test_a_folder_in_object_storage_is_imported_as_a_local_one(whole, bucket, tmp_path):
+    (bucket / "released" / "README.md").write_text("---\nlicense: mit\n---\n")
+    for file in filter(Path.is_file, whole.rglob("*")):
+        (bucket / "released" / file.relative_to(whole)).write_bytes(file.read_bytes())
+    assert run(import_torch, source="gs://bucket/released", out=tmp_path / "remote") == 0
+    assert run(import_torch, source=whole, out=tmp_path / "local", licence="mit") == 0
+    folders = [tmp_path / name for name in ("remote", "local")]
+    described = [checkpoint.described(folder) for folder in folders]
+    assert described[0][1].origin == described[1][1].origin
+    name = "denoiser/layers/attention/wo/kernel"
+    found = [checkpoint.stored(checkpoint.places(f, [name])[name]) for f in folders]
+    assert np.array_equal(*found)
+    parts = [{str(f.relative_to(folder)) for f in folder.glob("[tv]*/*")} for folder in folders]
+    assert parts[0] == parts[1] != set()

@@ -41,14 +41,14 @@ def bring_frozen(
 ) -> list[str]:
     """Copies the parts that are never trained, or links to them; returns which there are.
 
-    Pickles stay behind, and so do the parts named in `but`.
+    Pickles and hidden files stay behind, and so do the parts named in `but`.
     """
     parts = [part for part in FROZEN if (source / part).is_dir() and part not in but]
     for part in parts:
         if link:
             (target / part).symlink_to((source / part).resolve(), target_is_directory=True)
         else:
-            ignored = shutil.ignore_patterns(*(f"*{suffix}" for suffix in PICKLES))
+            ignored = shutil.ignore_patterns(".*", *(f"*{suffix}" for suffix in PICKLES))
             shutil.copytree(source / part, target / part, ignore=ignored)
     return parts
 
