@@ -38,7 +38,9 @@ config = tiny.tiny_config(
     steps=steps,
     checkpoint=run.CheckpointConfig(every=3, keep=2),
     log=run.LogConfig(every=1),
-    evaluate=run.EvaluateConfig(every=grids, examples=2, sample=run.SampleConfig(steps=2)),
+    evaluate=run.EvaluateConfig(
+        every=grids, rows=0, examples=2, sample=run.SampleConfig(steps=2)
+    ),
 )
 intervals = loop.intervals
 def killing(config):
