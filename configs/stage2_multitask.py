@@ -38,7 +38,15 @@ def get_config():
     config.text.update(kind="t5", path="weights/onediffusion")
     config.codec.update(kind="sd3_vae", path="weights/onediffusion")
     config.optimizer.update(learning_rate=5e-4, warmup=1000)
-    for name in ("pictures_512", "pictures_256", "edits_256", "people_256", "scenes_256"):
+    sources = (
+        "pictures_512",
+        "pictures_256",
+        "edits_256",
+        "people_256",
+        "things_256",
+        "scenes_256",
+    )
+    for name in sources:
         config.data.sources[name] = dict(kind="cache", path=f"caches/stage2/{name}")
     pairs = dict(
         deblurring=0.5,

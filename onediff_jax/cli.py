@@ -64,12 +64,18 @@ Add --help to a command for its options."""
 
 
 def config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """The option that names a run's file, and one for each of its settings."""
+    """The option that names a run's file, and one for each of its settings.
+
+    A setting that the file leaves at its default, as most of a source's, can be given as well;
+    `run_config` refuses one that does not exist.
+    """
     config_flags.DEFINE_config_file(
         "config",
         None,
         "the run's file, such as configs/scenes_tiny.py",
         flag_values=values,
+        lock_config=False,
+        accept_new_attributes=True,
         sys_argv=list(arguments),
     )
 

@@ -25,12 +25,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from onediff_jax.cli import one_line
+from onediff_jax.cli import config_flag, one_line
 from onediff_jax.config import run_config
 from onediff_jax.data.cache import CachedSource
 from onediff_jax.data.example import Example
@@ -303,9 +302,7 @@ def rate_lines(found: Rate, needed: float) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """Checks and prints; returns the status."""
     options = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "the run's file", flag_values=options, sys_argv=list(arguments)
-    )
+    config_flag(options, arguments)
     for name, default, text in (
         ("source", None, "only this one of config.data.sources"),
         ("split", "train", "train or validation"),

@@ -26,11 +26,10 @@ import numpy as np
 from absl import flags
 from array_record.python import array_record_module
 from etils import epath
-from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from onediff_jax.cli import one_line
+from onediff_jax.cli import config_flag, one_line
 from onediff_jax.config import as_dict, run_config
 from onediff_jax.data.cache import (
     ASSETS,
@@ -325,9 +324,7 @@ def encode(
 def main(arguments: Sequence[str]) -> int:
     """Encodes; returns the status: 0, 1 where it failed, 2 where it was not understood."""
     options = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "the run's file", flag_values=options, sys_argv=list(arguments)
-    )
+    config_flag(options, arguments)
     flags.DEFINE_string("out", None, "a folder for each source goes here", flag_values=options)
     flags.DEFINE_integer("passes", 1, "times that every record is encoded", flag_values=options)
     flags.DEFINE_boolean("states", False, "states of prompts, not ids", flag_values=options)

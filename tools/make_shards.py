@@ -16,11 +16,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from onediff_jax.cli import one_line
+from onediff_jax.cli import config_flag, one_line
 from onediff_jax.config import run_config
 from onediff_jax.data.records import SPLITS, Source, retried
 from onediff_jax.data.shards import PICTURES, packed, write_shards
@@ -91,9 +90,7 @@ def converted(settings: object, out: pathlib.Path) -> tuple[dict[str, int], list
 def main(arguments: Sequence[str]) -> int:
     """Converts; returns the status: 0, 1 where it failed, 2 where it was not understood."""
     options = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "the run's file", flag_values=options, sys_argv=list(arguments)
-    )
+    config_flag(options, arguments)
     flags.DEFINE_string("source", None, "its name in config.data.sources", flag_values=options)
     flags.DEFINE_string("out", None, "the folder to write", flag_values=options)
     flags.mark_flags_as_required(["config", "source", "out"], flag_values=options)
