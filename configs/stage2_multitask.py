@@ -20,9 +20,9 @@ The three kinds of task of the paper have as many samples each (equal budget, su
 168,000 steps, at the paper's rate.  How a slot is shared is ours.  Weights are those of stage 1,
 the optimizer is fresh.
 
-Estimated on v3-256 (2026-11-22): 7.46 GiB, 48% of a core's memory;
-MFU 60.1%, 56.5% with communication (59.8% with encoders);
-730 samples/s; 4.1 days.
+Estimated on v3-256 (2026-11-28): 12.99 GiB, 84% of a core's memory;
+MFU 57.0%, 55.5% with communication (58.5% with encoders);
+498 samples/s; 6.0 days.
 """
 
 from onediff_jax.config import base_config

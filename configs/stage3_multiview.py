@@ -9,9 +9,9 @@ images equally often (released demo: trained with 3 images of 512 px, works for 
 slot of 16 views has two examples, 10 + 6 or 8 + 8 views: 512 samples a step.  All of a block but
 what attention gives is recomputed for the backward pass.  Weights are those of stage 2.
 
-Estimated on v3-256 (2026-11-23): 13.74 GiB, 89% of a core's memory;
-MFU 46.5%, 46.2% with communication (46.3% with encoders);
-35 samples/s; 1.7 days.
+Estimated on v3-256 (2026-11-28): 12.52 GiB, 81% of a core's memory;
+MFU 43.3%, 43.0% with communication (43.2% with encoders);
+30 samples/s; 2.0 days.
 """
 
 from onediff_jax.config import base_config
