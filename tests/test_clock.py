@@ -62,22 +62,26 @@ def test_shares_say_what_every_second_went_to_and_add_up_to_one(now):
             "time/compile": 0.5,
             "time/data": 0.1,
             "time/save": 0.0,
+            "time/evaluate": 0.0,
             "time/sample": 0.0,
         }
     )
     with clock.counting("save"):
         now.pass_(2)
+    with clock.counting("evaluate"):
+        now.pass_(1)
     with clock.counting("sample"):
-        now.pass_(3)
+        now.pass_(2)
     with clock.dispatching():
         now.pass_(15)  # is a step's: the program is there
     report = clock.report(111)
     assert sum(v for name, v in report.items() if name.startswith("time/")) == pytest.approx(1)
-    assert (report["time/save"], report["time/sample"]) == pytest.approx((0.1, 0.15))
+    others = [report[f"time/{name}"] for name in ("save", "evaluate", "sample")]
+    assert others == pytest.approx([0.1, 0.05, 0.1])
     assert report["time/compile"] == report["time/data"] == 0  # of this report alone
     assert clock.summary() == (
         "where 0:40 went: steps 47.5 %, start 25.0 %, compile 12.5 %, data 2.5 %, save 5.0 %, "
-        "sample 7.5 %"
+        "evaluate 2.5 %, sample 5.0 %"
     )
 
 

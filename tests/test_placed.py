@@ -11,7 +11,8 @@ from tiny import tiny_config
 
 from onediff_jax.data.cache import Cache
 from onediff_jax.data.latents import LinearCodec
-from onediff_jax.data.loader import Rows, examples_per_row, layout_of
+from onediff_jax.data.loader import Rows
+from onediff_jax.data.settings import examples_per_row, layout_of
 from onediff_jax.data.text import vocabulary_of
 from onediff_jax.errors import InputError
 from onediff_jax.plan.topologies import GENERATIONS, devices_of, topology_of

@@ -53,13 +53,13 @@ def few(monkeypatch):
     return readers.READ
 
 
-def opened() -> list[str]:
-    """The names of the files of records that this process has open."""
+def opened(folder: pathlib.Path) -> list[str]:
+    """The names of the files of records in a folder that this process has open."""
     names = []
     for link in pathlib.Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed since it was listed
-            names.append(link.readlink().name)
-    return sorted(name for name in names if name.endswith(".array_record"))
+            names.append(link.readlink())
+    return sorted(n.name for n in names if n.suffix == ".array_record" and folder in n.parents)
 
 
 def test_records_are_numbered_through_all_files(tmp_path, few):
@@ -78,7 +78,7 @@ def test_files_read_least_recently_are_closed(tmp_path, few):
     files = RecordFiles(written(tmp_path, [1] * 5), [1] * 5)
     for number in (0, 1, 0, 2):
         files[number]
-    assert opened() == ["0.array_record", "2.array_record"] and len(few) == 2
+    assert opened(tmp_path) == ["0.array_record", "2.array_record"] and len(few) == 2
 
 
 def test_threads_read_what_one_reads_while_files_are_closed(tmp_path, few):
@@ -89,7 +89,7 @@ def test_threads_read_what_one_reads_while_files_are_closed(tmp_path, few):
     def watch():
         nonlocal most
         while not done.is_set():
-            most = max(most, len(opened()))
+            most = max(most, len(opened(tmp_path)))
 
     watching = threading.Thread(target=watch)
     watching.start()
