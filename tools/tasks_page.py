@@ -35,7 +35,7 @@ that one is ours. The examples below are what the loader makes of the built-in s
 `CHECKPOINT` stands for a workdir of a run that knows the task. Every command takes `--negative`,
 `--guidance`, `--steps`, `--shift`, `--noise_scale`, `--scale_factor` and `--scale_watershed`;
 [parity.md](parity.md) has the released pipeline's defaults beside ours. For more views than were
-trained, a `--scale_factor` of 1.1 to 1.5 with a `--scale_watershed` of 100 to 400 reaches further.
+trained, use a `--scale_factor` of 1.1 to 1.5 with a `--scale_watershed` of 100 to 400.
 `--focal` gives the focal length of multiview's cameras; recovered poses keep it
 ([cameras.md](cameras.md#back-to-cameras)).
 """
