@@ -10,15 +10,15 @@ DIR is an image folder with captions (docs/data.md) and the only source: its ima
 image, deblurring, inpainting, super-resolution and Canny, each example at 512 px, and no other task
 is trained.  The run prints the share of every task, and how often the images come.
 
-What is not trained is forgotten a little.  To keep depth, semantic maps and several views as well,
-ask for built-in scenes; they serve these three tasks, at 256 px, and no others:
+Tasks that are not trained may be forgotten.  To keep depth, semantic maps and several views, add
+built-in scenes, which serve only these three tasks, at 256 px:
 
     --config configs/finetune.py:scenes
 
-Memory of one device as the TPU compiler counts it (2026-11-28; docs/finetune.md has the command and
-the parts), and a card that has room for it:
+Memory of one device by the TPU compiler (2026-11-28; docs/finetune.md has the command and the
+parts), and a card that has enough:
 
-    as it is                                                        65.1 GiB    80 GB
+    the defaults                                                    65.1 GiB    80 GB
     --config.optimizer.mu_dtype=bfloat16
         --config.optimizer.ema_dtype=bfloat16                       54.7 GiB    80 GB
     --config.optimizer.kind=adafactor --config.optimizer.ema=0
@@ -28,7 +28,7 @@ the parts), and a card that has room for it:
         --config.optimizer.learning_rate=1e-4                        9.5 GiB    24 GB
 
 Start it by launch/local.sh, which gives JAX 95 % of a GPU's memory instead of 75 %.  No GPU has run
-it yet.  docs/finetune.md tells the rest, and how to go back to PyTorch.
+it yet.  docs/finetune.md has more, and how to go back to PyTorch.
 """
 
 from onediff_jax.config import base_config
@@ -50,7 +50,7 @@ def get_config(beside=""):
     config.data.sources.mine = dict(
         kind="folder",
         path="",
-        validation=4,  # for the sample grids; 0: all are for training, and there are no grids
+        validation=4,  # for held-out loss and sample grids; 0: neither, train on all images
     )
     made = ("deblurring", "image_inpainting", "super_resolution", "canny2image")
     config.data.tasks = dict(text2image=1.0) | dict.fromkeys(made, 1.0)

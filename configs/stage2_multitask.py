@@ -16,9 +16,9 @@ The three kinds of task of the paper have as many samples each (equal budget, su
                                            each with its camera
         faceid               three eighths 2, 3 or 4 views, equally often: 1 to 3 references
 
-1,526 samples a step, where the paper has 256 for 1,000,000 steps; this is as many samples in
-168,000 steps, at the paper's rate.  How a slot is shared is ours.  Weights are those of stage 1,
-the optimizer is fresh.
+This is 1,526 samples a step.  The paper has 256 a step for 1,000,000 steps, as many samples as
+168,000 steps of this config; the learning rate is the paper's.  How a slot is shared between
+tasks is our choice.  The run starts from the weights of stage 1 with a fresh optimizer.
 
 Estimated on v3-256 (2026-11-28): 12.99 GiB, 84% of a core's memory;
 MFU 57.0%, 55.5% with communication (58.5% with encoders);

@@ -6,8 +6,9 @@
 
 Every image has its camera as a view of its own, so that these are 6, 8 or 10 views, each number of
 images equally often (released demo: trained with 3 images of 512 px, works for 2 to 5).  A packed
-slot of 16 views has two examples, 10 + 6 or 8 + 8 views: 512 samples a step.  All of a block but
-what attention gives is recomputed for the backward pass.  Weights are those of stage 2.
+slot of 16 views has two examples, 10 + 6 or 8 + 8 views: 512 samples a step.  Blocks are
+recomputed for the backward pass, except the output of attention.  The run starts from the weights
+of stage 2.
 
 Estimated on v3-256 (2026-11-28): 12.52 GiB, 81% of a core's memory;
 MFU 43.3%, 43.0% with communication (43.2% with encoders);

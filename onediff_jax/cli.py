@@ -25,30 +25,30 @@ TEXT, NUMBER, COUNT = flags.DEFINE_string, flags.DEFINE_float, flags.DEFINE_inte
 SAMPLE_OPTIONS: dict[str, tuple[Callable, object, str]] = {
     "checkpoint": (TEXT, None, "a workdir (its newest checkpoint) or one step's folder"),
     "task": (TEXT, None, "a task, such as text2image or depth2image"),
-    "given": (flags.DEFINE_multi_string, [], "NAME=FILE: a view that is given; may be repeated"),
+    "given": (flags.DEFINE_multi_string, [], "NAME=FILE: a condition view; may be repeated"),
     "prompt": (TEXT, "", "the caption, without the task's token"),
     "item": (TEXT, "", "subject_driven: what the references show"),
     "orbit": (TEXT, "", "multiview: AZIMUTH,ELEVATION[,DISTANCE] of every camera; ? where unknown"),
     "cameras": (TEXT, None, "multiview: nerfstudio's transforms.json with a frame for every view"),
-    "views": (COUNT, None, "multiview: how many pictures"),
+    "views": (COUNT, None, "multiview: how many images"),
     "focal": (NUMBER, None, "multiview: of all cameras, in image widths; recovered poses keep it"),
-    "out": (TEXT, None, "the folder for the pictures"),
-    "seed": (COUNT, 0, "equal seeds, equal samples"),
+    "out": (TEXT, None, "the folder for the images"),
+    "seed": (COUNT, 0, "equal seeds give equal samples"),
     "num": (COUNT, 1, "how many samples"),
-    "size": (TEXT, None, "HEIGHTxWIDTH in pixels; else that of the given views or of training"),
-    "text_path": (TEXT, None, "where text_encoder/ and tokenizer/ are now, if the run's own moved"),
-    "codec_path": (TEXT, None, "where vae/ is now, if the run's own moved"),
-    "root": (TEXT, "", "where the run's relative paths begin now, if its config.root moved"),
+    "size": (TEXT, None, "HEIGHTxWIDTH in pixels; else that of the condition views or of training"),
+    "text_path": (TEXT, None, "where text_encoder/ and tokenizer/ are now, if they have moved"),
+    "codec_path": (TEXT, None, "where vae/ is now, if it has moved"),
+    "root": (TEXT, "", "where the run's relative paths begin now, if not at its config.root"),
 }
-# And those that are settings of generate.SampleConfig, by the same names.
+# Options of `sample` that are fields of generate.SampleConfig, by the same names.
 SAMPLE_SETTINGS: dict[str, tuple[Callable, object, str]] = {
     "steps": (COUNT, 50, "of the solver"),
     "guidance": (NUMBER, 4.0, "how strongly the prompt is followed; 1: as trained"),
-    "negative": (TEXT, "", "a prompt that guidance leads away from, as it is"),
+    "negative": (TEXT, "", "a prompt that guidance leads away from, used unchanged"),
     "method": (TEXT, "euler", "of the solver: euler or heun"),
-    "shift": (NUMBER, None, "static, of the schedule; else the import's, or by the target tokens"),
+    "shift": (NUMBER, None, "a static shift; else the import's, or by the target tokens"),
     "noise_scale": (NUMBER, 1.0, "factor of the target tokens by which the schedule is shifted"),
-    "given_time": (TEXT, "smallest", "noise level of given views: smallest or zero"),
+    "given_time": (TEXT, "smallest", "noise level told for condition views: smallest or zero"),
     "scale_factor": (NUMBER, 1.0, "of rotary positions beyond those trained: 1.1 to 1.5"),
     "scale_watershed": (NUMBER, 1.0, "time, 1000 sigma, below which scale_factor interpolates"),
 }
@@ -66,8 +66,8 @@ Add --help to a command for its options."""
 def config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """The option that names a run's file, and one for each of its settings.
 
-    A setting that the file leaves at its default, as most of a source's, can be given as well;
-    `run_config` refuses one that does not exist.
+    Settings that the file leaves at their defaults, such as most settings of a source, can be given
+    as well; `run_config` refuses those that do not exist.
     """
     config_flags.DEFINE_config_file(
         "config",

@@ -1,9 +1,10 @@
-"""Copies on this machine's disk of what lies in object storage and must be read as local files.
+"""Copies files from object storage to this machine's disk, for readers that need local files.
 
-Released networks and their tokenizers are such: a folder of few files, some of gigabytes.  Each is
-copied once to $XDG_CACHE_HOME/onediff_jax/copies (~/.cache where that is not set).  One process
-copies while the others of the machine wait for its lock.  A file gets its name when it is whole and
-its checksum right; what a kill leaves is a `.partial` file, at whose end the next process goes on.
+Released networks and their tokenizers need this: folders of few files, some of several gigabytes.
+Each is copied once to $XDG_CACHE_HOME/onediff_jax/copies (~/.cache if that is not set).  One
+process copies while the machine's other processes wait for its lock.  A file gets its name when it
+is complete and its checksum is right.  A killed process leaves a `.partial` file, which the next
+one continues.
 """
 
 import base64
@@ -30,7 +31,7 @@ LEFT_OUT = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # never 
 CHUNK = 1 << 24  # bytes of a read
 READS = 8  # at once
 EVERY = 10.0  # seconds between two lines about progress
-SMALL = 1 << 20  # bytes of a copy that nothing is said about
+SMALL = 1 << 20  # bytes; smaller copies are made without a message
 
 
 class StoredFile(NamedTuple):
@@ -48,7 +49,7 @@ class StoredFile(NamedTuple):
 
     @property
     def identity(self) -> list[Any]:
-        """What tells it from another of its name, as JSON keeps it."""
+        """What distinguishes its content from another file of its name, as JSON."""
         return [self.size, self.checksum or self.version]
 
 
@@ -66,7 +67,7 @@ def local_path(path: pathlib.PurePath | str) -> pathlib.Path:
 
 
 def local_copy(path: pathlib.PurePath | str) -> pathlib.Path:
-    """A file, or a folder with its files but not its folders, on this machine's disk.
+    """A file, or a folder with its files but not its subfolders, on this machine's disk.
 
     `path` itself where it is local; else its copy, which is made or brought up to date.  Raises
     InputError, naming `path`, where it cannot be read or is damaged on its way.
@@ -162,7 +163,7 @@ def bring(
     path: str,
     prune: bool,
 ) -> None:
-    """Copies the files that the folder lacks or has of another content; removes what is gone."""
+    """Copies files that are missing or have changed; removes those gone from the source."""
     note = folder / NOTE
     known = json.loads(note.read_text()) if note.is_file() else {}
     lacking = [file for file in files if not is_copied(file, folder, known)]
@@ -210,7 +211,7 @@ def refuse_full(folder: pathlib.Path, path: str, total: int) -> None:
 
 
 class Progress:
-    """Says now and then how far a copy is."""
+    """Reports the progress of a copy now and then."""
 
     def __init__(self, path: str, total: int):
         self._path, self._total, self._done, self._kept = path, total, 0, 0
@@ -282,7 +283,7 @@ def parts(storage: fsspec.AbstractFileSystem, file: StoredFile, start: int) -> I
 
 
 def say(line: str) -> None:
-    """Tells on standard error what is going on; of several processes of a run, the first does."""
+    """Prints a line to standard error; of several processes of a run, only the first does."""
     from onediff_jax import processes  # which imports JAX, and loader workers must not
 
     if not processes.joined() or processes.first():

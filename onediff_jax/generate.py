@@ -42,7 +42,7 @@ Made = Picture | Rays
 class Trained(NamedTuple):
     """What sampling needs of a run.
 
-    Parameters that are split over a mesh stay so: every device makes its rows of a batch.
+    Parameters that are sharded over a mesh stay sharded; each device samples its rows of a batch.
     """
 
     networks: Networks
@@ -88,7 +88,7 @@ class PictureCodec:
 
 
 def everywhere(array: Array) -> np.ndarray:
-    """The whole array, in every process, whichever devices have its parts."""
+    """The whole array, gathered in every process."""
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
@@ -96,7 +96,7 @@ def everywhere(array: Array) -> np.ndarray:
 def encoded_moments(
     autoencoder: AutoencoderKL, params: Any, pictures: UInt8[Array, "b h w 3"]
 ) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W c"]]:
-    """Means and deviations of the pictures' normalised latents."""
+    """Means and stds of the images' normalised latents."""
     return autoencoder.normalised_moments(autoencoder.encode(params, pictures / 127.5 - 1))
 
 
@@ -114,11 +114,11 @@ class SampleConfig:
 
     steps: int = 50
     guidance: float = 4.0  # 1 follows the prompt as trained, 0 ignores it
-    negative: str = ""  # prompt that guidance leads away from, as it is, without a task's token
+    negative: str = ""  # prompt that guidance leads away from; used unchanged, without a task token
     method: str = "euler"
     shift: float | None = None
-    # static, of the schedule; None: as the import's scheduler says, else by the target tokens
-    noise_scale: float = 1.0  # factor of the target tokens by which the schedule is shifted
+    # static shift; None: the import's schedule, else a dynamic shift by the number of target tokens
+    noise_scale: float = 1.0  # multiplies the number of target tokens in the dynamic shift
     given_time: str = (
         "smallest"  # noise level of given views: "smallest" of the schedule, or "zero"
     )
@@ -279,15 +279,15 @@ def sampled_patches(
     numbers: Int[Array, " b"],
     *of_all: Any,
 ) -> Float[Array, "b n p"]:
-    """Patches of all views, each device of a mesh making its rows.
+    """Patches of all views; each device of a mesh samples its rows.
 
     Arguments are those of `denoised_patches`.
     """
     of_rows = clean, ids, mask, numbers
     if mesh is None:
         return denoised_patches(networks, layout, config, params, *of_rows, *of_all)
-    # Devices along `sequence` make the same rows: nothing is kept for a backward pass, so that
-    # a row needs no cutting to fit.
+    # Devices along `sequence` sample the same rows: nothing is kept for a backward pass, so a
+    # whole row fits on one device.
     on_mesh = networks.on_mesh(mesh, (group_of(mesh, "tensor"),))
 
     def on_device(params, *rest):

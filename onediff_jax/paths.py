@@ -1,7 +1,7 @@
-"""Where things lie: paths of this machine, and of object storage, such as gs://BUCKET/FOLDER.
+"""Paths on this machine and in object storage, such as gs://BUCKET/FOLDER.
 
-Settings that name a file or a folder are of type `Location`.  A relative one begins at the run's
-`root`: the current folder where that is empty, a bucket on a pod.
+Settings that name a file or a folder are of type `Location`.  Relative ones begin at the run's
+`root`, such as a bucket on a pod; if `root` is empty, at the current folder.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ def remote(path: pathlib.PurePath | str) -> bool:
 
 
 def under(root: str, path: str) -> str:
-    """`path` as seen from `root`, where it is relative; what is empty or absolute stays so."""
+    """`path` below `root` if it is relative; empty and absolute paths are unchanged."""
     if not root or not path or remote(path) or path.startswith(("/", "~")):
         return path
     scheme, separator, rest = root.rpartition("://")
@@ -72,7 +72,7 @@ ACCESS = (
 
 
 def missing(path: pathlib.PurePath | str) -> str:
-    """What a message about a path that is not there says beyond its name; nothing of local ones."""
+    """The advice to add to a message about a missing path; empty for local paths."""
     return f"  It was looked for in object storage: {ACCESS}" if remote(path) else ""
 
 

@@ -9,8 +9,8 @@ Reads captioned pictures of a folder (or, without one, JPEG pictures of 640 x 48
 one core: whole rows of ours with latents and token ids, our pictures alone, and a DataLoader with
 Pillow (needs torch).  Rates are medians of several runs that take turns, since machines are noisy.
 With --cache it reads rows of what tools/encode_dataset.py has encoded, of every task apart.
-With --stage it reads, by the run's own loader, drawn caches with the rows of a config, as one of so
-many hosts, with every read as much slower as reads from object storage are.
+With --stage it measures the run's own loader on caches of random examples for the rows of a config,
+as one of --hosts, with --latency added to each read as for object storage.
 With --memory it reads so many examples and prints how much memory the process holds on the way.
 """
 

@@ -6,13 +6,13 @@
                                [--needed 53]
 
 Every record (or N, spread evenly) goes through each task of the config that its source serves.
-Prints the mixture (of every task, which source gives which share), records and faults by task,
-sizes, prompts in pieces of words, and the padding of slots.
-With --rate it measures instead, for so many seconds, how many examples a second the run's own
-loader gives on this machine as one of --hosts, if every read took --latency seconds longer;
---needed is what `plan` says that the step needs.
-Status: 0, 1 where there are faults, the data cannot be opened or too slow, 2 where it was not
-understood.
+Prints the mixture (each source's share of each task), records and bad records by task, sizes,
+prompt lengths in tokens, and the padding of slots.
+With --rate SECONDS it instead measures, for that time, how many examples per second the run's own
+loader delivers on this machine as one of --hosts, with --latency seconds added to each read;
+--needed is the rate that `plan` prints for each host.
+Status: 0; 1 if there are bad records, or the data cannot be opened or is too slow; 2 if the command
+was not understood.
 """
 
 import collections
@@ -268,7 +268,7 @@ def checked(config: RunConfig, names: Sequence[str], split: str, records: int | 
 
 
 def rate(config: RunConfig, seconds: float, latency: float, hosts: int) -> Rate:
-    """What the run's loader gives to one of so many hosts."""
+    """The rate of the run's loader for one of `hosts` hosts."""
     if config.rows % hosts:
         raise InputError(f"--hosts is {hosts}, which does not divide the {config.rows} rows.")
     sources = opened(config.data, "train")

@@ -6,8 +6,8 @@ Then train with config.data.sources.NAME = dict(kind="cache", path="caches/mine/
 in object storage, such as gs://BUCKET/caches/mine.  Every task that a slot holds is encoded, with
 conditions drawn anew in each of --passes.  With --states prompts are kept as states of a released
 text encoder, else as token ids.  Interrupted, the same command goes on after the last whole file;
-once all are there, it checks them.  A file has --shard examples, or else about 512 MiB.
-docs/caches.md says more.
+once all are there, it checks them.  A file has --shard examples, or by default about 512 MiB; see
+docs/caches.md.
 """
 
 import concurrent.futures
@@ -58,7 +58,7 @@ from onediff_jax.train.locations import located
 from onediff_jax.train.start import first_assets
 from onediff_jax.train.storage import whole_file
 
-CAPTIONS = 64  # of a source, whose lengths say how long its prompts are
+CAPTIONS = 64  # of a source, from which the mean prompt length is estimated
 BATCH = 16  # pictures, or prompts, that are encoded together
 AHEAD = 8  # batches of examples that are made together, so that pictures of one shape fill theirs
 
@@ -84,7 +84,7 @@ def serves(part: Part, name: str, source: Source) -> bool:
 
 
 def own_settings(settings: SourceSettings) -> dict[str, Any]:
-    """The settings of a source without those that sources of every kind have: they mix."""
+    """The settings of a source, without those that only affect the mixture."""
     common = {field.name for field in dataclasses.fields(SourceSettings)}
     return {name: value for name, value in as_dict(settings).items() if name not in common}
 
@@ -92,7 +92,7 @@ def own_settings(settings: SourceSettings) -> dict[str, Any]:
 def examples_of_file(
     part: Part, source: Source, encoding: Encoding, codec: Mapping[str, Any], patch: int
 ) -> int:
-    """How many examples of a part fill a file, were all of their views pictures."""
+    """How many examples of a part fill a file, if all of their views are images."""
     picture = part.tokens * patch**2 * codec["channels"] * HALF.itemsize
     spread = np.linspace(0, len(source) - 1, min(CAPTIONS, len(source))).astype(int)
     with concurrent.futures.ThreadPoolExecutor(len(spread)) as pool:

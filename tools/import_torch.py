@@ -4,10 +4,10 @@
 
 DIR holds `transformer` and perhaps vae, text_encoder, tokenizer and scheduler, as diffusers lays
 them out; or it is such a transformer itself.  It may be in object storage (gs://...).  Only
-safetensors are read, and torch is not needed.  The scheduler's settings decide how samples are made
-of what starts here.  OUT gets checkpoints/0 and copies of (or links to) the parts that are never
-trained.  With vae, text_encoder and tokenizer it can be sampled from; without, a run that starts
-from it brings a codec and a text encoder of its own.
+safetensors are read, and torch is not needed.  The scheduler's settings set the sampling schedule
+of the import and of runs that start from it.  OUT gets checkpoints/0 and copies of (or links to)
+the parts that are never trained.  With vae, text_encoder and tokenizer it can be sampled from;
+without, a run that starts from it brings a codec and a text encoder of its own.
 """
 
 import os

@@ -19,7 +19,7 @@ from onediff_jax.ops.cameras import Camera, cropped_intrinsics, resized_intrinsi
 
 LONGEST = 4  # sides of a grid are at most 1 : LONGEST
 FULL = 0.9  # least share of a slot that a grid fills, where there is such a grid
-KEPT = 0.5  # pictures of which a crop would keep a smaller share are faults
+KEPT = 0.5  # images of which a crop would keep less than this share are bad records
 FILTERS = {
     name: Image.Resampling[name.upper()]
     for name in ("lanczos", "bicubic", "bilinear", "box", "nearest")
@@ -28,11 +28,11 @@ FILTERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Fitting:
-    """How pictures are brought to the size of a slot."""
+    """How images are cropped and resized to a slot."""
 
-    square: bool = False  # all are cut to squares; else to the grid that is nearest in aspect
-    enlarge: float = 2.0  # a picture's sides, at most; a smaller picture is a fault
-    filter: str = "lanczos"  # by which pictures are resized
+    square: bool = False  # crop to squares; else to the grid nearest in aspect ratio
+    enlarge: float = 2.0  # largest factor; an image that needs more is a bad record
+    filter: str = "lanczos"  # for resizing images
 
     def __post_init__(self):
         if not self.enlarge > 0:

@@ -1,4 +1,4 @@
-"""Which sources serve a task, and how often each comes: what streams are made of, and its table."""
+"""Which sources serve a task and how often each is drawn; the table of a run's mixture."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from onediff_jax.errors import InputError
 
 
 class Ingredient(NamedTuple):
-    """A task and a source of one stream, and how often they come beside the stream's others."""
+    """A task and a source of one stream, with their weight in the stream."""
 
     task: str
     number: int  # of the source among all
@@ -22,9 +22,9 @@ class Ingredient(NamedTuple):
 def ingredients(
     tasks: Mapping[str, float], views: int, sources: Mapping[str, Source]
 ) -> list[Ingredient]:
-    """What a stream of examples of so many views of the given tasks is mixed of.
+    """The tasks and sources that a stream of examples with `views` views mixes.
 
-    A task's weight is divided among the sources that serve it, by the weights of these.
+    A task's weight is divided among the sources that serve it, in proportion to their weights.
     """
     found = []
     for task, weight in tasks.items():
@@ -93,9 +93,9 @@ class Share(NamedTuple):
 
 
 def mixture(config: DataConfig, sources: Mapping[str, Source], rows: int) -> list[Share]:
-    """The share of every task and source in steps of so many rows, and sources that serve nothing.
+    """The share of each task and source in steps of `rows` rows, and sources that serve nothing.
 
-    Computed of what the run's streams are made of.
+    Computed from the same ingredients as the run's streams.
     """
     often = collections.Counter()  # examples of a row
     for _, _, slot, packing in packed_slots(config, seed=0):

@@ -1,7 +1,7 @@
-"""How fast a run's data come: examples a second of its own loader.
+"""Measures how many examples per second a run's own loader delivers.
 
-A read from object storage takes some 40 ms.  Reads that are made slower by so much show on any
-machine what a run would get from there.
+A read from object storage takes about 40 ms.  With this delay added to each read, any machine shows
+the rate that a run would get from object storage.
 """
 
 import itertools
@@ -31,10 +31,10 @@ class Rate(NamedTuple):
 
 
 def measured_rate(rows: Rows, batch: int, local: Sequence[int], seconds: float) -> Rate:
-    """What the loader gives in so many seconds to a run that never waits for anything else.
+    """The loader's rate over `seconds`, for a run that waits for nothing else.
 
-    `batch` and `local` are those of `batches`.  The batches that are made ahead come first and are
-    not counted, so that the rate is the one that lasts.
+    `batch` and `local` are those of `batches`.  Prefetched batches come first and are not counted,
+    so the result is the sustained rate.
     """
     coming = batches(rows, batch, local, 0, ENDLESS)
     for _ in range(rows.config.prefetch * max(rows.config.workers, 1) + 1):
@@ -49,7 +49,7 @@ def measured_rate(rows: Rows, batch: int, local: Sequence[int], seconds: float) 
 
 
 def slowed(sources: Mapping[str, Source], seconds: float) -> dict[str, Source]:
-    """The sources, with every read of a record or of a cached example so much slower."""
+    """The sources, with `seconds` added to each read of a record or of a cached example."""
     return {
         name: SlowCache(source, seconds)
         if isinstance(source, CachedSource)
@@ -59,7 +59,7 @@ def slowed(sources: Mapping[str, Source], seconds: float) -> dict[str, Source]:
 
 
 class SlowSource(Source):
-    """A source whose records come late."""
+    """A source whose reads are delayed."""
 
     def __init__(self, source: Source, seconds: float):
         self.source, self.seconds = source, seconds
@@ -82,7 +82,7 @@ class SlowSource(Source):
 
 
 class SlowCache(CachedSource):
-    """A cache whose examples come late."""
+    """A cache whose reads are delayed."""
 
     def __init__(self, cache: CachedSource, seconds: float):
         vars(self).update(vars(cache), seconds=seconds)
@@ -93,7 +93,7 @@ class SlowCache(CachedSource):
 
 
 class SlowExamples(CachedExamples):
-    """Examples of a cache that come late."""
+    """Examples of a cache, with delayed reads."""
 
     def __init__(self, examples: CachedExamples, seconds: float):
         vars(self).update(vars(examples), seconds=seconds)

@@ -1,7 +1,7 @@
 """Records of ArrayRecord files by number, for any number of threads and of files.
 
-A process has one list of open files, whatever it reads: of caches, shards and TFDS alike those read
-last stay open, and never more than half of what the system allows.
+A process has one list of open files for caches, shards and TFDS.  The most recently read files stay
+open, at most half as many as the system allows.
 """
 
 import collections
@@ -26,8 +26,8 @@ READING = "readahead_buffer_size:0,max_parallelism:0"
 class RecordFiles(Sequence):
     """Records of ArrayRecord files, as bytes, by number.
 
-    `counts` says how many records of every file are meant, and `firsts` which is the first of them.
-    Holds no open file itself, so that it travels to other processes.
+    `counts` has the number of records used of each file, `firsts` the first record used of each.
+    It holds no open file itself, so it can be sent to other processes.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RecordFiles(Sequence):
         except IndexError as error:
             raise RuntimeError(f"it holds no record {place}: {error}") from None
         except RuntimeError as error:
-            file.close()  # a reader that has failed goes on to fail
+            file.close()  # a reader that failed once fails again
             if any(word in str(error) for word in DAMAGED):
                 raise
             file.path.stat()  # raises FileNotFoundError
@@ -93,7 +93,7 @@ class ReadFile:
 
 
 class ReadFiles:
-    """The files that a process has read last, oldest first; closes those that are too many."""
+    """A process's most recently read files, oldest first; closes those beyond the limit."""
 
     def __init__(self) -> None:
         self._files: collections.OrderedDict[ReadFile, None] = collections.OrderedDict()
@@ -120,8 +120,8 @@ READ = ReadFiles()
 def raised_limit() -> int:
     """How many files this process may have open, after asking for as many as the system allows.
 
-    The usual soft limit of 1,024 is for programs that could not live with more; the hard limit is
-    the one that is meant.
+    The usual soft limit of 1,024 is for programs that use `select`, which fails beyond it; other
+    programs are meant to raise it to the hard limit.
     """
     try:
         import resource

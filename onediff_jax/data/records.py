@@ -26,11 +26,11 @@ Value = TypeVar("Value")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceSettings:
-    """Settings that data sources of every kind have beside their own."""
+    """Settings common to data sources of every kind."""
 
-    weight: float = 0.0  # among the sources that serve a task; 0: the number of its records
-    repeats: int = 1  # the weight is multiplied by it
-    tasks: tuple[str, ...] = ()  # that it may serve; empty: all that its records have the fields of
+    weight: float = 0.0  # relative to other sources of a task; 0: the number of its records
+    repeats: int = 1  # multiplies the weight
+    tasks: tuple[str, ...] = ()  # that it may serve; empty: all whose fields its records have
 
     def __post_init__(self):
         object.__setattr__(self, "tasks", tuple(map(canonical, self.tasks)))
@@ -60,7 +60,7 @@ class Source(Sequence):
 
     fields: frozenset[str]  # that every record has
     least: Mapping[str, int] = {}  # pictures that every record has, by fields that hold several
-    settings = SourceSettings()  # that it was opened by
+    settings = SourceSettings()  # with which it was opened
 
     @property
     def weight(self) -> float:

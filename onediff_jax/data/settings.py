@@ -76,14 +76,14 @@ class DataConfig:
     )  # name of a task -> shares of its numbers of views, where they are not equal; 0 of the rest
     row: tuple[SlotConfig, ...] = ()
     aspects: str = "any"  # of pictures: the slot's grid nearest to each, or "square"
-    enlarge: float = 2.0  # of a picture's sides, at most; smaller pictures count as bad records
-    filter: str = "lanczos"  # that resizes pictures; or bicubic, bilinear, box, nearest
+    enlarge: float = 2.0  # of images, at most; those that need more count as bad records
+    filter: str = "lanczos"  # for resizing images; or bicubic, bilinear, box, nearest
     conditions: ConditionConfig = ConditionConfig()
-    prompt_dropout: float = 0.1  # share of examples that lose their prompt, for guidance
-    caption_dropout: float = 0.0  # share that lose their caption and keep the task's token
+    prompt_dropout: float = 0.1  # share of examples without a prompt, for guidance
+    caption_dropout: float = 0.0  # share without a caption; the task's token stays
     workers: int = 0  # processes that make rows; 0: threads of this one
-    reads: int = 16  # examples that are read at once, by every process that makes rows
-    prefetch: int = 4  # batches made ahead
+    reads: int = 16  # examples read at once by each process that assembles rows
+    prefetch: int = 4  # batches prefetched
     faults: float = 0.01  # share of a source's records that may be at fault before the run stops
 
     def __post_init__(self):
@@ -113,12 +113,12 @@ class DataConfig:
         if self.prompt_dropout + self.caption_dropout > 1:
             raise InputError(
                 f"data.prompt_dropout is {self.prompt_dropout} and data.caption_dropout "
-                f"{self.caption_dropout}; an example loses one or the other, so both are 1 at most."
+                f"{self.caption_dropout}; an example loses one or the other: the sum is at most 1."
             )
 
     @property
     def fitting(self) -> Fitting:
-        """How pictures are brought to the size of a slot."""
+        """How images are cropped and resized to a slot."""
         return Fitting(self.aspects == "square", self.enlarge, self.filter)
 
 

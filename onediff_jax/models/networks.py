@@ -143,13 +143,13 @@ class Networks(NamedTuple):
 
 
 class OnMesh(NamedTuple):
-    """Networks that bring together the parameters of their stacks' layers themselves."""
+    """Networks that gather the parameters of their stacked layers themselves."""
 
     networks: Networks
-    specs: Any  # how all parameters are split, by network
+    specs: Any  # how all parameters are sharded, by network
 
     def whole(self, params: Any) -> Any:
-        """Parameters of some networks, with those outside of stacks brought together."""
+        """Parameters of some networks, with those outside of stacks gathered."""
         return {
             name: {
                 part: leaf if part == "layers" else gathered(leaf, self.specs[name][part])

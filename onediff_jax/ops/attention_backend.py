@@ -1,4 +1,4 @@
-"""What an attention backend is: a function, and what it can and cannot do."""
+"""The interface of attention backends: a function, and which cases it supports."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ LANES = 128  # channels of a TPU's vector register
 
 
 class Case(NamedTuple):
-    """What attention is asked for, as far as backends differ."""
+    """The properties of an attention call that decide which backends support it."""
 
     head: int  # channels
     queries: int
@@ -38,7 +38,7 @@ class Backend:
 
 
 def no_refusal(case: Case, kind: str) -> None:
-    """Of what serves every case on every device."""
+    """The `refusal` of a backend that supports every case on every device."""
     del case, kind
 
 
@@ -57,5 +57,5 @@ def kernel_refusal(case: Case, kind: str, suits: bool, needs: str, widest: int) 
 
 
 def dtype_name(dtype: Any) -> str:
-    """Of a dtype or scalar type, such as bfloat16."""
+    """The name of a dtype or scalar type, such as bfloat16."""
     return jnp.dtype(dtype).name

@@ -116,7 +116,7 @@ chunked.defvjp(forward, backward)
 def tied(x: Array, *segments: Array) -> tuple[Array, ...]:
     """`x` and segments, so that what follows from segments alone is not computed before `x` is.
 
-    Masks are as large as logits.  They are the same in every layer, and else JAX computes them once
+    Masks are as large as logits and the same in every layer.  Without this, JAX computes them once
     for all layers and keeps them for the backward pass: 8 GiB for 16,384 tokens.
     """
     return jax.lax.optimization_barrier((x, *segments))

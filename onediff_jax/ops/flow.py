@@ -6,8 +6,8 @@
     (4)  loss = sum_t w_t |v_theta - v|_t^2 / (p sum w)    over all tokens t of the global batch
 
 A view's role (condition or target) exists only when sampling: as published, the loss covers all
-views, conditions included.  Those that `FlowConfig.clean` keeps clean are left out: at sigma 0 the
-noise in eps - x can be seen nowhere.
+views, conditions included.  Views that `FlowConfig.clean` keeps clean are left out: their target
+eps - x contains noise that the input does not show.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ class FlowConfig:
     std: float = 1.0
     shift: float = 3.0  # a of (3); 1 leaves the draw as it is
     balance: str = "token"  # "token": every token weighs the same; "example": every example does
-    clean: float = 0.0  # share of examples some of whose views are clean, as condition views are
-    clean_sigma: float = 0.06  # their noise level, as the network is told: uniform below this
+    clean: float = 0.0  # share of examples in which some views are clean, like conditions
+    clean_sigma: float = 0.06  # the network is told a noise level for these, uniform below this
     task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
-    # name -> factor of a task's part in the loss; 1 where it has none
+    # name -> factor of a task's loss; default 1
 
     def __post_init__(self):
         if self.shift <= 0 or self.std <= 0:
@@ -108,11 +108,12 @@ def clean_views(
     layout: Layout,
     config: FlowConfig,
 ) -> tuple[Bool[Array, "b v"], Sigmas]:
-    """Which views stay clean, and the noise level that the network is told of them.
+    """Which views stay clean, and the noise level that the network is told for them.
 
-    Of a share `config.clean` of the examples with several views, 1 to all but one, all numbers and
-    views alike: any view can be a condition when sampling.  Their latents have no noise, and an
-    example's share one level, as then.  Depends on (key, global row, place in the row) alone.
+    In a share `config.clean` of the examples with several views, at least one view and at most all
+    but one are clean.  Their number and choice are uniform, since any view can be a condition when
+    sampling.  Clean views have latents without noise, and those of an example share one level, as
+    when sampling.  Depends only on (key, global row, place in the row).
     """
     if not config.clean:
         return jnp.zeros(example_of_view.shape, bool), jnp.zeros(example_of_view.shape)

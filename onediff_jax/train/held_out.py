@@ -1,8 +1,8 @@
-"""The loss of held-out examples: always the same rows, noise levels and noise, so that only the
-parameters move it.
+"""The loss on held-out examples.  Rows, noise levels and noise are the same every time, so only the
+parameters change it.
 
-Noise levels are uniform between 0 and 1, whatever training draws: every level counts the same, and
-runs that train on different ones can be compared.
+Noise levels are uniform between 0 and 1, whatever training draws: all levels count the same, and
+runs with different training distributions can be compared.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ def held_out_rows(
 ) -> Rows | None:
     """Rows of the validation examples of all sources that have any, with their prompts; else None.
 
-    Tasks that none of these serves are left out.
+    Tasks that no held-out records serve are left out.
     """
     held = {name: source for name, source in sources.items() if len(source)}
     if not (held and config.evaluate.every and config.evaluate.rows):

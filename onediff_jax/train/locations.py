@@ -1,7 +1,7 @@
-"""The files and folders that a configuration names, and the same configuration seen from its root.
+"""The files and folders that a configuration names, with relative paths resolved against its root.
 
-Checkpoints keep a configuration as it is written, so that `root` may change between two starts of
-a run: what they compare is the relative paths.
+Checkpoints keep the configuration as it is written and compare relative paths, so `root` may change
+between two starts of a run.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from onediff_jax.train.run import RunConfig
 
 
 def located(config: RunConfig) -> RunConfig:
-    """The configuration with every relative path that it names seen from `config.root`."""
+    """The configuration with every relative path resolved against `config.root`."""
     return _replaced(config, lambda _, path: under(config.root, path), "config")
 
 

@@ -1,4 +1,4 @@
-"""A step's FLOPs by formula, and the peak FLOP/s of devices; MFU is the share of it in use."""
+"""A step's FLOPs by formula, and the peak FLOP/s of devices; MFU is their ratio."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -89,14 +89,14 @@ def codec_flops(config: VAEConfig, side: int) -> int:
 
 
 class StepFlops(NamedTuple):
-    """FLOPs of a training step on all devices, by network; what is recomputed counts nothing."""
+    """FLOPs of a training step on all devices, by network; recomputation does not count."""
 
     trained: Mapping[str, int]  # of networks that gradients pass through: three forward passes
     encoders: Mapping[str, int]  # of frozen encoders inside the step: one
 
     @property
     def model(self) -> int:
-        """Those of MFU: of what is trained alone."""
+        """FLOPs that MFU counts: those of trained networks only."""
         return sum(self.trained.values())
 
     @property

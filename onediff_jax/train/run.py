@@ -75,7 +75,7 @@ class EvaluateConfig:
     """
 
     every: int = 1000  # steps between evaluations; 0: never
-    rows: int = 64  # held-out rows, at least, that the loss is averaged over; 0: no held-out loss
+    rows: int = 64  # minimum of held-out rows for the held-out loss; 0: no held-out loss
     grids: int = 1  # evaluations between sample grids; 0: no grids
     examples: int = 4  # columns of a grid
     sample: SampleConfig = SampleConfig()
@@ -92,8 +92,8 @@ class EvaluateConfig:
 class RunConfig:
     """Everything that a run depends on."""
 
-    root: str = ""  # where relative paths of sources, weights and checkpoints named here begin,
-    # such as gs://BUCKET; empty: the current folder.  --workdir is not among them
+    root: str = ""  # where the relative paths of this config begin, such as gs://BUCKET;
+    # empty: the current folder.  It does not apply to --workdir
     seed: int = 0
     steps: int = 1000
     rows: int = 8  # of a batch, over all devices

@@ -1,4 +1,4 @@
-"""The state of a run: parameters, their EMA, the optimizer's moments; born sharded."""
+"""The state of a run: parameters, their EMA, the optimizer's moments; sharded from the start."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class OptimizerConfig:
     """AdamW or Adafactor, and what surrounds it."""
 
     kind: str = "adamw"
-    # adamw, or adafactor: no first moment, second moments of matrices by rows and columns alone
+    # adamw, or adafactor: no first moment, second moments of matrices factored by rows and columns
     learning_rate: float = 5e-4
     schedule: str = (
         "constant"  # after warm-up: constant, or cosine or linear down to zero at the last step
@@ -38,11 +38,11 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # of matrices
     clip: float = 2.0  # of the gradient's global norm
     gradient_dtype: str = "bfloat16"
-    # in which gradients of blocks are summed over the shards of fsdp: bfloat16, or float32, which
-    # sends twice as much; float32 where model.dtype is
+    # dtype of the sum of block gradients over the shards of fsdp: bfloat16, or float32, which sends
+    # twice as many bytes; float32 if model.dtype is float32
     accumulate: int = 1  # parts that a batch is worked through in
     ema: float = 0.9999
-    # decay of the EMA of parameters, less early on: min(ema, (1 + s) / (10 + s)); 0: none is kept
+    # decay of the parameters' EMA, at step s min(ema, (1 + s) / (10 + s)); 0: no EMA
     ema_dtype: str = "float32"  # of its matrices; bfloat16: rounded stochastically, half the memory
 
     def __post_init__(self):
@@ -82,7 +82,7 @@ class State(NamedTuple):
 
     step: Int[Array, ""]
     params: Any  # those that are trained
-    ema: Any  # of them; {} where none is kept
+    ema: Any  # EMA of params; {} if none is kept
     moments: optax.OptState
     frozen: Any  # parameters that stay as they are
 
@@ -160,9 +160,8 @@ def is_matrix(path: tuple, leaf: Any) -> bool:
 def moved_average(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> Any:
     """The EMA after a step, with decay min(decay, (1 + s) / (10 + s)) at s = `step`.
 
-    As diffusers' EMAModel without warm-up.  What is held in bfloat16 is rounded stochastically: its
-    increments are mostly less than half of its spacing, and would all be lost by rounding to the
-    nearest.
+    As diffusers' EMAModel without warm-up.  Arrays in bfloat16 are rounded stochastically: most
+    increments are less than half of the bfloat16 spacing, and rounding to nearest would lose them.
     """
     s = step.astype(jnp.float32)
     kept = jnp.minimum(decay, (1 + s) / (10 + s))

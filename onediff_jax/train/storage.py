@@ -1,7 +1,7 @@
 """Files that grow, such as metrics and TensorBoard's, in object storage, where files cannot grow.
 
-They grow in a local folder and are copied now and then.  Whole files are written there as anywhere,
-and appear at once.
+Growing files are kept in a local folder and copied from time to time.  Complete files are written
+directly to object storage, and appear at once.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ EVERY = 60.0  # seconds between two copies
 
 @contextlib.contextmanager
 def whole_file(file: pathlib.PurePath) -> Iterator[pathlib.Path]:
-    """A local file to write, which appears as `file` when the statement ends well, and whole."""
+    """A local file to write; it appears as `file`, complete, if no error ends the statement."""
     if not remote(file):
         unfinished = pathlib.Path(file).with_suffix(".partial")
         yield unfinished
@@ -30,7 +30,7 @@ def whole_file(file: pathlib.PurePath) -> Iterator[pathlib.Path]:
         unfinished = pathlib.Path(folder) / file.name
         yield unfinished
         storage, path = fsspec.core.url_to_fs(str(file))
-        # Not by an opened file, which would keep the part before an interruption as if it were all.
+        # Not through an opened file: interrupted, it would leave a part that looks complete.
         storage.put_file(str(unfinished), path)
 
 
