@@ -11,7 +11,9 @@ from scipy.stats import chisquare
 from tiny import Blobs, tiny_config
 
 from onediff_jax.data import loader
+from onediff_jax.data.records import SourceSettings
 from onediff_jax.data.rows import TASK_NAMES
+from onediff_jax.data.settings import SlotConfig
 from onediff_jax.errors import InputError
 from onediff_jax.ops import flow
 from onediff_jax.sharding import MeshConfig, mesh_of, placed, shardings_of
@@ -96,6 +98,15 @@ def test_prompts_are_kept_and_tasks_that_nothing_held_out_serves_are_left_out():
     assert not (batch.text[used] == empty).all(-1).any()
     assert not batch.token_mask[(batch.example_of_view < 0)[:, rows.layout.view_of_token]].any()
     assert held_out_rows(config, {"none": Blobs(0)}, ASSETS, TOKENIZER) is None
+
+
+def test_held_out_records_that_serve_no_task_of_the_run_have_no_loss():
+    """A mean over no tokens is not a number."""
+    data = dataclasses.replace(CONFIG.data, tasks={"text2image": 1.0}, row=(SlotConfig(1, 4),))
+    other = Blobs(5)
+    other.settings = SourceSettings(tasks=("depth2image",))
+    config = dataclasses.replace(CONFIG, data=data)
+    assert held_out_rows(config, {"mine": Blobs(0), "other": other}, ASSETS, TOKENIZER) is None
 
 
 @pytest.mark.parametrize("name", ["every", "rows", "grids", "examples"])

@@ -162,3 +162,11 @@ def test_tasks_come_in_the_order_of_the_config_and_weights_divide_a_slot():
     lines = mixture(config, {"mine": source("mine", 10)}, rows=1)
     shares = [("canny2image", 3 / 8), ("text2image", 1 / 2), ("deblurring", 1 / 8)]
     assert [(line.task, line.share) for line in lines] == shares
+
+
+def test_sources_without_records_are_no_part_of_a_mixture():
+    none, some = source("none", 0, weight=5.0), source("some", 60)
+    (found,) = ingredients({"text2image": 1.0}, 1, {"none": none, "some": some})
+    assert found.number == 1 and found.weight == 1
+    with pytest.raises(InputError, match="No source that serves task 'text2image' has a record"):
+        rows_of(ONE, sources={"none": source("none", 0)})

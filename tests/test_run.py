@@ -14,11 +14,13 @@ from PIL import Image
 from tiny import Blobs, tiny_config
 
 from onediff_jax import cli
+from onediff_jax.data.settings import DataConfig, SlotConfig
 from onediff_jax.data.tasks import TASKS
 from onediff_jax.data.text import UNKNOWN, Tokenizer
 from onediff_jax.errors import InputError
 from onediff_jax.restore import restored
 from onediff_jax.train import run
+from onediff_jax.train.state import OptimizerConfig
 
 TESTS = pathlib.Path(__file__).parent
 STEPS = 6
@@ -71,6 +73,28 @@ def test_a_vocabulary_is_built_on_all_captions():
         assets = run.fitted_assets(config, {"blobs": source})
         found = Tokenizer(assets.vocabulary, 12).pieces("ΩΨ")
         assert (UNKNOWN not in found) == known
+
+
+def test_a_task_has_the_tokens_of_the_slot_that_has_its_views():
+    """A cache holds no examples of one slot's views with another's tokens."""
+    slots = SlotConfig(6, 16), SlotConfig(4, 64), SlotConfig(1, 4)
+    data = DataConfig(tasks={"multiview": 1.0, "text2image": 1.0}, row=slots)
+    assert run.views_of_tasks(data) == {"multiview": 4, "text2image": 1}
+    assert run.tokens_of(data, "multiview") == 64 and run.tokens_of(data, "text2image") == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        (run.CheckpointConfig, "every", 0),
+        (run.CheckpointConfig, "keep", 0),
+        (run.LogConfig, "every", 0),
+        (OptimizerConfig, "clip", 0.0),
+    ],
+)
+def test_what_no_step_could_be_taken_with_is_refused_before_the_first(settings, name, value):
+    with pytest.raises(InputError, match=rf"\.{name} is {value}; it must be"):
+        settings(**{name: value})
 
 
 def train_in_a_process(workdir: pathlib.Path, kill_after: int = 0, grids: int = 0):

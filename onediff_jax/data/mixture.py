@@ -28,7 +28,12 @@ def ingredients(
     """
     found = []
     for task, weight in tasks.items():
-        serving = served(task, views, sources)
+        serving = {n: source for n, source in served(task, views, sources).items() if len(source)}
+        if not serving:
+            raise InputError(
+                f"No source that serves task {task!r} has a record in this split; set "
+                f"data.tasks.{task} to 0, or change how many records a source holds out."
+            )
         total = sum(source.weight for source in serving.values())
         found += [
             Ingredient(task, number, source, weight * source.weight / total)

@@ -14,12 +14,13 @@ import jax
 from jax.sharding import Mesh
 
 from onediff_jax.data.loader import Rows, batches
+from onediff_jax.data.mixture import is_served
 from onediff_jax.data.records import Source
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.models.networks import Networks
 from onediff_jax.ops import flow
 from onediff_jax.sharding import global_batch, local_rows, replicated
-from onediff_jax.train.run import Assets, RunConfig, rows_of
+from onediff_jax.train.run import Assets, RunConfig, rows_of, views_of_tasks
 from onediff_jax.train.step import errors_of, mean_of, measures, named_scalars
 
 UNIFORM = flow.FlowConfig(distribution="uniform", shift=1.0)
@@ -63,12 +64,14 @@ class HeldOutLoss:
 def held_out_rows(
     config: RunConfig, sources: Mapping[str, Source], assets: Assets, tokenizer: Tokenizer
 ) -> Rows | None:
-    """Rows of the validation examples of all sources that have any, with their prompts; else None.
+    """Rows of the validation examples of all sources that have any, with their prompts.
 
-    Tasks that no held-out records serve are left out.
+    Tasks that no held-out records serve are left out; None where that leaves no task.
     """
     held = {name: source for name, source in sources.items() if len(source)}
     if not (held and config.evaluate.every and config.evaluate.rows):
+        return None
+    if not any(is_served(*each, held) for each in views_of_tasks(config.data).items()):
         return None
     data = dataclasses.replace(config.data, prompt_dropout=0.0, caption_dropout=0.0, workers=0)
     return rows_of(dataclasses.replace(config, data=data), held, assets, tokenizer, partial=True)

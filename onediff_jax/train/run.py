@@ -51,6 +51,14 @@ class CheckpointConfig:
     every: int = 1000  # steps
     keep: int = 2  # newest ones
 
+    def __post_init__(self):
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1.  The last "
+                    "step is always saved."
+                )
+
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
@@ -60,6 +68,8 @@ class LogConfig:
     profile: tuple[int, ...] = ()  # first step and number of steps that are profiled
 
     def __post_init__(self):
+        if self.every < 1:
+            raise InputError(f"log.every is {self.every}; it must be at least 1.")
         if self.profile and (len(self.profile) != 2 or min(self.profile) < 1):
             raise InputError(
                 f"log.profile is {self.profile}; set it to the first step and the number of steps, "
@@ -218,11 +228,12 @@ def views_of_tasks(config: DataConfig) -> dict[str, int]:
 
 
 def tokens_of(config: DataConfig, task: str) -> int:
-    """Tokens of a view of a task that the run's slots hold."""
+    """Tokens of a view of a task, in a slot that holds as few views of it as `views_of_tasks`."""
+    views = views_of_tasks(config)[task]
     return next(
         slot.tokens
         for slot in config.row
-        if any(task in tasks for tasks in slot.tasks_of(config.tasks, config.counts).values())
+        if task in slot.tasks_of(config.tasks, config.counts).get(views, ())
     )
 
 

@@ -52,6 +52,11 @@ class OptimizerConfig:
             )
         if self.accumulate < 1:
             raise InputError(f"optimizer.accumulate is {self.accumulate}; it must be at least 1.")
+        if not self.clip > 0:
+            raise InputError(
+                f"optimizer.clip is {self.clip}; it must be positive, and is inf where nothing is "
+                "to be clipped."
+            )
         if self.kind not in KINDS:
             raise InputError(f"optimizer.kind is {self.kind!r}; it can be {' or '.join(KINDS)}.")
         for name in ("mu_dtype", "ema_dtype", "gradient_dtype"):
