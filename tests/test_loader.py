@@ -497,7 +497,7 @@ def test_names_of_tasks_and_the_share_of_dropped_prompts_are_checked_at_once():
             DataConfig(prompt_dropout=share)
         with pytest.raises(InputError, match=f"caption_dropout is a share .*, got {share}"):
             DataConfig(caption_dropout=share)
-    with pytest.raises(InputError, match=r"is 0\.6 and data\.caption_dropout 0\.5; .* 1 at most"):
+    with pytest.raises(InputError, match=r"is 0\.6 and data\.caption_dropout 0\.5"):
         DataConfig(prompt_dropout=0.6, caption_dropout=0.5)
 
 
