@@ -2,7 +2,7 @@
 
 To render the 820 models (`--models 100` for fewer) and to train on two CPU cores:
 
-    python tools/render_furniture.py --out artifacts/furniture
+    python tools/datasets/render_furniture.py --out artifacts/furniture
     python -m onediff_jax train --config configs/furniture_tiny.py --workdir runs/furniture_tiny
 
 With --config.steps=600 and 100 models expect a velocity error of 0.311 (seed 0; docs/real_data.md).

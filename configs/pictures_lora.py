@@ -2,7 +2,7 @@
 
 The base is the run of configs/scenes_all.py.  On two CPU cores:
 
-    python tools/fetch_pictures.py --out artifacts/pictures
+    python tools/datasets/fetch_pictures.py --out artifacts/pictures
     python -m onediff_jax train --config configs/pictures_lora.py --workdir runs/pictures_lora
 
 All parameters instead of adapters: --config.model.lora.rank=0 --config.tune.train="('*',)"

@@ -3,7 +3,7 @@
 To fetch the pictures (run again, it completes a folder that holds only pictures and captions) and
 to train on two CPU cores:
 
-    python tools/fetch_pictures.py --out artifacts/pictures
+    python tools/datasets/fetch_pictures.py --out artifacts/pictures
     python -m onediff_jax train --config configs/pictures_tasks.py --workdir runs/pictures_tasks
 
 With --config.steps=600 expect a velocity error of 0.470 (seed 0; docs/real_data.md).

@@ -2,7 +2,7 @@
 
 To fetch them and train:
 
-    python tools/fetch_pictures.py --out artifacts/pictures
+    python tools/datasets/fetch_pictures.py --out artifacts/pictures
     python -m onediff_jax train --config configs/pictures_tiny.py --workdir runs/pictures_tiny
 
 Expect a velocity error of 0.251 (seed 0; about 16 minutes on two cores of an AMD EPYC, 2026-11-22).

@@ -102,7 +102,7 @@ def train(options: flags.FlagValues) -> None:
     from etils import epath
 
     from onediff_jax import processes
-    from onediff_jax.config import as_dict, run_config
+    from onediff_jax.train.config import as_dict, run_config
     from onediff_jax.train.locations import located, locations
     from onediff_jax.train.loop import train as train_run
 
@@ -126,7 +126,7 @@ def sample(options: flags.FlagValues) -> None:
     """Samples the views of a task that are not given, and writes them as PNG files."""
     from etils import epath
 
-    from onediff_jax import sampling
+    from onediff_jax.commands import sample as sampling
 
     sampling.sample_to_folder(
         epath.Path(options.checkpoint),
@@ -185,7 +185,7 @@ def plan(options: flags.FlagValues) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the compiler needs no device, and waits for none
-    from onediff_jax.plan import command
+    from onediff_jax.commands import plan as command
 
     command.plan(
         options.config.to_dict(),
@@ -213,7 +213,8 @@ def doctor(options: flags.FlagValues) -> int:
     """
     from etils import epath
 
-    from onediff_jax import doctor, processes
+    from onediff_jax import processes
+    from onediff_jax.commands import doctor
 
     if options.distributed:
         processes.join()
@@ -323,7 +324,7 @@ def help_of(command: str, options: flags.FlagValues) -> str:
         )
         lines.append(f"  --{name:12} {options[name].help}{default}")
     if command == "train":
-        from onediff_jax.config import settings_help
+        from onediff_jax.train.config import settings_help
 
         lines += ["", "Settings, changed as --config.NAME=VALUE:", *settings_help()]
     return "\n".join(lines)

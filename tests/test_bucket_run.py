@@ -5,7 +5,6 @@ Slow: `pytest -m slow tests/test_bucket_run.py`, where gcsfs and fake-gcs-server
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -17,14 +16,14 @@ from drawn import drawn_tensors
 from emulator import emulated, needs_emulator
 from PIL import Image
 from pipeline import T5_JSON, write_pipeline
+from places import ROOT
 
-from onediff_jax.models.torch_names import nextdit_names
-from onediff_jax.models.torch_weights import released_shapes
+from onediff_jax.release.mapping import released_shapes
+from onediff_jax.release.names import nextdit_names
 from onediff_jax.release.shapes import denoiser_shapes
 
-ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = """
-from onediff_jax.config import base_config
+from onediff_jax.train.config import base_config
 
 def get_config():
     config = base_config()

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from places import TESTS
 
 import onediff_jax
 
 PACKAGE = pathlib.Path(onediff_jax.__file__).parent
-TESTS = pathlib.Path(__file__).parent
 
 # Lowest first.  Rooms of a floor are neighbours: neither imports the other.
 FLOORS = [
@@ -20,12 +20,11 @@ FLOORS = [
     {"copies"},
     {"models", "data"},
     {"release"},
-    {"generate"},
+    {"sampling"},
     {"evaluate"},
     {"train"},
-    {"config"},
-    {"restore", "plan"},
-    {"sampling", "doctor"},
+    {"config", "plan"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
@@ -113,7 +112,7 @@ def test_imports_point_down_and_neighbours_never_meet():
         ("def f():\n    import onediff_jax.cli", {"onediff_jax.cli"}),
         ("from . import rope", {"onediff_jax.ops", "onediff_jax.ops.rope"}),
         ("from ..data.text import END", {"onediff_jax.data.text"}),
-        ("if True:\n    from onediff_jax import sampling", {"onediff_jax.sampling"}),
+        ("if True:\n    from onediff_jax import sampling", {"onediff_jax.commands.sample"}),
     ],
 )
 def test_imports_are_seen_wherever_and_however_they_are_written(
@@ -135,7 +134,7 @@ def test_no_file_is_long_and_none_is_a_drawer():
 
 def test_nothing_that_the_data_room_loads_imports_jax():
     reached, waiting = set(), [module for module in MODULES if room(f"{module}.") == "data"]
-    assert "onediff_jax.data.loader" in waiting
+    assert "onediff_jax.data.batching.loader" in waiting
     guilty = []
     while waiting:
         module = waiting.pop()
@@ -158,7 +157,7 @@ def devices_after(program: str) -> str:
 
 
 def test_importing_the_loader_touches_no_device():
-    assert devices_after("import onediff_jax.data.loader") == "False"
+    assert devices_after("import onediff_jax.data.batching.loader") == "False"
 
 
 def test_importing_touches_no_device_parses_no_flag_and_prints_nothing():

@@ -12,12 +12,12 @@ import zipfile
 
 import numpy as np
 import pytest
+from places import TESTS
 
 from onediff_jax import cli
-from onediff_jax.config import run_config
-from onediff_jax.restore import restored
+from onediff_jax.train.config import run_config
+from onediff_jax.train.restore import restored
 
-TESTS = pathlib.Path(__file__).parent
 KEPT = sorted((TESTS / "kept").glob("*.zip"))
 CONFIG = str(TESTS.parent / "configs" / "pictures_tiny.py")
 

@@ -13,10 +13,11 @@ from subprocess import DEVNULL
 import numpy as np
 import pytest
 import yaml
+from places import ROOT
 
 from onediff_jax.cli import STOPPED
 
-LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+LAUNCH = ROOT / "launch"
 
 # Stand-ins write down what they are asked.  That of gcloud keeps the states that the TPU goes
 # through, one a look, and a home for each of two workers, where it runs what is sent to them.

@@ -5,7 +5,6 @@ autoencoder, at the widths of the release.
 """
 
 import functools
-import pathlib
 import runpy
 
 import jax
@@ -14,18 +13,19 @@ import pytest
 from flax.core import meta
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from places import ROOT
 
-from onediff_jax import generate
-from onediff_jax.config import run_config
-from onediff_jax.data.loader import layout_of
+from onediff_jax.data.batching.loader import layout_of
 from onediff_jax.ops import device
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.plan.topologies import devices_of, topologies
+from onediff_jax.sampling import generate
 from onediff_jax.sharding import MeshConfig, mesh_of, shardings_of
-from onediff_jax.train.placed import planned
+from onediff_jax.train.compile import planned
+from onediff_jax.train.config import run_config
 from onediff_jax.train.start import with_sharding
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 H100 = "NVIDIA H100 80GB HBM3"
 PROGRAMS = ("step", "sample", "encode", "decode")
 

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from onediff_jax import sharding
-from onediff_jax.data.rows import Batch
+from onediff_jax.data.batching.rows import Batch
 from onediff_jax.errors import InputError
 from onediff_jax.models.nextdit import NextDiT, NextDiTConfig
 from onediff_jax.ops.layout import Layout, Slot

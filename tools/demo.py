@@ -20,14 +20,14 @@ import rich.table
 from absl import flags
 from PIL import Image
 
-from onediff_jax.config import as_dict, run_config
 from onediff_jax.errors import InputError, Stopped
 from onediff_jax.evaluate import scenes as scene_test
 from onediff_jax.evaluate.grids import grid
-from onediff_jax.restore import restored
 from onediff_jax.train import run
 from onediff_jax.train.checkpoint import newest_step
+from onediff_jax.train.config import as_dict, run_config
 from onediff_jax.train.loop import train
+from onediff_jax.train.restore import restored
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "scenes_tiny.py"
 TEST = scene_test.SceneTest()

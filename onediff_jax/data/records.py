@@ -11,9 +11,9 @@ from etils import epath
 from jaxtyping import Int
 
 from onediff_jax.data.example import Caption, Picture, Record
-from onediff_jax.data.faults import refuse_wrong
-from onediff_jax.data.pictures import decoded
-from onediff_jax.data.tasks import canonical
+from onediff_jax.data.images import decoded
+from onediff_jax.data.tasks.table import canonical
+from onediff_jax.data.validate import refuse_wrong
 from onediff_jax.errors import InputError
 from onediff_jax.paths import folder_is_there, missing, opened_path, remote
 

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from onediff_jax.data.example import Picture, View
 from onediff_jax.evaluate.held_out import Completed
-from onediff_jax.generate import Rays
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.ops.rays import ray_latents, rays_from_latents
+from onediff_jax.sampling.generate import Rays
 
 CELL = 128  # pixels along the longer side of a view
 GAP = 6

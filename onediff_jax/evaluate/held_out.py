@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onediff_jax.data.cache import CachedSource, Part, unpacked_example
-from onediff_jax.data.conditions import ConditionConfig
+from onediff_jax.data.codecs import picture_of
+from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.example import EncodedPicture, Example, View
-from onediff_jax.data.fitting import USUAL, Fitting, grid_for
-from onediff_jax.data.latents import picture_of
 from onediff_jax.data.records import Source
-from onediff_jax.data.tasks import TASKS, example_of
-from onediff_jax.generate import Made, Request, SampleConfig, Trained, generate
+from onediff_jax.data.sources.cache import CachedSource, Part, unpacked_example
+from onediff_jax.data.tasks.fitting import USUAL, Fitting, grid_for
+from onediff_jax.data.tasks.table import TASKS, example_of
+from onediff_jax.sampling.generate import Made, Request, SampleConfig, Trained, generate
 
 
 class Completed(NamedTuple):

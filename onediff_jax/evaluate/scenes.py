@@ -9,16 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onediff_jax.data import maps, scenes
-from onediff_jax.data.conditions import ConditionConfig
+from onediff_jax.data.conditions import maps
+from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.example import Record
-from onediff_jax.data.fitting import fitted
 from onediff_jax.data.records import Source
-from onediff_jax.data.render import FAR
-from onediff_jax.data.tasks import TASKS
+from onediff_jax.data.scenes import basic as scenes
+from onediff_jax.data.scenes.basic_render import FAR
+from onediff_jax.data.tasks.fitting import fitted
+from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.evaluate import scores
 from onediff_jax.evaluate.held_out import Completed, complete
-from onediff_jax.generate import SampleConfig, Trained
+from onediff_jax.sampling.generate import SampleConfig, Trained
 
 CLASSES = ("background", *scenes.SHAPES)
 TRAINING_SCENES = 2000  # that the trivial answers are made of

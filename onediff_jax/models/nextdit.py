@@ -40,8 +40,8 @@ from onediff_jax.models.layers import (
 from onediff_jax.models.norms import STATISTICS
 from onediff_jax.ops import rope
 from onediff_jax.ops.attention import NAMES
-from onediff_jax.ops.attention_backend import Case
-from onediff_jax.ops.attention_reference import ATTENDED, LOG_TOTAL
+from onediff_jax.ops.attention.backend import Case
+from onediff_jax.ops.attention.reference import ATTENDED, LOG_TOTAL
 from onediff_jax.ops.dims import (
     ExampleOfView,
     Patches,

@@ -10,7 +10,7 @@ import math
 import re
 from typing import NamedTuple
 
-from onediff_jax.plan.program import Instruction, Program, bytes_of
+from onediff_jax.plan.hlo import Instruction, Program, bytes_of
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
 

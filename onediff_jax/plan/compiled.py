@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from onediff_jax.errors import InputError
-from onediff_jax.plan.program import Program, program_of
+from onediff_jax.plan.hlo import Program, program_of
 
 
 class Tensor(NamedTuple):

@@ -10,8 +10,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from onediff_jax.plan.collectives import collective_of
+from onediff_jax.plan.hlo import Instruction, Program
 from onediff_jax.plan.kernels import kernel_seconds
-from onediff_jax.plan.program import Instruction, Program
 from onediff_jax.plan.topologies import Generation
 
 # Opcodes that move numbers and compute none.

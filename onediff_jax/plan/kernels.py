@@ -7,12 +7,12 @@ that is longer.
 import math
 import re
 
-from onediff_jax.plan.program import Instruction, bytes_of
+from onediff_jax.plan.hlo import Instruction, bytes_of
 from onediff_jax.plan.topologies import Generation
 
 # Of a device's peak, by what the compiler of kernels makes of them: the least over the sizes of
-# `tools/kernel_shares.py`, which prints them.  The first name that is found counts.  Of v4 and v5p
-# both cores work, which splash's backward pass has them do only for several rows on a device.
+# `tools/benchmarks/kernels.py`, which prints them.  The first name that is found counts.  Of v4 and
+# v5p both cores work, which splash's backward pass has them do only for several rows on a device.
 KINDS = ("TPU v3", "TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite")
 SHARES = {
     "flash_forward_capped_1024": (0.61, 0.38, 0.67, 0.66, 0.21),

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from onediff_jax.plan.estimate import Estimate, seconds_of, work_of
-from onediff_jax.plan.program import Program
+from onediff_jax.plan.hlo import Program
 from onediff_jax.plan.topologies import Generation
 
 GB = 1e9

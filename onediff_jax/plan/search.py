@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import rich.console
 import rich.progress
 
-from onediff_jax.config import run_config
 from onediff_jax.errors import InputError
 from onediff_jax.models.nextdit import REMAT
+from onediff_jax.plan.plan import Plan, plan_of
 from onediff_jax.plan.topologies import Topology
-from onediff_jax.plan.verdict import Plan, plan_of
+from onediff_jax.train.config import run_config
 from onediff_jax.train.locations import located
 
 Choices = dict[str, list[Any]]  # values to try, by the setting's name

@@ -1,8 +1,8 @@
 """A plan in words."""
 
 from onediff_jax.plan.estimate import estimate_of
+from onediff_jax.plan.plan import Plan
 from onediff_jax.plan.report import source_lines, traffic_lines, work_lines
-from onediff_jax.plan.verdict import Plan
 
 GIB = 2**30
 PARTS = 16  # parts of the network that are listed

@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from onediff_jax.data.cache import flat
-from onediff_jax.data.latents import LaterCodec, LinearCodec
+from onediff_jax.data.codecs import LaterCodec, LinearCodec
 from onediff_jax.data.records import SourceSettings
+from onediff_jax.data.sources.cache import flat
 from onediff_jax.errors import InputError
 from onediff_jax.paths import absolute, folder_is_there, missing
 from onediff_jax.train.encoders import INNER

@@ -22,11 +22,11 @@ from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks
 from onediff_jax.models.nextdit import NextDiT, NextDiTConfig
 from onediff_jax.models.t5 import T5Config, T5Encoder
-from onediff_jax.models.torch_names import T5_NAMES, VAE_NAMES
-from onediff_jax.models.torch_weights import from_released
 from onediff_jax.models.vae import AutoencoderKL, VAEConfig
 from onediff_jax.paths import Location, missing, opened_path
 from onediff_jax.release.configs import t5_config, vae_config
+from onediff_jax.release.mapping import from_released
+from onediff_jax.release.names import T5_NAMES, VAE_NAMES
 from onediff_jax.release.tensors import StoredTensor, read_tensors
 from onediff_jax.sharding import placed, shardings_of
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from onediff_jax.data.codecs import Codec
 from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Placed
-from onediff_jax.data.latents import Codec
-from onediff_jax.data.shards import HALF
+from onediff_jax.data.sources.shards import HALF
 from onediff_jax.data.text import Tokenizer
-from onediff_jax.generate import PictureCodec
 from onediff_jax.models.networks import Networks
+from onediff_jax.sampling.generate import PictureCodec
 
 
 class Encoding(NamedTuple):

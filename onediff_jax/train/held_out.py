@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from onediff_jax.data.loader import Rows, batches
-from onediff_jax.data.mixture import is_served
+from onediff_jax.data.batching.loader import Rows, batches
+from onediff_jax.data.batching.mixture import is_served
 from onediff_jax.data.records import Source
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.models.networks import Networks

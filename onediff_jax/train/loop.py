@@ -9,19 +9,20 @@ import numpy as np
 from clu import metrics as clu_metrics
 from clu import parameter_overview
 
-from onediff_jax.data import loader, mixture, readers
-from onediff_jax.data.tasks import TASKS
+from onediff_jax.data.batching import loader, mixture
+from onediff_jax.data.sources import arrayrecord as readers
+from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.errors import InputError, Stopped
 from onediff_jax.evaluate.grids import grid
 from onediff_jax.evaluate.held_out import complete
-from onediff_jax.generate import Trained
 from onediff_jax.ops import attention
+from onediff_jax.sampling.generate import Trained
 from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, replicated
 from onediff_jax.train import encoders, metrics, run
 from onediff_jax.train.checkpoint import Checkpoints
 from onediff_jax.train.clock import Clock
+from onediff_jax.train.compile import placed
 from onediff_jax.train.held_out import HeldOutLoss, held_out_rows
-from onediff_jax.train.placed import placed
 from onediff_jax.train.profile import Profile
 from onediff_jax.train.start import first_assets, first_state, state_shapes
 from onediff_jax.train.state import parameters

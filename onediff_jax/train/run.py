@@ -10,24 +10,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onediff_jax.data.cache import CachedSource
+from onediff_jax.data.batching.examples import MakeExample
+from onediff_jax.data.batching.loader import Rows, readers_of
+from onediff_jax.data.batching.mixture import served
+from onediff_jax.data.batching.settings import DataConfig
+from onediff_jax.data.codecs import Codec, LaterCodec, LinearCodec, fit, picture_of, psnr
 from onediff_jax.data.example import Example, Picture, texts_of
-from onediff_jax.data.fitting import FULL
-from onediff_jax.data.latents import Codec, LaterCodec, LinearCodec, fit, picture_of, psnr
-from onediff_jax.data.loader import Rows, readers_of
-from onediff_jax.data.making import MakeExample
-from onediff_jax.data.mixture import served
 from onediff_jax.data.records import Source
-from onediff_jax.data.settings import DataConfig
-from onediff_jax.data.tasks import TASKS
+from onediff_jax.data.sources.cache import CachedSource
+from onediff_jax.data.tasks.fitting import FULL
+from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
 from onediff_jax.errors import InputError
-from onediff_jax.generate import PictureCodec, SampleConfig
 from onediff_jax.models.networks import Networks
 from onediff_jax.models.nextdit import REMAT, NextDiTConfig
 from onediff_jax.ops.flow import FlowConfig
 from onediff_jax.ops.solve import Schedule
 from onediff_jax.release.configs import SCHEDULER_FILE, Settings, schedule_of
+from onediff_jax.sampling.generate import PictureCodec, SampleConfig
 from onediff_jax.sharding import MeshConfig
 from onediff_jax.train.encoders import (
     CodecConfig,

@@ -8,8 +8,8 @@ import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from onediff_jax.data.cache import CachedSource
 from onediff_jax.data.records import Source
+from onediff_jax.data.sources.cache import CachedSource
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import LORA
 from onediff_jax.models.networks import Networks

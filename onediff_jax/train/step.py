@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 
-from onediff_jax.data.rows import TASK_NAMES, Batch
+from onediff_jax.data.batching.rows import TASK_NAMES, Batch
 from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks, OnMesh
 from onediff_jax.ops import flow

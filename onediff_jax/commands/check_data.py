@@ -1,0 +1,360 @@
+"""Reads the data of a config as training would, and lists every record that cannot be used.
+
+    python tools/check_data.py --config configs/mine.py [--source NAME] [--records N]
+                               [--split validation] [--sheet sheet.png] [--json report.json]
+    python tools/check_data.py --config configs/mine.py --rate 10 [--latency 0.04] [--hosts 32]
+                               [--needed 53]
+
+Every record (or N, spread evenly) goes through each task of the config that its source serves.
+Prints the mixture (each source's share of each task), records and bad records by task, sizes,
+prompt lengths in tokens, and the padding of slots.
+With --rate SECONDS it instead measures, for that time, how many examples per second the run's own
+loader delivers on this machine as one of --hosts, with --latency seconds added to each read;
+--needed is the rate that `plan` prints for each host.
+Status: 0; 1 if there are bad records, or the data cannot be opened or is too slow; 2 if the command
+was not understood.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from absl import flags
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from onediff_jax.cli import config_flag, one_line
+from onediff_jax.data.batching.loader import Rows
+from onediff_jax.data.batching.mixture import Share, mixture, served, table_of
+from onediff_jax.data.batching.rate import Rate, measured_rate, slowed
+from onediff_jax.data.codecs import LaterCodec
+from onediff_jax.data.example import Example
+from onediff_jax.data.records import Source
+from onediff_jax.data.sources.cache import CachedSource
+from onediff_jax.data.tasks.fitting import grid_for
+from onediff_jax.data.tasks.table import TASKS, example_of
+from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
+from onediff_jax.errors import Fault, InputError
+from onediff_jax.evaluate.grids import picture_of_view
+from onediff_jax.train.checkpoint import assets_of
+from onediff_jax.train.config import run_config
+from onediff_jax.train.encoders import tokenizer_folder, tokenizer_of
+from onediff_jax.train.locations import located
+from onediff_jax.train.run import RunConfig, edge_of, fitted_assets, opened
+
+ROWS = 32  # of the run, of which the padding is measured
+PROMPTS = 20_000  # that a vocabulary is built on, at most
+SHOWN = 20  # faults that are printed
+SHEET, CELL, LABEL = 4, 160, 14  # examples of a task; pixels of a view; pixels of a line
+WIDE, SAID = 8, 3  # views side by side on a sheet; lines of a prompt
+
+
+@dataclasses.dataclass
+class Report:
+    """What was found."""
+
+    records: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    faults: list[dict] = dataclasses.field(default_factory=list)
+    sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    prompts: list[str] = dataclasses.field(default_factory=list)
+    shown: dict[str, list[Example]] = dataclasses.field(default_factory=dict)
+    padding: list[dict] = dataclasses.field(default_factory=list)
+    captions: dict[str, float] = dataclasses.field(default_factory=dict)
+    mixture: list[Share] = dataclasses.field(default_factory=list)
+
+
+def uses_of(config: RunConfig) -> dict[str, tuple[int, int]]:
+    """The most views that a slot of a config gives every task, and the most tokens of a view."""
+    found: dict[str, tuple[int, int]] = {}
+    for slot in config.data.row:
+        for views, tasks in slot.tasks_of(config.data.tasks, config.data.counts).items():
+            for task in tasks:
+                most = found.get(task, (0, 0))
+                found[task] = max(most[0], views), max(most[1], slot.tokens)
+    return found
+
+
+def checks(config: RunConfig, sources: Mapping[str, Source]) -> Iterator[tuple]:
+    """Every source's name and number, with each task that it serves, its views and tokens."""
+    uses = uses_of(config)
+    for name, source in sources.items():
+        for task, (views, tokens) in uses.items():
+            while views:  # fewer where its records hold fewer pictures
+                if views in TASKS[task].form.counts:
+                    try:
+                        served(task, views, {name: source})
+                        yield name, source, task, views, tokens
+                        break
+                    except InputError:
+                        pass
+                views -= 1
+
+
+def read(
+    config: RunConfig, sources: Mapping[str, Source], records: int | None, report: Report
+) -> None:
+    """Makes an example of every record for every task; writes the report."""
+    plan = list(checks(config, sources))
+    edge, fitting = edge_of(config), config.data.fitting
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        for name, source, task, views, tokens in plan:
+            count = min(records or len(source), len(source))
+            spread = np.linspace(0, count - 1, SHEET).astype(int)
+            bar = progress.add_task(f"{name} {task}", total=count)
+            numbers = np.linspace(0, len(source) - 1, count).astype(int).tolist()
+            for place, number in enumerate(numbers):
+                progress.advance(bar)
+
+                def size(shape: tuple[int, int], tokens: int = tokens) -> tuple[int, int]:
+                    report.sizes[f"{round_64(shape[0])} x {round_64(shape[1])}"] += 1
+                    rows, columns = grid_for(*shape, tokens, fitting.square)
+                    return rows * edge, columns * edge
+
+                try:
+                    rng = np.random.default_rng([config.seed, number])
+                    record = source.taken(number, TASKS[task].takes(source.fields))
+                    ways = config.data.conditions, fitting
+                    example = example_of(task, record, views, size, rng, *ways)
+                except (Fault, OSError) as fault:
+                    report.faults.append(
+                        {
+                            "source": name,
+                            "task": task,
+                            "record": number,
+                            "place": source.where(number),
+                            "reason": one_line(fault),
+                        }
+                    )
+                    continue
+                report.records[f"{name} {task}"] += 1
+                report.prompts.append(example.prompt)
+                if place in spread:
+                    report.shown.setdefault(f"{name} {task}", []).append(example)
+
+
+def round_64(side: int) -> int:
+    """A side in steps of 64 pixels, for counting."""
+    return max(64 * round(side / 64), 64) if side > 32 else side
+
+
+def measure_text(config: RunConfig, report: Report) -> Tokenizer:
+    """The tokenizer that the run would have; adds the lengths of prompts to the report."""
+    step, tokens = len(report.prompts) // PROMPTS + 1, [task.token for task in TASKS.values()]
+    if config.text.kind == "t5":
+        model = t5_vocabulary(tokenizer_folder(config.text))
+    else:
+        model = vocabulary_of(report.prompts[::step] + tokens, config.text.vocabulary)
+    long = tokenizer_of(dataclasses.replace(config.text, length=4096), model)
+    lengths = np.array([long(prompt)[1].sum() for prompt in report.prompts])
+    report.captions = {
+        "median": float(np.median(lengths)),
+        "longest": int(lengths.max()),
+        "cut": float((lengths > config.text.length).mean()),
+    }
+    return tokenizer_of(config.text, model)
+
+
+def measure_padding(
+    config: RunConfig, sources: Mapping[str, Source], tokenizer: Tokenizer, report: Report
+) -> None:
+    """Adds every slot's share of padded tokens, in rows of the run, to the report."""
+    blank = LaterCodec(edge_of(config) // config.model.patch, config.model.channels)
+    rows = Rows(config.data, sources, blank, config.model.patch, tokenizer, config.seed)
+    masks = np.stack([rows[i].token_mask for i in range(ROWS)])
+    for run in rows.layout.runs:
+        slot = run.slot
+        report.padding.append(
+            {
+                "slot": f"{run.count} of {slot.views} x {slot.tokens} tokens",
+                "padding": float(1 - masks[:, run.tokens].mean()),
+            }
+        )
+
+
+def sheet_of(shown: Mapping[str, Sequence[Example]]) -> Image.Image:
+    """Examples of every source and task, side by side: what their prompts say, and their views."""
+    font = ImageFont.load_default(size=11)
+    lines = []
+    for name, several in shown.items():
+        fit = max(WIDE // max(len(example.views) for example in several), 1)
+        lines += [(name, several[i : i + fit]) for i in range(0, len(several), fit)]
+    most = max(sum(len(example.views) for example in several) for _, several in lines)
+    tall, wide = CELL + (SAID + 1) * LABEL, CELL + 4
+    sheet = Image.new("RGB", (most * wide, len(lines) * tall), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, several) in enumerate(lines):
+        draw.text((2, i * tall), name, "black", font)
+        left = 0
+        for example in several:
+            said = textwrap.wrap(example.prompt, len(example.views) * wide // 6)[:SAID]
+            for j, words in enumerate(said, start=1):
+                draw.text((left + 2, i * tall + j * LABEL), words, "black", font)
+            for view in example.views:
+                picture = Image.fromarray(picture_of_view(view, example.size))
+                scaled = ImageOps.contain(picture, (CELL, CELL), Image.Resampling.BOX)
+                sheet.paste(scaled, (left, (i + 1) * tall - CELL))
+                left += wide
+    return sheet
+
+
+def lines_of(report: Report) -> list[str]:
+    """The report for reading."""
+    faulty = collections.Counter(f"{f['source']} {f['task']}" for f in report.faults)
+    names = dict.fromkeys([*report.records, *faulty])
+    lines = ["examples (and faults) by source and task:"]
+    lines += [f"  {name:40} {report.records[name]:8} ({faulty[name]})" for name in names]
+    lines += ["height x width of first pictures, to 64 pixels:"]
+    lines += [f"  {size:40} {count:8}" for size, count in report.sizes.most_common(12)]
+    if report.captions:
+        found = report.captions
+        lines += [
+            f"prompts: median {found['median']:g} pieces of words, longest {found['longest']}; "
+            f"{found['cut']:.1%} are longer than config.text.length and cut"
+        ]
+    for slot in report.padding:
+        share = f"{slot['padding']:.1%} of " if "padding" in slot else ""
+        lines += [f"padding: {share}{slot['slot']}"]
+    for fault in report.faults[:SHOWN]:
+        lines += [f"fault: {fault['source']} {fault['task']}, {described(fault)}"]
+    if len(report.faults) > SHOWN:
+        lines += [f"and {len(report.faults) - SHOWN} more faults; --json FILE lists all"]
+    return lines
+
+
+def described(fault: Mapping[str, str]) -> str:
+    """A fault's place and reason, the place once."""
+    here = fault["reason"].startswith(fault["place"])
+    return fault["reason"] if here else f"{fault['place']}: {fault['reason']}"
+
+
+def checked(config: RunConfig, names: Sequence[str], split: str, records: int | None) -> Report:
+    """The report on some of a config's sources."""
+    report = Report()
+    sources = {name: config.data.sources[name].open(split) for name in names}
+    whole = len(sources) == len(config.data.sources)
+    for name, source in sources.items():
+        for file in source.damaged() if hasattr(source, "damaged") and records is None else ():
+            report.faults.append(
+                {
+                    "source": name,
+                    "task": "",
+                    "record": None,
+                    "place": file,
+                    "reason": "its content is not what was written; copy it again",
+                }
+            )
+    read(config, sources, records, report)
+    if not report.prompts and not report.faults:
+        raise InputError(f"No task of config.data.tasks can use the sources {', '.join(names)}.")
+    if report.prompts:
+        tokenizer = measure_text(config, report)
+        try:
+            if whole and split == "train":
+                report.mixture = mixture(config.data, sources, config.rows)
+            measure_padding(config, sources, tokenizer, report)
+        except InputError as error:
+            # Another source may serve the task, or faults be without end; else no run can start.
+            if whole and not report.faults:
+                raise
+            report.padding = [{"slot": f"the whole row, not measured: {one_line(error)}"}]
+    return report
+
+
+def rate(config: RunConfig, seconds: float, latency: float, hosts: int) -> Rate:
+    """The rate of the run's loader for one of `hosts` hosts."""
+    if config.rows % hosts:
+        raise InputError(f"--hosts is {hosts}, which does not divide the {config.rows} rows.")
+    sources = opened(config.data, "train")
+    caches = [source for source in sources.values() if isinstance(source, CachedSource)]
+    assets = assets_of(caches[0].assets()) if caches else fitted_assets(config, sources)
+    rows = Rows(
+        config.data,
+        slowed(sources, latency) if latency else sources,
+        assets.codec,
+        config.model.patch,
+        tokenizer_of(config.text, assets.vocabulary),
+        config.seed,
+        config.codec.posterior == "sample",
+    )
+    return measured_rate(rows, config.rows, range(config.rows // hosts), seconds)
+
+
+def rate_lines(found: Rate, needed: float) -> list[str]:
+    """A rate for reading."""
+    lines = [
+        f"{found.examples_per_second:,.1f} examples a second: {found.examples:,} in "
+        f"{found.steps:,} batches, {found.seconds:.1f} s"
+    ]
+    if needed:
+        share = found.examples_per_second / needed
+        enough = "enough" if share >= 1 else "too few: raise data.reads or data.workers"
+        lines.append(f"{share:.1f} times the {needed:g} that the step needs: {enough}")
+    return lines
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Checks and prints; returns the status."""
+    options = flags.FlagValues()
+    config_flag(options, arguments)
+    for name, default, text in (
+        ("source", None, "only this one of config.data.sources"),
+        ("split", "train", "train or validation"),
+        ("sheet", None, "a PNG with examples of every task"),
+        ("json", None, "a file for the whole report"),
+    ):
+        flags.DEFINE_string(name, default, text, flag_values=options)
+    flags.DEFINE_integer("records", None, "of a source, spread evenly", 1, flag_values=options)
+    for name, least, text in (
+        ("rate", 0.1, "seconds to measure examples a second, instead of checking"),
+        ("latency", 0.0, "seconds that every read takes longer, for --rate"),
+        ("needed", 0.0, "examples a second that every host must get, for --rate"),
+    ):
+        flags.DEFINE_float(name, None, text, least, flag_values=options)
+    flags.DEFINE_integer("hosts", 1, "that share the rows, for --rate", 1, flag_values=options)
+    flags.mark_flags_as_required(["config"], flag_values=options)
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__.strip())
+        return 0
+    try:
+        options(list(arguments))
+        config = located(run_config(options.config.to_dict()))
+        names = [options.source] if options.source else list(config.data.sources)
+        if not names or set(names) - set(config.data.sources):
+            raise InputError(
+                f"--source {options.source} can be {', '.join(config.data.sources) or 'nothing'}."
+            )
+    except Exception as error:  # a config is a program: it can fail in any way
+        print(f"check_data: {one_line(error)}", file=sys.stderr)
+        return 2
+    flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+    try:
+        if options.rate:
+            found = rate(config, options.rate, options.latency or 0.0, options.hosts)
+            print("\n".join(rate_lines(found, options.needed or 0.0)))
+            return int(found.examples_per_second < (options.needed or 0.0))
+        report = checked(config, names, options.split, options.records)
+        if options.json:
+            names = ("records", "faults", "sizes", "captions", "padding")
+            kept = {name: getattr(report, name) for name in names}
+            kept["mixture"] = [share._asdict() for share in report.mixture]
+            pathlib.Path(options.json).write_text(json.dumps(kept, indent=1) + "\n")
+        if options.sheet and report.shown:
+            sheet_of(report.shown).save(options.sheet)
+    except (InputError, OSError) as error:
+        print(f"check_data: {one_line(error)}", file=sys.stderr)
+        return 1
+    if report.mixture:
+        Console().print(table_of(report.mixture))
+    print("\n".join(lines_of(report)))
+    return 1 if report.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,302 @@
+"""What can be known to go wrong before a run begins: one line for every check."""
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from onediff_jax.data.batching.mixture import served
+from onediff_jax.data.records import SPLITS, Source
+from onediff_jax.data.sources.cache import Cache, CachedSource, Part, unpacked_example
+from onediff_jax.data.tasks.table import TASKS
+from onediff_jax.data.text import t5_vocabulary
+from onediff_jax.errors import Fault, InputError
+from onediff_jax.paths import absolute, folder_is_there, missing, opened_path, remote
+from onediff_jax.sharding import check_rows, mesh_of
+from onediff_jax.train import checkpoint, encoders
+from onediff_jax.train.config import as_dict, run_config
+from onediff_jax.train.encoders import (
+    fingerprints_of,
+    networks_of,
+    tokenizer_folder,
+    tokenizer_of,
+)
+from onediff_jax.train.locations import located, locations
+from onediff_jax.train.run import RunConfig, assembled, opened, rows_of, views_of_tasks
+from onediff_jax.train.start import first_assets
+from onediff_jax.train.state import new_state, optimizer_of
+
+OK, WARNING, FAILED = "ok", "warning", "failed"
+RECORDS = 8  # that are read of a source's split
+GIB = 2**30
+
+
+class Doubt(InputError):  # noqa: N818 - it need not be one
+    """What does not keep a run from being started, and may be wrong all the same."""
+
+
+class Check(NamedTuple):
+    """What came of a check: its subject, ok, warning or failed, and a line with the way out."""
+
+    subject: str
+    state: str
+    said: str
+
+
+def checks(
+    values: Mapping[str, Any], workdir: epath.Path | None = None, topology: str | None = None
+) -> Iterator[Check]:
+    """The checks of a run of these settings, one after the other.
+
+    A wrong configuration is the last.  Of several processes all must make all checks.  With a
+    `topology`, a TPU slice that need not be here, mesh and rows are checked for that, by a plan,
+    and else for the devices that are here.
+    """
+    yield (first := checked("config", lambda: f"{run_config(values).steps:,} steps"))
+    if first.state == FAILED:
+        return
+    written = run_config(values)
+    config = located(written)
+    for name, path in locations(config).items():
+        if not name.startswith("config.data.sources."):  # which have checks of their own
+            yield checked(f"path {name}", lambda n=name, p=path: reached(config, n, p))
+    for name in config.data.sources:
+        for split in SPLITS:
+            yield checked(f"data {name} {split}", lambda n=name, s=split: read(config, n, s))
+    yield checked("data tasks", lambda: all_served(config))
+    if any(isinstance(source, Cache) for source in config.data.sources.values()):
+        yield checked("data caches", lambda: all_match(config, as_dict(written)))
+    if {config.text.kind, config.codec.kind} & {"t5", "sd3_vae"}:
+        yield checked("encoders", lambda: found_encoders(config))
+    yield checked("devices", added_up)
+    if topology:
+        yield checked("plan", lambda: planned(values, topology))
+    else:
+        yield checked("mesh", lambda: mesh_said(config))
+        yield checked("rows", lambda: rows_said(config))
+    if workdir is not None:
+        yield checked("workdir", lambda: written_and_renamed(workdir))
+        yield checked("resuming", lambda: resumed(as_dict(written), workdir))
+    yield checked("disk", lambda: room(config, workdir))
+
+
+def checked(subject: str, check: Callable[[], str]) -> Check:
+    """A check's line, or the mistake that it found."""
+    try:
+        return Check(subject, OK, check())
+    except Doubt as doubt:
+        return Check(subject, WARNING, one_line(doubt))
+    except (InputError, OSError, ImportError, RuntimeError) as error:  # the last, of JAX
+        return Check(subject, FAILED, one_line(error))
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return " ".join(f"{error}".split()) or type(error).__name__
+
+
+def reached(config: RunConfig, name: str, path: str) -> str:
+    """Finds what a path of the configuration names, without copying it here."""
+    section = name.split(".")[1]
+    if section == "tune":
+        return f"{path}, step {checkpoint.described(path)[2]:,}"
+    if section in encoders.INNER and name.endswith(".path"):
+        if getattr(config, section).kind not in ("t5", "sd3_vae"):
+            return f"{path} is not used"
+        return f"{encoders.settings_file(section, path).parent}"
+    if not (opened_path(path).is_file() or folder_is_there(path)):
+        raise InputError(f"{name} is {path!r}, which is not there.{missing(path)}")
+    return path
+
+
+def read(config: RunConfig, name: str, split: str) -> str:
+    """Opens one source and reads some of its records, spread evenly, as tasks will."""
+    source: Source = config.data.sources[name].open(split)
+    if isinstance(source, CachedSource):
+        return read_cache(source)
+    if not len(source):
+        raise Doubt("has no records; set the source's validation to hold some out.")
+    wanted = {field for task in views_of_tasks(config.data) for field in taken(task, source)}
+    numbers = np.unique(np.linspace(0, len(source) - 1, RECORDS).astype(int)).tolist()
+    faults = []
+    for number in numbers:
+        try:
+            for value in source.taken(number, wanted).values():
+                if isinstance(value, Sequence) and len(value):
+                    value[0]  # of several pictures, that are read when they are asked for
+        except Fault as fault:
+            faults.append(fault)
+    if faults:
+        kind = Doubt if len(faults) < len(numbers) else InputError
+        raise kind(
+            f"{len(faults)} of {len(numbers)} records are at fault: {faults[0]} "
+            "tools/check_data.py lists them all."
+        )
+    return f"{len(source):,} records; {len(numbers)} were read"
+
+
+def read_cache(source: CachedSource) -> str:
+    """Reads some examples of every part of a cache, spread evenly."""
+    if not len(source):
+        return "a cache has no validation examples"
+    read = 0
+    for name in source.manifest["parts"]:
+        examples = source.examples(Part.named(name))
+        for number in np.unique(np.linspace(0, len(examples) - 1, RECORDS).astype(int)).tolist():
+            unpacked_example(examples[number], 0)
+            read += 1
+    return f"{len(source):,} records, encoded; {read} examples were read"
+
+
+def taken(task: str, source: Source) -> frozenset[str]:
+    """The fields that a task takes of a source's records; none where it cannot be served."""
+    return frozenset(TASKS[task].takes(source.fields) or ())
+
+
+def all_served(config: RunConfig) -> str:
+    """Finds a source for every task."""
+    sources = opened(config.data, "train")
+    tasks = views_of_tasks(config.data)
+    for task, views in tasks.items():
+        served(task, views, sources)
+    return f"{len(tasks)} are served"
+
+
+def all_match(config: RunConfig, as_json: Mapping[str, Any]) -> str:
+    """Compares the caches with how the run would encode, and with what its slots hold."""
+    sources = opened(config.data, "train")
+    assets = first_assets(config, sources, as_json)  # those of a cache: nothing is fitted
+    _, tokenizer = assembled(config, assets)
+    rows_of(config, sources, assets, tokenizer)
+    caches = (name for name, source in sources.items() if isinstance(source, CachedSource))
+    return f"{', '.join(caches)} hold what the run would encode"
+
+
+def found_encoders(config: RunConfig) -> str:
+    """Looks into the folders of released encoders; little of their weights is read."""
+    vocabulary = config.text.vocabulary
+    if config.text.kind == "t5":
+        vocabulary = tokenizer_of(config.text, t5_vocabulary(tokenizer_folder(config.text))).size
+    networks_of(config.model, config.text, config.codec, vocabulary, config.remat)
+    prints = fingerprints_of(config.text, config.codec)
+    return ", ".join(f"{part} is {found}" for part, found in prints.items())
+
+
+def added_up() -> str:
+    """Compiles the smallest program that all devices must take part in, and checks what it says."""
+    mesh = jax.make_mesh((jax.device_count(),), ("all",))
+    numbers = np.arange(mesh.size, dtype=np.float32)
+    given = jax.make_array_from_callback(
+        numbers.shape, NamedSharding(mesh, P("all")), lambda index: numbers[index]
+    )
+    total = jax.shard_map(
+        lambda x: jax.lax.psum(x.sum(), "all"), mesh=mesh, in_specs=P("all"), out_specs=P()
+    )
+    found = float(jax.device_get(jax.jit(total)(given)))
+    if found != numbers.sum():
+        raise InputError(
+            f"the devices' numbers add up to {found}, not {numbers.sum()}: one of them, or their "
+            "network, is broken; ask for other machines."
+        )
+    kind = jax.devices()[0].device_kind
+    return f"{mesh.size} {kind} of {jax.process_count()} processes add up rightly"
+
+
+def mesh_said(config: RunConfig) -> str:
+    """Lays out the devices."""
+    shape = mesh_of(config.mesh).shape
+    return " x ".join(f"{axis} {size}" for axis, size in shape.items())
+
+
+def rows_said(config: RunConfig) -> str:
+    """Divides the rows over the devices."""
+    check_rows(config.rows, config.optimizer.accumulate, mesh_of(config.mesh))
+    return f"{config.rows} on {jax.device_count()} devices"
+
+
+def planned(values: Mapping[str, Any], topology: str) -> str:
+    """Compiles the run's step for a slice; the plan itself is printed before."""
+    try:
+        from onediff_jax.commands import plan as command
+    except ImportError:
+        raise Doubt("this version cannot plan, so nobody knows whether it fits.") from None
+    if jax.default_backend() != "cpu":
+        raise Doubt("is made where there is no accelerator: plan this run on another machine.")
+    command.plan(values, topology)
+    return f"fits {topology}"
+
+
+def written_and_renamed(workdir: epath.Path) -> str:
+    """Writes into the workdir as checkpoints and metrics do; all processes must see the same."""
+    token = str(multihost_utils.broadcast_one_to_all(np.int32(uuid.uuid4().int >> 97)))
+    folder = workdir / ".doctor"
+    try:
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "file").write_text("old")
+            (folder / "new").write_text(token)
+            if remote(workdir):  # where nothing is renamed, and a file appears whole
+                (folder / "file").write_text(token)
+            else:
+                (folder / "new").replace(folder / "file")
+        multihost_utils.sync_global_devices("written")
+        there = folder / "file"
+        if not there.exists() or there.read_text() != token:
+            raise InputError(
+                f"{workdir} is not the same folder for all processes; use one that they share."
+            )
+        multihost_utils.sync_global_devices("read")
+    finally:
+        if jax.process_index() == 0 and folder.exists():
+            folder.rmtree()
+    return f"{workdir} can be written"
+
+
+def resumed(as_json: Mapping[str, Any], workdir: epath.Path) -> str:
+    """Compares the settings with those of the newest checkpoint, if there is one."""
+    if checkpoint.newest_step(workdir) is None:
+        return "nothing: the run is new"
+    saved, _, step = checkpoint.described(workdir)
+    for name, (before, now) in checkpoint.binding_changes(saved, as_json).items():
+        raise InputError(
+            f"config.{name} is {now!r}, and {before!r} in the checkpoint at step {step}; set it "
+            "back or use another workdir."
+        )
+    return f"goes on after step {step:,}"
+
+
+def room(config: RunConfig, workdir: epath.Path | None) -> str:
+    """Compares the free space with what checkpoints take: those that are kept, and one more."""
+    each = checkpoint_bytes(config)
+    kept = config.checkpoint.keep + 1
+    need = f"checkpoints take {each / GIB:.2f} GiB each, {kept * each / GIB:.2f} GiB in all"
+    if workdir is None or remote(workdir):
+        return need
+    folder = absolute(workdir)
+    there = len(list((folder / checkpoint.FOLDER).glob("*")))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < max(kept - there, 1) * each:
+        raise InputError(
+            f"{need}, and {free / GIB:.2f} GiB are free; make room or lower checkpoint.keep."
+        )
+    return f"{need}; {free / GIB:.2f} GiB are free"
+
+
+def checkpoint_bytes(config: RunConfig) -> int:
+    """Bytes of a checkpoint of a run, without data being read: a vocabulary counts in full."""
+    pieces = 0 if config.text.kind == "t5" else config.text.vocabulary
+    networks = networks_of(config.model, config.text, config.codec, pieces, config.remat)
+    optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
+    key, tune = jax.random.key(0), config.tune
+    state = jax.eval_shape(lambda: new_state(networks, optimizer, key, tune, config.optimizer))
+    saved = state._replace(frozen=None) if config.tune.start else state
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))

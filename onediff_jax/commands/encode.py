@@ -1,0 +1,363 @@
+"""Encodes the data set of a config ahead of training: a cache of examples for every source.
+
+    python tools/encode_dataset.py --config configs/mine.py --out caches/mine
+
+Then train with config.data.sources.NAME = dict(kind="cache", path="caches/mine/NAME").  OUT may be
+in object storage, such as gs://BUCKET/caches/mine.  Every task that a slot holds is encoded, with
+conditions drawn anew in each of --passes.  With --states prompts are kept as states of a released
+text encoder, else as token ids.  Interrupted, the same command goes on after the last whole file;
+once all are there, it checks them.  A file has --shard examples, or by default about 512 MiB; see
+docs/caches.md.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from array_record.python import array_record_module
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from onediff_jax.cli import config_flag, one_line
+from onediff_jax.data.batching.examples import MakeExample
+from onediff_jax.data.batching.mixture import served
+from onediff_jax.data.example import EncodedPrompt, Placed, texts_of
+from onediff_jax.data.records import Source, SourceSettings
+from onediff_jax.data.sources.cache import (
+    ASSETS,
+    FORMAT,
+    MANIFEST,
+    PLAN,
+    UNSAID,
+    VALIDATION,
+    Part,
+    flat,
+    manifest_in,
+    packed_example,
+)
+from onediff_jax.data.sources.shards import HALF, SHARD, WRITING, checksum, packed_array
+from onediff_jax.data.tasks.table import bare_prompt
+from onediff_jax.errors import InputError
+from onediff_jax.paths import opened_path
+from onediff_jax.train import encoders, run
+from onediff_jax.train.checkpoint import arrays_of, assets_of
+from onediff_jax.train.config import as_dict, run_config
+from onediff_jax.train.encoding import Encoding, is_picture
+from onediff_jax.train.locations import located
+from onediff_jax.train.start import first_assets
+from onediff_jax.train.storage import whole_file
+
+CAPTIONS = 64  # of a source, from which the mean prompt length is estimated
+BATCH = 16  # pictures, or prompts, that are encoded together
+AHEAD = 8  # batches of examples that are made together, so that pictures of one shape fill theirs
+
+
+def parts_of(config: run.RunConfig) -> list[Part]:
+    """What the slots of a config hold."""
+    return sorted(
+        {
+            Part(task, views, slot.tokens)
+            for slot in config.data.row
+            for views, tasks in slot.tasks_of(config.data.tasks, config.data.counts).items()
+            for task in tasks
+        }
+    )
+
+
+def serves(part: Part, name: str, source: Source) -> bool:
+    """Whether a source's records have what examples of a part need."""
+    try:
+        return bool(served(part.task, part.views, {name: source}))
+    except InputError:
+        return False
+
+
+def own_settings(settings: SourceSettings) -> dict[str, Any]:
+    """The settings of a source, without those that only affect the mixture."""
+    common = {field.name for field in dataclasses.fields(SourceSettings)}
+    return {name: value for name, value in as_dict(settings).items() if name not in common}
+
+
+def examples_of_file(
+    part: Part, source: Source, encoding: Encoding, codec: Mapping[str, Any], patch: int
+) -> int:
+    """How many examples of a part fill a file, if all of their views are images."""
+    picture = part.tokens * patch**2 * codec["channels"] * HALF.itemsize
+    spread = np.linspace(0, len(source) - 1, min(CAPTIONS, len(source))).astype(int)
+    with concurrent.futures.ThreadPoolExecutor(len(spread)) as pool:
+        captions = list(pool.map(source.caption, spread.tolist()))
+    texts = [text for caption in captions for text in texts_of(caption)]
+    tokens = np.mean([encoding.tokenizer(text)[1].sum() for text in texts])
+    token = encoding.prompts([""])[0].tokens[0].nbytes
+    example = part.views * picture * (1 + codec["deviations"]) + tokens * token
+    return max(int(SHARD // example), 1)
+
+
+class Meter:
+    """A source's progress, and how many pictures a second are encoded."""
+
+    def __init__(self, progress: Progress, name: str, total: int):
+        self._progress, self._task = progress, progress.add_task(name, total=total, speed="")
+        self._began, self._pictures = time.perf_counter(), 0
+
+    def add(self, examples: int, pictures: int = 0) -> None:
+        """Counts examples with so many pictures; without, they were there already."""
+        self._pictures += pictures
+        speed = self._pictures / (time.perf_counter() - self._began)
+        self._progress.update(self._task, advance=examples, speed=f"{speed:,.1f} images/s")
+
+
+def encode_source(
+    config: run.RunConfig,
+    name: str,
+    source: Source,
+    parts: Sequence[Part],
+    encoding: Encoding,
+    folder: epath.Path,
+    plan: Mapping[str, Any],
+    progress: Progress,
+) -> int:
+    """Writes the files of a source that are not there yet, and its manifest; how many examples."""
+    total = plan["passes"] * len(source)
+    files: dict[str, list[dict[str, Any]]] = {}
+    known = checksums_in(folder)
+    meter = Meter(progress, name, total * len(parts))
+    edge, fitting = run.edge_of(config), config.data.fitting
+    for part in parts:
+        make = MakeExample(
+            part.task, source, 0, part.views, part.tokens, edge, config.data.conditions, fitting
+        )
+        files[str(part)] = []
+        shard = plan["shard"] if isinstance(plan["shard"], int) else plan["shard"][str(part)]
+        for number, first in enumerate(range(0, total, shard)):
+            numbers = range(first, min(first + shard, total))
+            file = folder / f"{part}-{number:05}.array_record"
+            if file.is_file():
+                meter.add(len(numbers))
+                digest = checksum(file)
+            else:
+                known.pop(file.name, None)
+                ahead = AHEAD * encoding.batch
+                threads = max(os.cpu_count() or 1, config.data.reads)
+                groups = made(make, numbers, len(source), config.seed, ahead, threads)
+                digest = write(file, groups, encoding, meter)
+            if known.get(file.name, digest) != digest:
+                raise InputError(
+                    f"{file} is not what {MANIFEST} says (SHA-256 {known[file.name]}); delete it, "
+                    "and the same command encodes it again."
+                )
+            facts = {"file": file.name, "records": len(numbers), "bytes": file.stat().length}
+            files[str(part)].append(facts | {"sha256": digest})
+    bare = dict.fromkeys(bare_prompt(part.task, part.views) for part in parts)
+    empty, *others = (in_words(prompt) for prompt in encoding.prompts(["", *bare]))
+    manifest = {
+        "format": FORMAT,
+        "plan": plan["plan"],
+        "made_with": {key: value for key, value in plan.items() if key != "plan"},
+        "fields": sorted(source.fields),
+        "least": dict(source.least),
+        "records": len(source),
+        "empty": empty,
+        **({"bare": dict(zip(bare, others, strict=True))} if encoding.states else {}),
+        "parts": files,
+    }
+    write_json(folder / MANIFEST, manifest)
+    return total * len(parts)
+
+
+def in_words(prompt: EncodedPrompt) -> list[Any]:
+    """An encoded prompt for JSON: type, shape and bytes in hexadecimal."""
+    kind, shape, data = packed_array(prompt.tokens)
+    return [kind, shape, data.hex()]
+
+
+def checksums_in(folder: epath.Path) -> dict[str, str]:
+    """SHA-256 of a finished cache's files, by their names; of another none."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    parts = manifest_in(folder)["parts"].values()
+    return {file["file"]: file["sha256"] for files in parts for file in files}
+
+
+def write(
+    file: epath.Path,
+    groups: Iterable[list[tuple[Placed, int]]],
+    encoding: Encoding,
+    meter: Meter,
+) -> str:
+    """Writes a file of examples, encoded group by group, whole or not at all; its SHA-256."""
+    with whole_file(file) as unfinished:
+        writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITING)
+        for group in groups:
+            examples, records = zip(*group, strict=True)
+            for placed, record in zip(encoding(examples), records, strict=True):
+                writer.write(packed_example(placed, record))
+            pictures = sum(is_picture(view) for placed in examples for view in placed.example.views)
+            meter.add(len(group), pictures)
+        writer.close()
+        return checksum(unfinished)
+
+
+def write_json(file: epath.Path, values: Mapping[str, Any]) -> None:
+    """Writes a file that appears when it is whole."""
+    with whole_file(file) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def made(
+    make: MakeExample, numbers: Sequence[int], records: int, seed: int, ahead: int, threads: int
+) -> Iterator[list[tuple[Placed, int]]]:
+    """Examples and their records' numbers, `ahead` at a time, made ahead by threads.
+
+    Example i is of record i modulo their number, drawn by (seed, i).
+    """
+
+    def one(number: int) -> tuple[Placed, int]:
+        record = number % records
+        return make.random_map(record, np.random.default_rng([seed, number])), record
+
+    groups = [numbers[i : i + ahead] for i in range(0, len(numbers), ahead)]
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        waiting = [pool.submit(one, number) for number in groups[0]]
+        try:
+            for following in [*groups[1:], ()]:
+                ready, waiting = waiting, [pool.submit(one, number) for number in following]
+                yield [future.result() for future in ready]
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interruption does not wait for them
+
+
+def prepared(folder: epath.Path, plan: Mapping[str, Any], assets: run.Assets) -> None:
+    """Makes a source's folder, or checks that what was begun there goes on as it began."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, now = folder / PLAN, json.loads(json.dumps(plan))
+    if file.is_file():
+        before = flat({"plan": UNSAID}) | flat(json.loads(file.read_bytes()))
+        for entry, value in flat(now).items():
+            if before.get(entry) != value:
+                raise InputError(
+                    f"{file}: {entry} is {before.get(entry)!r}, and {value!r} now; set it back, or "
+                    "write to another folder."
+                )
+        return
+    with whole_file(folder / ASSETS) as unfinished, unfinished.open("wb") as opened:
+        np.savez(opened, **arrays_of(assets))
+    write_json(file, now)  # last: it says that the folder was begun
+
+
+def encode(
+    written: run.RunConfig,
+    out: PurePath,
+    passes: int = 1,
+    states: bool = False,
+    shard: int = 0,
+    batch: int = BATCH,
+) -> dict[str, int]:
+    """Writes the caches of all sources of a configuration; how many examples each has.
+
+    Held-out records, where a source has any, are encoded once, into a folder of their own.
+    """
+    config, out = located(written), opened_path(out)
+    if states and config.text.kind != "t5":
+        raise InputError(
+            f"--states needs text.kind 't5', and it is {config.text.kind!r}: the states of an "
+            "encoder that is trained change; leave --states out."
+        )
+    for name, value, least in (("passes", passes, 1), ("shard", shard, 0), ("batch", batch, 1)):
+        if value < least:
+            raise InputError(f"--{name} is {value}; it must be at least {least}.")
+    sources = run.opened(config.data, "train")
+    begun = next(iter(sorted(out.glob(f"*/{PLAN}"))), None)
+    if begun:
+        with (begun.parent / ASSETS).open("rb") as file, np.load(file) as held:
+            assets = assets_of(dict(held))
+        encoders.refuse_others(config.text, config.codec, assets.fingerprints, str(begun.parent))
+    else:
+        assets = first_assets(config, sources, as_dict(written))
+    networks, tokenizer = run.assembled(config, assets)
+    needed = ("codec", "text") if states else ("codec",)
+    params = encoders.frozen_params(networks, config.text, config.codec, None, needed)
+    params = jax.device_put(params)
+    codec = run.codec_of(networks, params, assets)
+    encoding = Encoding(codec, tokenizer, networks, params, states, batch)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns += (TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+    done = {}
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        held_out = run.opened(config.data, "validation")
+        splits = sources | {f"{n}/{VALIDATION}": each for n, each in held_out.items() if len(each)}
+        for name, source in splits.items():
+            parts = [part for part in parts_of(config) if serves(part, name, source)]
+            recipe = run.plan_of(config, assets, states)
+            sizes = {
+                str(part): examples_of_file(
+                    part, source, encoding, recipe["codec"], config.model.patch
+                )
+                for part in (() if shard else parts)
+            }
+            plan = {
+                "plan": recipe,
+                "source": own_settings(written.data.sources[name.removesuffix(f"/{VALIDATION}")]),
+                "parts": [str(part) for part in parts],
+                "seed": config.seed,
+                "passes": passes if name in sources else 1,
+                "shard": shard or sizes,
+            }
+            prepared(out / name, plan, assets)
+            done[name] = encode_source(
+                config, name, source, parts, encoding, out / name, plan, progress
+            )
+    return done
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Encodes; returns the status: 0, 1 where it failed, 2 where it was not understood."""
+    options = flags.FlagValues()
+    config_flag(options, arguments)
+    flags.DEFINE_string("out", None, "a folder for each source goes here", flag_values=options)
+    flags.DEFINE_integer("passes", 1, "times that every record is encoded", flag_values=options)
+    flags.DEFINE_boolean("states", False, "states of prompts, not ids", flag_values=options)
+    flags.DEFINE_integer(
+        "shard", 0, "examples of a file; 0: as many as take 512 MiB", flag_values=options
+    )
+    flags.DEFINE_integer("batch", BATCH, "pictures encoded together", flag_values=options)
+    flags.mark_flags_as_required(["config", "out"], flag_values=options)
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__.strip())
+        return 0
+    try:
+        options(list(arguments))
+        config = run_config(options.config.to_dict())
+    except Exception as error:  # a config is a program: it can fail in any way
+        print(f"encode_dataset: {one_line(error)}", file=sys.stderr)
+        return 2
+    flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+    out = epath.Path(options.out)
+    try:
+        names = ("passes", "states", "shard", "batch")
+        done = encode(config, out, **{name: options[name].value for name in names})
+    except KeyboardInterrupt:
+        print("encode_dataset: interrupted; the same command goes on.", file=sys.stderr)
+        return 130
+    except (InputError, OSError) as error:
+        print(f"encode_dataset: {one_line(error)}", file=sys.stderr)
+        return 1
+    for name, count in done.items():
+        print(f"{count} examples are in {out / name}.")
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    sys.exit(main(sys.argv))

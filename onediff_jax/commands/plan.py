@@ -1,0 +1,50 @@
+"""`python -m onediff_jax plan`: one plan, or many ranked."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.console
+import rich.text
+
+from onediff_jax.errors import InputError
+from onediff_jax.plan.plan import plan_of
+from onediff_jax.plan.search import default_choices, parsed_choices, ranked, rows_of, walk
+from onediff_jax.plan.table import plan_lines
+from onediff_jax.plan.topologies import topology_of
+from onediff_jax.train.config import run_config
+from onediff_jax.train.locations import located
+
+
+def plan(
+    values: Mapping[str, Any],
+    name: str,
+    json_file: pathlib.Path | None = None,
+    search: bool = False,
+    over: Sequence[str] = (),
+    states: bool = False,
+) -> None:
+    """Prints what a run would be on a slice; writes its numbers to a file where one is named.
+
+    Raises InputError where the step does not fit.
+    """
+    topology, console = topology_of(name), rich.console.Console(soft_wrap=True)
+    if over and not search:
+        raise InputError(f"--over {over[0]} is what --search tries; add --search.")
+    if search:
+        choices = default_choices(topology) | parsed_choices(values, over)
+        found = ranked(walk(values, topology, choices, states, console))
+        console.print(rich.text.Text("\n".join(rows_of(found))))
+        written = [tried.settings | (tried.plan.as_json() if tried.plan else {}) for tried in found]
+    else:
+        made = plan_of(located(run_config(values)), topology, states)
+        console.print(rich.text.Text("\n".join(plan_lines(made))))
+        written = made.as_json()
+    if json_file:
+        json_file.write_text(json.dumps(written, indent=2) + "\n")
+    if not search and not made.fits:
+        raise InputError(
+            f"the step needs {made.compiled.bytes / 2**30:.2f} of {made.limit / 2**30:.2f} GiB on "
+            f"a device of {topology.name}; raise mesh.fsdp, set remat to 'full' or lower rows."
+        )

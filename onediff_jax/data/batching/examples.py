@@ -1,0 +1,82 @@
+"""Examples by number: made of records, or read from a cache."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from onediff_jax.data.conditions.make import ConditionConfig
+from onediff_jax.data.example import Example, Placed
+from onediff_jax.data.records import Source, retried
+from onediff_jax.data.sources.cache import CachedExamples, unpacked_example
+from onediff_jax.data.tasks.fitting import Fitting, grid_for
+from onediff_jax.data.tasks.table import TASKS, example_of
+from onediff_jax.errors import Fault, InputError
+
+TRIES = 100  # records in a row that may be at fault
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeExample(grain.transforms.RandomMap):
+    """A record's number, as an example of a task at the size that fits a slot."""
+
+    task: str
+    source: Source
+    source_number: int
+    views: int
+    tokens: int
+    edge: int
+    conditions: ConditionConfig
+    fitting: Fitting = Fitting()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Placed:
+        """The example; `rng` is a function of the record's place in the stream.
+
+        Where a record's content is at fault, the next one of the source takes its place.
+        """
+        seed = int(rng.integers(2**63))
+        for faults in range(TRIES):
+            number = (int(element) + faults) % len(self.source)
+            try:
+                example = retried(functools.partial(self.example, number, (seed, faults)))
+                return Placed(example, self.source_number, faults)
+            except Fault as fault:
+                last = fault
+        raise InputError(
+            f"{TRIES} records of a source in a row are at fault; the last, number {number}, "
+            f"for task {self.task!r}: {last} tools/check_data.py lists all faults."
+        )
+
+    def example(self, number: int, seed: Sequence[int]) -> Example:
+        """The example of one record; raises Fault where its content cannot be used."""
+        fields = TASKS[self.task].takes(self.source.fields)
+        record = self.source.taken(number, fields)
+
+        def size(shape: tuple[int, int]) -> tuple[int, int]:
+            rows, columns = grid_for(*shape, self.tokens, self.fitting.square)
+            return rows * self.edge, columns * self.edge
+
+        rng = np.random.default_rng(seed)
+        return example_of(self.task, record, self.views, size, rng, self.conditions, self.fitting)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadExample(grain.transforms.RandomMap):
+    """An example of a cache by its number; nothing is left to chance."""
+
+    examples: CachedExamples
+    source_number: int
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Placed:
+        """The example."""
+        del rng
+        data = retried(functools.partial(self.examples.__getitem__, int(element)))
+        return unpacked_example(data, self.source_number)

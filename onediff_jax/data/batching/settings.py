@@ -1,0 +1,155 @@
+"""What a run reads, and the slots of its rows: the settings `data`."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+from onediff_jax.data.batching.packing import Packing
+from onediff_jax.data.conditions.make import ConditionConfig
+from onediff_jax.data.tasks.fitting import Fitting
+from onediff_jax.data.tasks.table import TASKS, canonical
+from onediff_jax.errors import InputError
+from onediff_jax.ops.layout import Layout, Slot
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotConfig:
+    """One slot of a row, or `count` equal ones."""
+
+    views: int
+    tokens: int  # of every view
+    tasks: tuple[str, ...] = ()  # that may stand here; empty: all that fit
+    packed: bool = False  # several examples whose views fill the slot
+    count: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "tasks", tuple(map(canonical, self.tasks)))
+
+    def tasks_of(
+        self, weights: Mapping[str, float], counts: Mapping[str, Sequence[float]]
+    ) -> dict[int, dict[str, float]]:
+        """Tasks that fit, with their weights, by number of views.
+
+        Raises InputError where none fits.
+        """
+        chosen = {
+            name: w
+            for name, w in weights.items()
+            if w > 0 and (not self.tasks or name in self.tasks)
+        }
+        fits: dict[int, dict[str, float]] = {}
+        for name, weight in chosen.items():
+            shares = {
+                count: share
+                for count, share in shares_of(name, counts).items()
+                if share and (count == self.views or (self.packed and count < self.views))
+            }
+            for count, share in shares.items():
+                fits.setdefault(count, {})[name] = weight * share / sum(shares.values())
+        if not fits:
+            needs = {name: TASKS[name].form.counts for name in chosen}
+            raise InputError(
+                f"data.row has a slot of {self.views} views that no task fills; tasks need {needs} "
+                "views. "
+                f"Change the slot's views, its tasks, or data.tasks."
+            )
+        return fits
+
+
+def shares_of(task: str, counts: Mapping[str, Sequence[float]]) -> dict[int, float]:
+    """Which share of a task's examples has how many views, before slots choose what fits."""
+    possible = TASKS[task].form.counts
+    shares = counts.get(task, (1.0,) * len(possible))
+    return dict(itertools.zip_longest(possible, shares, fillvalue=0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What a run reads and how rows are made of it."""
+
+    sources: Mapping[str, object] = dataclasses.field(
+        default_factory=dict
+    )  # name -> settings of a source
+    tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)  # name -> weight
+    counts: Mapping[str, tuple[float, ...]] = dataclasses.field(
+        default_factory=dict
+    )  # name of a task -> shares of its numbers of views, where they are not equal; 0 of the rest
+    row: tuple[SlotConfig, ...] = ()
+    aspects: str = "any"  # of pictures: the slot's grid nearest to each, or "square"
+    enlarge: float = 2.0  # of images, at most; those that need more count as bad records
+    filter: str = "lanczos"  # for resizing images; or bicubic, bilinear, box, nearest
+    conditions: ConditionConfig = ConditionConfig()
+    prompt_dropout: float = 0.1  # share of examples without a prompt, for guidance
+    caption_dropout: float = 0.0  # share without a caption; the task's token stays
+    workers: int = 0  # processes that make rows; 0: threads of this one
+    reads: int = 16  # examples read at once by each process that assembles rows
+    prefetch: int = 4  # batches prefetched
+    faults: float = 0.01  # share of a source's records that may be at fault before the run stops
+
+    def __post_init__(self):
+        for field in ("tasks", "counts"):
+            named = {canonical(name): value for name, value in getattr(self, field).items()}
+            object.__setattr__(self, field, named)
+        for name, shares in self.counts.items():
+            possible = TASKS[name].form.counts
+            if len(shares) > len(possible) or min(shares) < 0 or not sum(shares):
+                raise InputError(
+                    f"data.counts.{name} is {shares}; it gives shares to {possible} views, in this "
+                    "order."
+                )
+        if self.aspects not in ("any", "square"):
+            raise InputError(f"data.aspects is {self.aspects!r}; it can be any or square.")
+        for name, least in (("workers", 0), ("reads", 1), ("prefetch", 0)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"data.{name} is {getattr(self, name)}; it must be at least {least}."
+                )
+        self.fitting  # noqa: B018 - is checked
+        for name in ("prompt_dropout", "caption_dropout", "faults"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"data.{name} is a share between 0 and 1, got {getattr(self, name)}."
+                )
+        if self.prompt_dropout + self.caption_dropout > 1:
+            raise InputError(
+                f"data.prompt_dropout is {self.prompt_dropout} and data.caption_dropout "
+                f"{self.caption_dropout}; an example loses one or the other: the sum is at most 1."
+            )
+
+    @property
+    def fitting(self) -> Fitting:
+        """How images are cropped and resized to a slot."""
+        return Fitting(self.aspects == "square", self.enlarge, self.filter)
+
+
+def packed_slots(
+    config: DataConfig, seed: int
+) -> list[tuple[int, int, SlotConfig, Packing | None]]:
+    """Every slot of a row: its number in the configuration, its copy, and how it is filled."""
+
+    def packing(slot: SlotConfig, copy: int) -> Packing:
+        fits = slot.tasks_of(config.tasks, config.counts)
+        wanted = {count: sum(tasks.values()) for count, tasks in fits.items()}
+        return Packing(slot.views, wanted, seed + copy)
+
+    return [
+        (number, copy, slot, packing(slot, copy) if slot.packed else None)
+        for number, slot in enumerate(config.row)
+        for copy in range(slot.count)
+    ]
+
+
+def layout_of(config: DataConfig) -> Layout:
+    """The slots of the rows of a run, whatever it reads."""
+    return Layout(
+        tuple(
+            Slot(slot.views, slot.tokens, packing.examples if packing else 1)
+            for _, _, slot, packing in packed_slots(config, seed=0)
+        )
+    )
+
+
+def examples_per_row(config: DataConfig) -> float:
+    """Examples that a row of a run holds on average."""
+    packings = [packing for _, _, _, packing in packed_slots(config, seed=0)]
+    return sum(sum(packing.mean_counts.values()) if packing else 1.0 for packing in packings)

@@ -1,0 +1,114 @@
+"""What can be said of a full scene's first picture: short and long captions, and an item's name.
+
+Everything said follows from the scene or from what its first camera sees.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+from onediff_jax.data.scenes.basic import WORDS, stream
+from onediff_jax.data.scenes.objects import Person, Solid, noun, with_article
+from onediff_jax.data.scenes.placement import PROBE, FullScene, View, view
+
+NEARER = 0.9  # least difference of two distances from the camera that is spoken of, in world units
+OVERLAP = 0.15  # share of a thing's columns that another covers where one is in front of the other
+
+
+def _joined(phrases: list[str]) -> str:
+    *some, last = phrases
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def _called(thing: Solid | Person) -> str:
+    """A thing with its size."""
+    return with_article(f"{thing.size} {noun(thing)}".strip())
+
+
+def caption(scene: FullScene, seed: int) -> str:
+    """Every thing and its place, from left to right; `seed` picks the words."""
+    rng = stream("full caption", seed)
+    places = {name: WORDS[name][int(rng.random() < 0.25)] for name in ("left", "middle", "right")}
+    return _joined([f"{_called(thing)} {places[thing.place]}" for thing in scene.things])
+
+
+def clothes(person: Person) -> str:
+    """What a figure wears."""
+    who = person.who
+    shirt = f"{who.shirt} and {who.stripes} striped shirt" if who.stripes else f"{who.shirt} shirt"
+    worn = [with_article(shirt), f"{who.trousers} {'shorts' if who.shorts else 'trousers'}"]
+    if who.hat != "none":
+        worn.append(with_article(f"{who.hat_colour} {who.hat}"))
+    return _joined(worn)
+
+
+def facing(person: Person, scene: FullScene) -> str:
+    """Which side of a figure the first camera sees: front, back, or its left or right side."""
+    eye = scene.cameras[0].eye
+    toward = math.atan2(eye[1] - person.spot[1], eye[0] - person.spot[0])
+    turn = (toward - person.yaw + math.pi) % (2 * math.pi) - math.pi
+    if abs(turn) < math.pi / 4:
+        return "from the front"
+    if abs(turn) > 3 * math.pi / 4:
+        return "from behind"
+    return "from its left side" if turn > 0 else "from its right side"
+
+
+def _described(thing: Solid | Person, scene: FullScene) -> str:
+    if isinstance(thing, Person):
+        return f"a person in {clothes(thing)}, {thing.pose.name}, seen {facing(thing, scene)}"
+    words = _called(thing)
+    if thing.second:
+        words += f" with {thing.second} {'stripes' if thing.material == 'striped' else 'checks'}"
+    return words
+
+
+def _distance(thing: Solid | Person, scene: FullScene) -> float:
+    camera = scene.cameras[0]
+    return float(np.dot(np.subtract(thing.center, camera.eye), camera.axes()[2]))
+
+
+def relation(scene: FullScene, seen: View, left: int, right: int) -> str:
+    """How a thing stands to its right neighbour, from the neighbour's point: left, or in front."""
+    columns = [seen.outlines[i].reshape(PROBE, PROBE).any(axis=0) for i in (left, right)]
+    both = (columns[0] & columns[1]).sum() / min(c.sum() for c in columns)
+    nearer = _distance(scene.things[right], scene) - _distance(scene.things[left], scene)
+    if both >= OVERLAP and abs(nearer) > NEARER:
+        return "in front of" if nearer > 0 else "behind"
+    if abs(nearer) > NEARER:
+        return f"to the left of and {'nearer' if nearer > 0 else 'farther away'} than"
+    return "to the left of"
+
+
+def sun_side(scene: FullScene) -> str:
+    """Where light comes from: left, right, or behind the camera."""
+    right, _, forward = scene.cameras[0].axes()
+    sun = scene.light.sun
+    across, along = np.dot(sun, right), np.dot(sun, forward)
+    if abs(across) < abs(along) and along < 0:
+        return "from behind the camera"
+    return "from the left" if across < 0 else "from the right"
+
+
+def long_caption(scene: FullScene, seed: int) -> str:
+    """Things with clothes, poses and materials, how they stand to each other, ground and light."""
+    rng = stream("long caption", seed)
+    seen = view(scene, scene.cameras[0], PROBE)
+    text = [
+        f"{_described(thing, scene)}, {WORDS[thing.place][int(rng.random() < 0.25)]}"
+        for thing in scene.things
+    ]
+    said = [f"{text[0][0].upper()}{text[0][1:]}."]
+    said += [f"There is {each}." for each in text[1:]]
+    for (i, a), (j, b) in itertools.pairwise(enumerate(scene.things)):
+        said.append(f"The {noun(a)} is {relation(scene, seen, i, j)} the {noun(b)}.")
+    light, (_, down, forward) = scene.light, scene.cameras[0].axes()
+    # The sky is spoken of where the middle of the picture's upper edge is above the horizon.
+    sky = (
+        f", under {with_article(light.sky)}"
+        if forward[2] - 0.45 / scene.cameras[0].focal * down[2] > 0
+        else ""
+    )
+    said.append(f"The ground is {light.ground}{sky}, and the sun shines {sun_side(scene)}.")
+    return " ".join(said)

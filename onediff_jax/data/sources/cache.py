@@ -1,0 +1,251 @@
+"""Caches: the examples of a source, made and encoded once, in files that are read at random access.
+
+    DIR/SOURCE/plan.json        what is in it: encoders, sizes of pictures, ways of conditions, seed
+               assets.npz       what a run needs of the data before it begins: codec and vocabulary
+               PART-NNNNN.array_record
+               manifest.json    the plan, files with counts and checksums; written last
+               validation/      the same of held-out records, where the source has any
+
+A *part* holds the examples of one task with so many views of so many tokens.  An example is one
+msgpack map: its pictures as means and log-variances of normalised latents, bfloat16; its cameras;
+its prompt as text, and as token ids or as states, bfloat16, of the tokens that count.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+from etils import epath
+
+from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed, Record
+from onediff_jax.data.records import Source, SourceSettings, few_files_at
+from onediff_jax.data.sources.arrayrecord import RecordFiles, sizes_in
+from onediff_jax.data.sources.shards import HALF, packed_array, refuse_changed, unpacked_array
+from onediff_jax.errors import InputError
+from onediff_jax.ops.cameras import Camera
+from onediff_jax.paths import Location
+
+VALIDATION = "validation"  # the folder of held-out examples, beside those for training
+MANIFEST, PLAN, ASSETS = "manifest.json", "plan.json", "assets.npz"
+FORMAT = 1  # goes up when older readers would misread
+# What is true of caches whose plans do not say it, since they are older than the settings.
+UNSAID = {"pictures.enlarge": 2.0, "pictures.filter": "lanczos"}
+
+
+class Part(NamedTuple):
+    """The examples of a task with so many views of so many tokens."""
+
+    task: str
+    views: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.task}-{self.views}x{self.tokens}"
+
+    @classmethod
+    def named(cls, name: str) -> "Part":
+        """The inverse of `str`."""
+        task, size = name.rsplit("-", 1)
+        return cls(task, *map(int, size.split("x")))
+
+
+# --- one example ----------------------------------------------------------------------------------
+
+
+def packed_example(placed: Placed, record: int) -> bytes:
+    """An encoded example as bytes; `record` is the number of the record that it was made of."""
+    example = placed.example
+    values = {
+        "task": example.task,
+        "record": record,
+        "faults": placed.faults,
+        "text": example.prompt.text,
+        "tokens": packed_array(example.prompt.tokens),
+        "views": [
+            {"camera": [packed_array(part) for part in view]}
+            if isinstance(view, Camera)
+            else {
+                "mean": packed_array(view.mean.astype(HALF)),
+                "log_variance": view.deviation is not None
+                and packed_array(log_variance_of(view.deviation).astype(HALF)),
+            }
+            for view in example.views
+        ],
+    }
+    return msgpack.packb(values)
+
+
+def unpacked_example(data: bytes, source: int) -> Placed:
+    """The inverse of `packed_example`, for the source of that number."""
+    values = msgpack.unpackb(data)
+    views = tuple(
+        Camera(*map(unpacked_array, view["camera"]))
+        if "camera" in view
+        else EncodedPicture(
+            unpacked_array(view["mean"]).astype(np.float32),
+            deviation_of(unpacked_array(view["log_variance"])) if view["log_variance"] else None,
+        )
+        for view in values["views"]
+    )
+    prompt = EncodedPrompt(values["text"], unpacked_array(values["tokens"]))
+    return Placed(Example(values["task"], views, prompt), source, values["faults"])
+
+
+def log_variance_of(deviation: np.ndarray) -> np.ndarray:
+    """The logarithm of a variance, no less than diffusers' least."""
+    return 2 * np.log(np.maximum(deviation, np.exp(-15, dtype=np.float32)))
+
+
+def deviation_of(log_variance: np.ndarray) -> np.ndarray:
+    """The inverse of `log_variance_of`, float32."""
+    return np.exp(0.5 * log_variance.astype(np.float32))
+
+
+# --- a folder -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache(SourceSettings):
+    """Encoded examples that `tools/encode_dataset.py` wrote of one source."""
+
+    path: Location = ""  # of the source's folder, with manifest.json
+
+    def records(self, split: str) -> Source:
+        """The examples of a split; validation has none where none was encoded."""
+        folder = few_files_at(self.path, "cache")
+        if split == "train":
+            return CachedSource(folder)
+        held_out = folder / VALIDATION
+        if (held_out / MANIFEST).is_file():
+            return CachedSource(held_out)
+        return CachedSource(folder, empty=True)
+
+
+class CachedSource(Source):
+    """Encoded examples instead of records; `examples` has those of a part."""
+
+    def __init__(self, folder: epath.Path, empty: bool = False):
+        self.folder, self.manifest = folder, manifest_in(folder)
+        self.fields, self.least = frozenset(self.manifest["fields"]), self.manifest["least"]
+        self._length = 0 if empty else self.manifest["records"]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        raise InputError(f"{self.folder} is a cache, which holds examples and no records.")
+
+    @property
+    def empty(self) -> EncodedPrompt:
+        """The empty prompt."""
+        kind, shape, data = self.manifest["empty"]
+        return EncodedPrompt("", unpacked_array([kind, shape, bytes.fromhex(data)]))
+
+    @property
+    def bare(self) -> dict[str, EncodedPrompt]:
+        """States of prompts without a caption, of all parts; none where prompts are ids."""
+        found = self.manifest.get("bare", {}).items()
+        return {
+            text: EncodedPrompt(text, unpacked_array([kind, shape, bytes.fromhex(data)]))
+            for text, (kind, shape, data) in found
+        }
+
+    @property
+    def holds_states(self) -> bool:
+        """Whether prompts are states of the text encoder, and not ids."""
+        return self.manifest["plan"]["text"]["content"] == "states"
+
+    @property
+    def holds_deviations(self) -> bool:
+        """Whether pictures are distributions, and not just means."""
+        return bool(self.manifest["plan"]["codec"]["deviations"])
+
+    def assets(self) -> dict[str, np.ndarray]:
+        """What the run needs of the data before it begins, as arrays."""
+        with (self.folder / ASSETS).open("rb") as file, np.load(file) as held:
+            return dict(held)
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of the files in the folder, by name."""
+        return sizes_in(self.folder)
+
+    def examples(self, part: Part) -> "CachedExamples":
+        """The examples of a part; raises InputError, saying which parts there are, without it."""
+        parts = self.manifest["parts"]
+        if str(part) not in parts:
+            raise InputError(
+                f"{self.folder} holds no examples of task {part.task!r} with {part.views} views of "
+                f"{part.tokens} tokens; it holds {', '.join(parts)}.  Encode the data set with "
+                "this config's slots and tasks: tools/encode_dataset.py."
+            )
+        refuse_changed(self.folder, parts[str(part)], self._sizes, MANIFEST)
+        return CachedExamples(self.folder, parts[str(part)])
+
+    def refuse_other(self, plan: Mapping[str, Any]) -> None:
+        """Raises, naming the first entry that differs, where a run would encode otherwise."""
+        before, now = UNSAID | flat(self.manifest["plan"]), flat(plan)
+        before.pop("conditions.hed", None)  # of older caches: where a file was
+        for name in sorted(before | now):
+            if before.get(name) != now.get(name):
+                raise InputError(
+                    f"{self.folder / MANIFEST}: {name} is {before.get(name)!r}, and "
+                    f"{now.get(name)!r} in this run; set it to that, or encode the data set again: "
+                    "tools/encode_dataset.py."
+                )
+
+
+class CachedExamples(Sequence):
+    """The encoded examples of a part, by number, as bytes."""
+
+    def __init__(self, folder: epath.Path, shards: Sequence[Mapping[str, Any]]):
+        self._names = [str(folder / shard["file"]) for shard in shards]
+        self._records = RecordFiles(self._names, [shard["records"] for shard in shards])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> bytes:
+        try:
+            return self._records[index]
+        except RuntimeError as error:
+            file, number = self._records.place(index)
+            raise InputError(
+                f"{self._names[file]}, example {number} is damaged "
+                f"({' '.join(str(error).split())[:200]}); encode the data set again."
+            ) from None
+
+
+def manifest_in(folder: pathlib.PurePath) -> dict[str, Any]:
+    """What manifest.json says; raises InputError where the folder is not a whole cache."""
+    file = epath.Path(folder) / MANIFEST
+    if not file.is_file():
+        raise InputError(
+            f"{file} is missing, so the cache is not complete; tools/encode_dataset.py goes on "
+            "where it stopped."
+        )
+    try:
+        manifest = json.loads(file.read_bytes())
+        found = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no manifest ({error!r}); encode the data set again.") from None
+    if found != FORMAT:
+        raise InputError(
+            f"{file} is of format {found!r} and this program reads {FORMAT}; encode the data set "
+            "again."
+        )
+    return manifest
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Entries by dotted name."""
+    found = {}
+    for name, value in values.items():
+        inner = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found

@@ -1,0 +1,185 @@
+"""Identity folders: one folder for every person or thing, with pictures of it inside.
+
+    DIR/SUBJECT/a.jpg, DIR/SUBJECT/b.jpg ...
+    DIR/metadata.jsonl    {"file_name": "SUBJECT/a.jpg", "text": "...", "item": "..."}, optional
+
+A record is a picture; its references are the other pictures of the same subject.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onediff_jax.data.example import Caption, Record
+from onediff_jax.data.records import (
+    Source,
+    SourceSettings,
+    StoredPicture,
+    StoredPictures,
+    StoredRecord,
+    folder_at,
+    numbers_of_split,
+)
+from onediff_jax.data.sources.listing import ListedFiles, Listing, is_caption, listing_in
+from onediff_jax.errors import InputError
+from onediff_jax.paths import Location
+
+SUBJECTS = ("person", "thing")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Identities(SourceSettings):
+    """Pictures of persons or things, a folder for each."""
+
+    path: Location = ""  # of the folder of folders
+    subjects: str = "person"  # or thing: which task's fields the records have
+    least: int = 2  # pictures of a subject; subjects with fewer are left out
+    validation: int = 1  # subjects held out, spread evenly by name
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.subjects not in SUBJECTS:
+            raise InputError(
+                f"subjects of a data source of kind 'identities' is {self.subjects!r}; it can be "
+                f"{' or '.join(SUBJECTS)}."
+            )
+        if self.least < 2:
+            raise InputError(
+                f"least of a data source of kind 'identities' is {self.least}; a picture and its "
+                "reference are 2."
+            )
+
+    def records(self, split: str) -> Source:
+        """The pictures of a split's subjects."""
+        return IdentityPictures(self, split)
+
+
+class IdentityPictures(Source):
+    """Pictures with the others of the same subject."""
+
+    def __init__(self, settings: Identities, split: str):
+        self.folder = folder_at(settings.path, "identities")
+        listing = listing_in(self.folder)
+        if listing is None:
+            subjects, columns = pictures_in(self.folder), frozenset()
+        else:
+            subjects, columns = listed_pictures(listing)
+        enough = [name for name in sorted(subjects) if len(subjects[name]) >= settings.least]
+        if not enough:
+            raise InputError(
+                f"None of the {len(subjects)} subjects in {self.folder} has {settings.least} "
+                "pictures; lower the source's least."
+            )
+        numbers = numbers_of_split(
+            split,
+            len(enough),
+            settings.validation,
+            f"subjects with enough pictures in {self.folder}",
+        )
+        self._names = [enough[i] for i in numbers]
+        # Names of files, or numbers of entries in the listing.
+        self._pictures = [subjects[name] for name in self._names]
+        self._ends = np.cumsum([len(pictures) for pictures in self._pictures])
+        self._listing, self._columns = listing, columns
+        self._thing = settings.subjects == "thing"
+        others = "item" if self._thing else "reference"
+        self._several = "item_references" if self._thing else "references"
+        self._texts = f"{others}_captions"
+        self.fields = frozenset(
+            {"image", self._several}
+            | ({"item"} if self._thing else set())
+            | ({"caption", self._texts} if "text" in columns else set())
+        )
+        self.least = {self._several: settings.least - 1}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The subject that a record is of, and the picture's number in it."""
+        index = range(len(self))[index]
+        subject = int(np.searchsorted(self._ends, index, side="right"))
+        return subject, index - (int(self._ends[subject - 1]) if subject else 0)
+
+    def _entry(self, subject: int, picture: int) -> dict[str, Any]:
+        """What is known of a picture: its file, and what the listing says."""
+        kept = self._pictures[subject][picture]
+        if self._listing is not None:
+            return self._listing[kept]
+        return {"file_name": f"{self._names[subject]}/{kept}"}
+
+    def __getitem__(self, index: int) -> Record:
+        subject, chosen = self._place(index)
+        entries = [self._entry(subject, i) for i in range(len(self._pictures[subject]))]
+        own = entries.pop(chosen)
+        stored = {
+            "image": self._stored(own),
+            self._several: StoredPictures([self._stored(entry) for entry in entries]),
+        }
+        if self._thing:
+            name = pathlib.PurePath(self._names[subject]).name.replace("_", " ")
+            stored["item"] = own.get("item", name)
+        if "text" in self._columns:
+            stored["caption"] = own["text"]
+            stored[self._texts] = [entry["text"] for entry in entries]
+        return StoredRecord(stored)
+
+    def _stored(self, entry: dict[str, Any]) -> StoredPicture:
+        file = self.folder / entry["file_name"]
+        return StoredPicture(str(file), file.read_bytes)
+
+    def caption(self, index: int) -> Caption:
+        """The caption of a picture, or its several; it is not opened."""
+        return self._entry(*self._place(index))["text"] if "text" in self._columns else ""
+
+    def where(self, index: int) -> str:
+        """The picture's file, or the line that names it."""
+        subject, picture = self._place(index)
+        if self._listing is not None:
+            return self._listing.where(self._pictures[subject][picture])
+        return str(self.folder / self._entry(subject, picture)["file_name"])
+
+
+def pictures_in(folder: pathlib.Path) -> dict[str, Sequence[str]]:
+    """Names of the picture files in every folder of a folder."""
+    subjects = {}
+    with os.scandir(folder) as inner:
+        for subject in inner:
+            if subject.is_dir() and not subject.name.startswith("."):
+                with os.scandir(subject) as files:
+                    names = sorted(f.name for f in files if f.name.lower().endswith(ENDINGS))
+                subjects[subject.name] = names
+    return subjects
+
+
+def listed_pictures(listing: Listing) -> tuple[dict[str, Sequence[int]], frozenset[str]]:
+    """Numbers of the entries of every subject, and which columns the listing has.
+
+    Raises InputError where only some lines have a column, or a picture lies in no folder.
+    """
+    subjects: dict[str, list[int]] = {}
+    files, columns = ListedFiles(listing), None
+    for number, entry in enumerate(listing.read()):
+        has = frozenset(name for name in ("text", "item") if name in entry)
+        columns = has if columns is None else columns
+        subject, _, _ = entry["file_name"].rpartition("/")
+        if has != columns:
+            raise InputError(
+                f"{listing.where(number)} and {listing.where(0)} do not both have "
+                f"{min(has ^ columns)!r}; write it on every line, or on none."
+            )
+        texts = isinstance(entry.get("item", ""), str) and is_caption(entry.get("text", ""))
+        if not subject or not texts:
+            raise InputError(
+                f"{listing.where(number)}: expected file_name as 'SUBJECT/PICTURE' and texts, "
+                f"found {entry}."
+            )
+        subjects.setdefault(subject, []).append(number)
+        files.add(entry["file_name"])
+    files.refuse_missing()
+    return subjects, columns or frozenset()

@@ -1,0 +1,59 @@
+"""All scores at once: the truth that the other backends are tested against, and what they share.
+
+Logits are float32: s = q.k / sqrt(h), capped as cap tanh(s / cap) where a cap is asked.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from onediff_jax.ops.attention.backend import Backend, no_refusal
+
+NOTHING = -1e30  # a masked logit: finite, so that the difference of two of them is a number
+HARMLESS = 60.0  # exp of a logit up to here, summed over all keys, is a float32 number
+# What comes of attention, as rematerialisation knows it: the output, and log(sum(exp(logits))).
+ATTENDED, LOG_TOTAL = "attended", "log_total"
+
+
+def product(spec: str, x: Array, y: Array) -> Float[Array, "..."]:
+    """`einsum`, float32 whatever the operands are."""
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def capped(scores: Array, width: int, softcap: float | None) -> Array:
+    """Logits of products of queries and keys of that width."""
+    scores = scores * width**-0.5
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+
+
+def visible(
+    q_segments: Int[Array, "b n"], k_segments: Int[Array, "b m"]
+) -> Bool[Array, "b 1 1 n m"]:
+    """Which keys every query sees."""
+    same = q_segments[:, :, None] == k_segments[:, None, :]
+    return (same & (k_segments >= 0)[:, None, :])[:, None, None]
+
+
+def weights_of(logits: Array, seen: Array, highest: Array | float) -> Array:
+    """exp(logits - highest) on visible keys, 0 elsewhere."""
+    return jnp.where(seen, jnp.exp(logits - highest), 0)
+
+
+def reference(
+    q: Float[Array, "b n g r h"],
+    k: Float[Array, "b m g h"],
+    v: Float[Array, "b m g h"],
+    q_segments: Int[Array, "b n"],
+    k_segments: Int[Array, "b m"],
+    softcap: float | None,
+) -> Float[Array, "b n g r h"]:
+    """Attention of grouped queries, float32."""
+    seen = visible(q_segments, k_segments)
+    logits = capped(product("bngrh,bmgh->bgrnm", q, k), q.shape[-1], softcap)
+    logits = jnp.where(seen, logits, NOTHING)
+    weights = weights_of(logits, seen, jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    shares = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+    return product("bgrnm,bmgh->bngrh", shares.astype(v.dtype), v)
+
+
+REFERENCE = Backend(reference, "all logits at once, for tests", no_refusal, lambda kind: False)

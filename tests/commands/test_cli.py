@@ -1,0 +1,188 @@
+"""Every mistake is one line that names the setting, the value and the way out."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from places import ROOT
+
+from onediff_jax import cli, processes
+from onediff_jax.errors import InputError
+from onediff_jax.sampling.generate import SampleConfig
+from onediff_jax.train import loop
+
+ROWS = "--config.rows=8"  # a multiple of the devices of the tests
+SCENES = str(ROOT / "configs" / "scenes_tiny.py")
+PICTURES = str(ROOT / "configs" / "pictures_tiny.py")
+
+
+def refused(capsys, *arguments) -> tuple[int, str]:
+    """Status and message of a command that must be refused in one line."""
+    status = cli.main([str(argument) for argument in arguments])
+    said = capsys.readouterr().err
+    assert status in (1, 2) and said.count("\n") == 1 and "Traceback" not in said, said
+    return status, said
+
+
+def folder_of(tmp_path, lines, names=("a.png",)) -> pathlib.Path:
+    for name in names:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_help_names_the_commands_and_every_setting(capsys):
+    assert cli.main(["--help"]) == 0
+    assert {"train", "sample"} <= set(capsys.readouterr().out.split())
+    assert cli.main(["train", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "config.optimizer.learning_rate" in said and "--workdir" in said
+    assert cli.main(["sample", "--help"]) == 0
+    assert "--guidance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["tran"], "did you mean 'train'"),
+        (["train", "--config", SCENES], "workdir"),
+        (
+            ["train", "--config", "configs/none.py", "--workdir", "w"],
+            "'configs/none.py', and there",
+        ),
+        (["train", "--config", SCENES, "--workdir", "w", "--wrkdir=2"], "wrkdir"),
+        (["train", "--config", SCENES, "--workdir", "w", "extra"], "'extra'"),
+        (["sample", "--checkpoint", "c", "--task", "text2image", "--out", "o", "--num=x"], "num"),
+    ],
+)
+def test_a_command_that_cannot_be_understood_is_refused(capsys, arguments, expected):
+    _, said = refused(capsys, *arguments)
+    assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("model.widht=3", "width"),
+        ("modle.width=3", "model"),
+        ("model.width=100", "use 72 or 108"),
+        ("model.width=wide", "model.width"),
+        ("model.attention=flush", "chunked"),
+        ("rows=7", "use 8"),
+        ("optimizer.accumulate=3", "accumulated"),
+        ("mesh.fsdp=3", "divisor of"),
+        ("optimizer.schedule=cosin", "cosine"),
+        ("data.tasks.text2imag=1.0", "did you mean 'text2image'"),
+        ("data.prompt_dropout=2.0", "prompt_dropout"),
+        ("flow.balance=view", "token or example"),
+        ("data.sources.scenes.kind=scene", "did you mean 'scenes'"),
+        ("data.sources.scenes.sise=3", "did you mean 'size'"),
+        ("codec.kind=vae", "linear"),
+        ("steps=0", "at least 1"),
+        ("remat=some", "remat"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_written(capsys, tmp_path, setting, expected):
+    workdir = tmp_path / "run"
+    arguments = ["train", "--config", SCENES, "--workdir", workdir, f"--config.{setting}"]
+    _, said = refused(capsys, *arguments)
+    assert expected in said and not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (None, "metadata.jsonl is missing"),
+        (['{"file_name": "b.png", "text": "b"}'], "line 1: there is no file 'b.png'"),
+        (['{"file_name": "a.png", "text": "a"}', "oops"], "line 2"),
+        (['{"file_name": "a.png", "text": "a"}'], "validation"),
+    ],
+)
+def test_a_wrong_folder_is_refused_with_its_line(capsys, tmp_path, lines, expected):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    if lines:
+        folder_of(folder, lines)
+    workdir = tmp_path / "run"
+    path = f"--config.data.sources.folder.path={folder}"
+    _, said = refused(capsys, "train", "--config", PICTURES, "--workdir", workdir, path, ROWS)
+    assert expected in said and not workdir.exists()
+
+
+def test_unreadable_pictures_are_named_when_there_is_nothing_else(capsys, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    names = [f"{i}.png" for i in range(8)]
+    lines = [json.dumps({"file_name": name, "text": "a"}) for name in names]
+    folder_of(folder, lines, names)
+    for name in names:
+        (folder / name).write_bytes(b"not a picture")
+    settings = [f"folder.path={folder}", "folder.validation=2"]
+    settings = [f"--config.data.sources.{setting}" for setting in settings]
+    _, said = refused(
+        capsys, "train", "--config", PICTURES, "--workdir", tmp_path / "run", ROWS, *settings
+    )
+    assert ".png cannot be read as a picture" in said and "100 records" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--task", "text2imag"], "did you mean 'text2image'"),
+        (["--task", "depth2image", "--given", "depth"], "NAME=FILE"),
+        (["--task", "depth2image", "--given", "death=a.png"], "image, depth"),
+        (["--task", "depth2image", "--given", "depth=none.png"], "none.png"),
+        (["--task", "text2image"], "no checkpoint"),
+        (["--task", "text2image", "--steps=0"], "at least 1"),
+        (["--task", "text2image", "--method=rk4"], "euler or heun"),
+        (["--task", "text2image", "--num=0"], "--num"),
+    ],
+)
+def test_a_sample_that_cannot_be_made_is_refused(capsys, tmp_path, arguments, expected):
+    out = tmp_path / "out"
+    _, said = refused(capsys, "sample", "--checkpoint", tmp_path / "none", "--out", out, *arguments)
+    assert expected in said and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "expected"),
+    [
+        (InputError("rows is 7; use 8."), 1, "process 0 of 1 on HOST: rows is 7; use 8."),
+        (OSError(5, "Input/output error"), 1, "process 0 of 1 on HOST: [Errno 5]"),
+        (RuntimeError("device lost"), 1, "process 0 of 1 on HOST: RuntimeError: device lost"),
+        (KeyboardInterrupt(), 130, "process 0 of 1 on HOST: interrupted"),
+    ],
+)
+def test_one_of_several_processes_says_which_failed_and_waits_for_none(
+    capsys, monkeypatch, tmp_path, error, status, expected
+):
+    def fail(*_):
+        raise error
+
+    class Ended(BaseException):
+        """What the end of the process is to this test."""
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr(processes, "join", lambda: None)
+    monkeypatch.setattr(processes, "joined", lambda: True)
+    monkeypatch.setattr(processes.platform, "node", lambda: "HOST")
+    monkeypatch.setattr(loop, "train", fail)
+    monkeypatch.setattr(os, "_exit", end)
+    arguments = ["train", "--config", SCENES, "--workdir", str(tmp_path), "--distributed"]
+    with pytest.raises(Ended) as ended:
+        cli.main(arguments)
+    said = capsys.readouterr().err
+    assert ended.value.args == (status,) and expected in said
+    assert ("Traceback" in said) == isinstance(error, RuntimeError)
+
+
+def test_options_of_sample_are_all_its_settings_with_their_defaults():
+    defaults = {name: default for name, (_, default, _) in cli.SAMPLE_SETTINGS.items()}
+    assert SampleConfig(**defaults) == SampleConfig()
+    assert defaults.keys() == {field.name for field in dataclasses.fields(SampleConfig)}

@@ -1,0 +1,296 @@
+import hashlib
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from onediff_jax.data.conditions import degradations, edges, hed, maps
+from onediff_jax.data.conditions import make as conditions
+from onediff_jax.data.conditions.make import Condition, ConditionConfig
+from onediff_jax.errors import InputError
+
+DRAWN, FIXED = ConditionConfig("drawn"), ConditionConfig("fixed")
+CLASSES = ("sphere", "box", "cone", "torus", "capsule")
+MAKERS = ("blurred", "low_resolution", "masked", "canny", "hed", "depth", "pose", "semantic")
+MAKERS += ("boxes",)
+
+
+def record(names: tuple[str, ...] = ("sphere", "box", "sphere")) -> dict:
+    """Instances 1, 2, ... as stripes with background between them; one person."""
+    rng = np.random.default_rng(0)
+    instances = np.zeros((12, 4 * len(names) + 2), np.uint8)
+    for i in range(len(names)):
+        instances[2:9, 4 * i + 1 : 4 * i + 4] = i + 1
+    image = rng.integers(1, 256, (*instances.shape, 3), dtype=np.uint8)
+    depth = rng.uniform(1, 9, instances.shape)
+    keypoints = np.concatenate([rng.uniform(1, 12, (1, 17, 2)), np.full((1, 17, 1), 2.0)], -1)
+    return dict(image=image, depth=depth, instances=instances, names=names, keypoints=keypoints)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def config(monkeypatch) -> ConditionConfig:
+    """Settings that name a network for soft edges, which is a small one of random weights."""
+    drawn = {name: rng(1).normal(0, 0.3, shape) for name, shape in small_shapes(monkeypatch)}
+    weights = {name: value.astype(np.float32) for name, value in drawn.items()}
+    monkeypatch.setattr(conditions, "weights_in", lambda file: {"a file": weights}[file])
+    return ConditionConfig(hed="a file")
+
+
+def small_shapes(monkeypatch):
+    monkeypatch.setattr(hed, "WIDTHS", (2, 2, 2, 2, 2))
+    return hed.shapes().items()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_condition_is_a_picture_of_its_record_s_size_and_a_function_of_its_generator(
+    config, name
+):
+    make = getattr(conditions, name)
+    given, same = record(), record()
+    for field in ("image", "depth", "instances", "keypoints"):
+        given[field].flags.writeable = False  # as data sets may give them
+    made = make(given, rng(3), config)
+    assert isinstance(made, Condition) and made.picture.dtype == np.uint8
+    assert made.picture.shape == given["image"].shape and made.picture.any()
+    again = make(given, rng(3), config)
+    np.testing.assert_array_equal(again.picture, made.picture)
+    assert again.words == made.words
+    drawn = {(made.picture.tobytes(), made.words)}
+    more = [make(given, rng(seed), config) for seed in range(4, 9)]
+    drawn |= {(m.picture.tobytes(), m.words) for m in more}
+    assert (len(drawn) > 1) == (name not in ("hed", "depth", "pose"))
+    for field, value in same.items():
+        np.testing.assert_array_equal(given[field], value)
+
+
+def test_depth_maps_and_rectangles_are_those_that_the_published_scores_were_measured_on():
+    digest = hashlib.sha256()
+    for seed in range(12):
+        draw = rng(1000 + seed)
+        height, width = (int(draw.integers(8, 70)) for _ in range(2))
+        count = int(draw.integers(0, 21))
+        given = dict(
+            image=draw.integers(0, 256, (height, width, 3), dtype=np.uint8),
+            depth=draw.uniform(0.5, 9, (height, width)).astype(np.float32),
+            instances=draw.integers(0, count + 1, (height, width)).astype(np.uint8),
+            names=tuple(f"thing {i % max(1, count - 3)}" for i in range(count)),
+        )
+        for config in (DRAWN, FIXED):
+            for make in (conditions.depth, conditions.semantic, conditions.masked):
+                generator = rng(seed)
+                made = make(given, generator, config)
+                digest.update(made.picture.tobytes() + made.words.encode())
+                digest.update(str(generator.integers(1 << 60)).encode())  # as much was drawn
+    assert digest.hexdigest() == "1ec639365c2f9ecf29a6f141f785887bfaecb7c592f909e68e68163f771fe05e"
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict[str, list]:
+    """Arguments with which the pictures were harmed, by function, in the order of the calls."""
+    calls: dict[str, list] = {}
+
+    def noted(module, name):
+        def call(picture, *arguments):
+            calls.setdefault(name, []).append(arguments)
+            return picture
+
+        monkeypatch.setattr(module, name, call)
+
+    for name in ("gaussian_blurred", "motion_blurred", "jpeg", "downscaled"):
+        noted(degradations, name)
+    noted(edges, "canny")
+    return calls
+
+
+def picture(height: int = 32, width: int = 48) -> dict:
+    return {"image": rng().integers(0, 256, (height, width, 3), dtype=np.uint8)}
+
+
+def test_half_of_the_blurs_are_gaussian_and_half_of_all_are_compressed(drawn):
+    given = picture(128, 192)
+    for seed in range(400):
+        conditions.blurred(given, rng(seed), DRAWN)
+    sigmas = np.array(drawn["gaussian_blurred"])[:, 0]
+    lengths, angles = np.array(drawn["motion_blurred"]).T
+    qualities = np.array(drawn["jpeg"])[:, 0]
+    assert 160 < len(sigmas) < 240 and len(lengths) == 400 - len(sigmas)
+    assert 1 <= sigmas.min() < 1.05 and 2.85 < sigmas.max() <= 3  # 1 + 128 / 64
+    assert np.median(sigmas) == pytest.approx(math.sqrt(3), rel=0.1)
+    assert 3 <= lengths.min() < 3.2 and 10.8 < lengths.max() <= 11  # 3 + 128 / 16
+    assert 0 <= angles.min() < 0.1 and 3.04 < angles.max() < math.pi
+    assert 160 < len(qualities) < 240 and (qualities.min(), qualities.max()) == (30, 95)
+
+
+def test_resolution_is_lost_twofold_to_eightfold_and_half_of_it_compressed(drawn):
+    for seed in range(400):
+        conditions.low_resolution(picture(), rng(seed), DRAWN)
+    factors = np.array(drawn["downscaled"])[:, 0]
+    assert 2 <= factors.min() < 2.05 and 7.8 < factors.max() <= 8
+    assert np.median(factors) == pytest.approx(4, rel=0.1)
+    assert 160 < len(drawn["jpeg"]) < 240
+
+
+def test_a_low_resolution_is_the_small_picture_enlarged(monkeypatch):
+    monkeypatch.setattr(conditions, "compressed", lambda picture, rng: picture)
+    given, generator = picture(), rng(4)
+    factor = 2 * 4 ** rng(4).random()
+    small = degradations.downscaled(given["image"], factor)
+    expected = degradations.upscaled(small, 32, 48)
+    found = conditions.low_resolution(given, generator, DRAWN).picture
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_canny_s_thresholds_are_drawn_or_automatic_as_set(drawn):
+    for seed in range(300):
+        conditions.canny(picture(), rng(seed), DRAWN)
+    low, high = np.array(drawn["canny"]).T
+    assert 100 <= high.min() < 103 and 297 < high.max() <= 300
+    assert 0.3 <= (low / high).min() < 0.31 and 0.59 < (low / high).max() <= 0.6
+    drawn.clear()
+    automatic = ConditionConfig(canny_thresholds="automatic")
+    for seed in range(3):
+        conditions.canny(picture(), rng(seed), automatic)
+    assert set(drawn["canny"]) == {edges.automatic_thresholds(picture()["image"])}
+
+
+def test_a_masked_picture_is_black_in_the_hole_and_itself_elsewhere():
+    image = record()["image"]  # which has no black
+    masked, words = conditions.masked(record(), rng(3), DRAWN)
+    black = (masked == 0).all(-1)
+    np.testing.assert_array_equal(black, degradations.rectangular_hole(*image.shape[:2], rng(3)))
+    np.testing.assert_array_equal(masked[~black], image[~black])
+    assert words == "" and black.any()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_share_of_free_form_holes_is_as_set(share):
+    config = ConditionConfig(free_form_holes=share)
+    given = {"image": np.full((48, 48, 3), 255, np.uint8)}
+    holes = [conditions.masked(given, rng(i), config).picture[..., 0] == 0 for i in range(200)]
+    rectangles = [h.sum() == h.any(0).sum() * h.any(1).sum() for h in holes]
+    assert 1 - np.mean(rectangles) == pytest.approx(share, abs=0.1 if 0 < share < 1 else 0.02)
+
+
+def test_soft_edges_are_grey_from_the_network_that_is_set(config):
+    given = picture(20, 30)
+    found = conditions.hed(given, rng(), config).picture
+    probability = hed.soft_edges(given["image"], conditions.weights_in("a file"))
+    np.testing.assert_array_equal(found[..., 1], np.round(255 * probability))
+    assert (found == found[..., :1]).all() and np.ptp(found) > 5
+
+
+def test_without_a_network_soft_edges_say_which_command_brings_it():
+    with pytest.raises(InputError, match=r"data\.conditions\.hed is empty.*tools/fetch_hed\.py"):
+        conditions.hed(picture(), rng(), DRAWN)
+
+
+def legend(words: str, kind: str) -> dict[str, tuple[int, ...]]:
+    """Colours by class, as the words say them."""
+    found = {}
+    for entry in filter(None, words.removesuffix(">").split("> ")):
+        code, name = entry.split(f" {kind}: ")
+        color, called = code.removeprefix("<#").split(" ")
+        assert maps.COLORS[called] == color and name not in found
+        found[name] = tuple(bytes.fromhex(color))
+    return found
+
+
+@pytest.mark.parametrize("config", [DRAWN, FIXED])
+@pytest.mark.parametrize("names", [(), ("box",), ("sphere", "box", "sphere"), CLASSES])
+def test_the_map_shows_every_instance_in_the_colour_that_the_legend_names(config, names):
+    given = record(names)
+    shown, words = conditions.semantic(given, rng(), config)
+    colors = legend(words, "mask")
+    assert set(colors) == set(names)
+    for number, name in enumerate(names, start=1):
+        assert (shown[given["instances"] == number] == colors[name]).all()
+    assert (shown[given["instances"] == 0] == 0).all()
+
+
+@pytest.mark.parametrize("config", [DRAWN, FIXED])
+@pytest.mark.parametrize("names", [(), ("box",), ("sphere", "box", "sphere"), CLASSES])
+def test_boxes_come_from_the_record_or_from_its_instances_with_their_legend(config, names):
+    given = record(names)
+    shown, words = conditions.boxes(given, rng(), config)
+    colors = legend(words, "boundingbox")
+    assert set(colors) == set(names)
+    for number, name in enumerate(names, start=1):
+        assert (shown[given["instances"] == number] == colors[name]).all()
+    assert (shown[given["instances"] == 0] == 0).all()  # stripes are their own boxes
+    left = np.arange(len(names)) * 4.0 + 1
+    stripes = np.stack([left, np.full_like(left, 2), left + 3, np.full_like(left, 9)], -1)
+    del given["instances"]
+    again = conditions.boxes(given | {"boxes": stripes}, rng(), config)
+    np.testing.assert_array_equal(again.picture, shown)
+    assert again.words == words
+
+
+def test_boxes_of_the_record_count_before_its_instances_and_hidden_instances_have_none():
+    given = record() | {"boxes": np.array([[0.0, 0, 1, 1]] * 3)}
+    assert conditions.boxes(given, rng(), FIXED).picture.any(-1).sum() == 1
+    hidden = record()
+    hidden["instances"][hidden["instances"] == 2] = 0
+    assert ": box>" not in conditions.boxes(hidden, rng(), FIXED).words
+    assert "sphere" in conditions.boxes(hidden, rng(), FIXED).words
+
+
+def test_map_colours_are_drawn_or_fixed_as_set():
+    for make in (conditions.semantic, conditions.boxes):
+        assert len({make(record(), rng(seed), DRAWN).words for seed in range(9)}) > 4
+        assert len({make(record(), rng(seed), FIXED).words for seed in range(9)}) == 1
+
+
+def test_nobody_is_a_black_picture():
+    given = record() | {"keypoints": np.zeros((0, 17, 3))}
+    assert not conditions.pose(given, rng(), DRAWN).picture.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "value", "said"),
+    [
+        ("depth", "depth", np.ones((12, 13)), r"depth .* \(12, 13\); expected \(12, 14\)"),
+        ("depth", "depth", np.full((12, 14), np.nan), "depth is nan in 168 of 168 pixels"),
+        ("semantic", "instances", np.ones((3, 3), np.uint8), r"\(3, 3\); expected \(12, 14\)"),
+        ("semantic", "instances", np.ones((12, 14, 1), np.uint8), r"\(12, 14, 1\); expected"),
+        ("semantic", "names", ("a", "b"), "instances reach number 3; its names are only 2"),
+        ("semantic", "names", ("a", "", "b"), "every instance needs a class name"),
+        ("boxes", "names", ("a", "b"), "instances reach number 3; its names are only 2"),
+        ("boxes", "names", tuple(map(str, range(21))), "A map of 21 classes"),
+        ("boxes", "boxes", np.zeros((3, 5)), r"boxes .* \(3, 5\); expected \(3, 4\)"),
+        ("boxes", "boxes", np.ones((2, 4)), "2 boxes and 3 names"),
+        ("boxes", "boxes", np.ones((3, 4)), "left < right"),
+        ("boxes", "boxes", np.array([[0.0, 0, 1, 1]] * 2 + [[20, 0, 24, 9]]), "inside the picture"),
+        ("pose", "keypoints", np.zeros((17, 3)), r"\(17, 3\); expected \(17, 17, 3\)"),
+        ("pose", "keypoints", np.zeros((1, 18, 3)), r"\(1, 18, 3\); expected \(1, 17, 3\)"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_one_line_that_names_the_field(make, field, value, said):
+    given = record() | {field: value}
+    if field == "names" and len(value) > 3:
+        given["boxes"] = np.array([[0.0, 0, 1, 1]] * len(value))
+    with pytest.raises(InputError, match=said) as refused:
+        getattr(conditions, make)(given, rng(), FIXED)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("map_colors", "random", "map_colors is 'random'; it can be 'drawn' or 'fixed'"),
+        ("canny_thresholds", "otsu", "canny_thresholds is 'otsu'; it can be 'drawn' or 'automat"),
+        ("free_form_holes", 1.5, "free_form_holes is a share between 0 and 1, got 1.5"),
+        ("free_form_holes", math.nan, "free_form_holes is a share between 0 and 1, got nan"),
+    ],
+)
+def test_a_setting_that_is_none_is_refused(setting, value, said):
+    with pytest.raises(InputError, match=rf"data\.conditions\.{said}"):
+        ConditionConfig(**{setting: value})
+
+
+def test_opencv_takes_one_thread_where_the_loader_has_its_own():
+    assert cv2.getNumThreads() == 1

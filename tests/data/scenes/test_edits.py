@@ -1,0 +1,248 @@
+"""Edits: what the instruction says happens, is visible, and nothing else happens."""
+
+import dataclasses
+import functools
+import re
+
+import numpy as np
+import pytest
+
+from onediff_jax.data.scenes import edits, figure
+from onediff_jax.data.scenes import placement as full_scenes
+from onediff_jax.data.scenes import render as full_render
+from onediff_jax.data.scenes.basic import PLACES, WORDS
+from onediff_jax.data.scenes.objects import COLOURS, Person, noun
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+NUMBER, SIZE = 48, 48
+
+
+@functools.cache
+def edited():
+    found = []
+    for i in range(NUMBER):
+        scene = full_scenes.draw_full_scene(7, "train", i, 1)
+        found.append((scene, edits.draw_edit(7, "train", i, scene)))
+    return found
+
+
+def of_kind(kind):
+    found = [(before, edit) for before, edit in edited() if edit.kind == kind]
+    assert found, kind
+    return found
+
+
+def rendered(scene):
+    camera = scene.cameras[0].arrays()
+    return full_render.render(
+        [full_render.Shot(scene.solids(), scene.light.arrays(), camera)], SIZE
+    )[0]
+
+
+def changed_things(before, edit):
+    """Pairs that differ; the places' names are left out."""
+    pairs = zip(before.things, edit.scene.things, strict=True)
+    return [(a, b) for a, b in pairs if dataclasses.replace(b, place=a.place) != a]
+
+
+def test_an_edit_is_a_function_of_seed_split_and_index():
+    scene, edit = edited()[3]
+    assert edits.draw_edit(7, "train", 3, scene) == edit
+    assert {edit.kind for _, edit in edited()} == set(edits.EDITS)
+
+
+def tried(kind, number=6):
+    """What an edit of a kind does to every thing of every scene, whether it can be seen or not."""
+    rng = np.random.default_rng(0)
+    for scene, _ in edited():
+        for place, thing in enumerate(scene.things):
+            for _ in range(number):
+                found = edits.EDITS[kind](scene, place, rng)
+                if found is not None:
+                    yield scene, thing, *found, place
+
+
+def test_new_colours_are_unlike_the_old_one_and_clothes_are_called_what_they_are():
+    said = set()
+    for scene, old, after, instruction, place in tried("recolour"):
+        new, colour = after.things[place], instruction.split()[-1]
+        if isinstance(old, Person):
+            *_, what, _ = re.split("person's | (?=[a-z]+$)", instruction)
+            field = {"shirt": "shirt", "trousers": "trousers", "shorts": "trousers"}
+            field = field.get(what, "hat_colour")
+            was, stripes = getattr(old.who, field), "" if what == "shirt" else old.who.stripes
+            assert dataclasses.replace(old.who, **{field: colour, "stripes": stripes}) == new.who
+            assert what in ("shirt", "shorts" if old.who.shorts else "trousers", old.who.hat)
+            said.add(field)
+        else:
+            was = old.colour
+        assert np.linalg.norm(np.subtract(COLOURS[colour], COLOURS[was])) > 0.4
+        assert f" {colour} " not in f" {' '.join(map(str, looks(scene)))} "
+    assert said == {"shirt", "trousers", "hat_colour"}
+
+
+def looks(scene):
+    """The colours of all things and clothes."""
+    for thing in scene.things:
+        who = thing.who if isinstance(thing, Person) else thing
+        names = ("shirt", "trousers", "stripes", "hat_colour", "colour", "second")
+        yield from (getattr(who, name) for name in names if hasattr(who, name))
+
+
+def test_hats_are_taken_off_or_given():
+    said = set()
+    for _, old, after, instruction, place in tried("hat"):
+        who = after.things[place].who
+        if old.who.hat == "none":
+            article = "an" if who.hat_colour == "orange" else "a"
+            assert instruction == f"give the person {article} {who.hat_colour} {who.hat}"
+        else:
+            assert (instruction, who.hat, who.hat_colour) == ("take off the hat", "none", "")
+        said.add(who.hat)
+    assert said == set(figure.HATS)
+
+
+def test_things_change_their_shape_and_size_where_they_stand():
+    factors = set()
+    for kind in ("reshape", "resize"):
+        for _, old, after, instruction, place in tried(kind):
+            new = after.things[place]
+            assert new.center == (*old.center[:2], new.half[2])
+            if kind == "reshape":
+                assert new.shape != old.shape and instruction.endswith(f" into a {new.shape}")
+            else:
+                [factor] = {round(float(f), 9) for f in np.divide(new.half, old.half)}
+                assert instruction.endswith("larger" if factor > 1 else "smaller")
+                factors.add((old.size, factor > 1))
+    assert len(factors) == 4
+
+
+def test_scenes_keep_one_to_three_things_that_do_not_overlap():
+    for _, edit in edited():
+        assert 1 <= len(edit.scene.things) <= 3
+        for i, a in enumerate(edit.scene.things):
+            for b in edit.scene.things[:i]:
+                gap = np.linalg.norm(np.subtract(a.center[:2], b.center[:2]))
+                assert gap > a.extent[0] + b.extent[0]
+    counts = {kind: {len(s.things) for s, *_ in tried(kind, 3)} for kind in ("remove", "add")}
+    assert counts == {"remove": {2, 3}, "add": {1, 2}}
+
+
+def test_light_ground_and_camera_stay():
+    for before, edit in edited():
+        for field in ("light", "cameras", "kind"):
+            assert getattr(before, field) == getattr(edit.scene, field)
+
+
+def test_at_most_one_thing_changes():
+    for before, edit in edited():
+        if len(edit.scene.things) == len(before.things):
+            assert len(changed_things(before, edit)) == 1
+        else:
+            assert edit.kind in ("add", "remove")
+            pair = sorted((before.things, edit.scene.things), key=len)
+            same = [dataclasses.replace(t, place="") for t in pair[0]]
+            assert set(same) < {dataclasses.replace(t, place="") for t in pair[1]}
+            assert len(pair[1]) == len(pair[0]) + 1
+            assert len(before.things) == len(pair[edit.kind == "remove"])
+
+
+def test_recolouring_says_what_and_which_colour():
+    for before, edit in of_kind("recolour"):
+        [(old, new)] = changed_things(before, edit)
+        said = re.fullmatch(r"make the (.+) (\w+)", edit.instruction)
+        if isinstance(old, Person):
+            what = said[1].removeprefix("person's ")
+            worn = {"shirt": "shirt", "trousers": "trousers", "shorts": "trousers"}
+            assert getattr(new.who, worn.get(what, "hat_colour")) == said[2]
+        else:
+            assert said[1] == noun(old) and new.colour == said[2] != old.colour
+            assert dataclasses.replace(new, colour=old.colour, place=old.place) == old
+
+
+def test_moving_is_to_the_side_that_is_said():
+    assert {edit.instruction.split()[-1] for _, edit in of_kind("move")} == {"left", "right"}
+    for before, edit in of_kind("move"):
+        [(old, new)] = changed_things(before, edit)
+        name, side = re.fullmatch(r"move the (.+) to the (left|right)", edit.instruction).groups()
+        assert name == noun(old)
+        place = before.things.index(old)
+        columns = (np.arange(SIZE) + 0.5) / SIZE
+        middles = []
+        for scene in (before, edit.scene):
+            alone = dataclasses.replace(scene, things=(scene.things[place],))
+            mask = rendered(alone).instances == 1
+            middles.append((mask * columns).sum() / mask.sum())
+        assert (middles[1] - middles[0]) * (1 if side == "right" else -1) > 0.08
+
+
+def test_every_move_is_far_enough_and_stays_in_the_picture():
+    for scene, old, after, instruction, place in tried("move"):
+        centers = np.array([after.things[place].center, old.center])
+        (x, y), (before, _) = full_scenes.projected(scene.cameras[0], centers)[0]
+        assert (x - before) * (1 if instruction.endswith("right") else -1) > 0.1
+        assert max(abs(x - 0.5), abs(y - 0.5)) < 0.41
+
+
+def test_resizing_reshaping_removing_adding_and_hats_do_what_they_say():
+    for before, edit in of_kind("resize"):
+        [(old, new)] = changed_things(before, edit)
+        word = "larger" if np.prod(new.half) > np.prod(old.half) else "smaller"
+        assert edit.instruction == f"make the {noun(old)} {word}"
+    for before, edit in of_kind("reshape"):
+        [(old, new)] = changed_things(before, edit)
+        assert edit.instruction == f"turn the {noun(old)} into a {new.shape}"
+        assert new.shape != old.shape and new.colour == old.colour
+    for before, edit in of_kind("remove"):
+        left = [dataclasses.replace(thing, place="") for thing in edit.scene.things]
+        [gone] = [t for t in before.things if dataclasses.replace(t, place="") not in left]
+        assert edit.instruction == f"remove the {noun(gone)}"
+    for before, edit in of_kind("add"):
+        new = edit.scene.things[-1]
+        article = "an" if noun(new)[0] in "aeiou" else "a"
+        assert edit.instruction == f"add {article} {noun(new)} {WORDS[new.place][0]}"
+        mask = rendered(edit.scene).instances == len(edit.scene.things)
+        middle = (mask * (np.arange(SIZE) + 0.5)).sum() / mask.sum() / SIZE
+        assert new.place == PLACES[int(3 * middle)]
+        assert new.colour not in [thing.colour for thing in before.things]
+    for before, edit in of_kind("hat"):
+        [(old, new)] = changed_things(before, edit)
+        if new.who.hat == "none":
+            assert edit.instruction == "take off the hat" and old.who.hat != "none"
+        else:
+            assert edit.instruction.startswith("give the person a") and old.who.hat == "none"
+
+
+def test_what_is_named_is_named_by_one_thing_only():
+    for before, edit in edited():
+        names = [noun(thing) for thing in before.things]
+        assert len(set(names)) == len(names)
+        if edit.kind not in ("add", "hat"):
+            assert sum(name in edit.instruction for name in names) == 1
+
+
+def test_every_edit_can_be_seen_and_leaves_other_things_where_they_were():
+    for before, edit in edited():
+        first, second = rendered(before), rendered(edit.scene)
+        assert (np.abs(first.image - second.image).max(axis=-1) > 0.1).mean() > 0.008
+        numbers = {thing: k for k, thing in enumerate(before.things, 1)}
+        for k, thing in enumerate(edit.scene.things, 1):
+            was = [n for t, n in numbers.items() if dataclasses.replace(thing, place=t.place) == t]
+            if not was:
+                continue
+            # An untouched thing has the same pixels, but for those that the edited one hides.
+            one, other = first.instances == was[0], second.instances == k
+            others = first.instances[other & ~one], second.instances[one & ~other]
+            assert (others[0] > 0).mean() > 0.9 if others[0].size > 3 else True
+            assert (others[1] > 0).mean() > 0.9 if others[1].size > 3 else True
+            # Its colour keeps its hue: only shadow and highlight may differ.
+            both = one & other
+            assert np.abs(first.normals[both] - second.normals[both]).max() < 1e-4
+            assert np.abs(first.depth[both] - second.depth[both]).max() < 1e-4
+
+
+def test_what_is_edited_is_still_seen_well():
+    for _, edit in edited():
+        instances = rendered(edit.scene).instances
+        for k in range(1, len(edit.scene.things) + 1):
+            assert (instances == k).mean() > 0.018

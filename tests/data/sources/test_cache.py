@@ -1,0 +1,451 @@
+"""Examples encoded ahead: what a cache holds, how it is written, and runs that read it."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import pickle
+import re
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from tiny import BlobSettings, tiny_config
+
+from onediff_jax.commands import encode as encode_dataset
+from onediff_jax.data.batching import loader
+from onediff_jax.data.batching.loader import DataConfig, SlotConfig
+from onediff_jax.data.batching.rows import Batch
+from onediff_jax.data.codecs import picture_of
+from onediff_jax.data.conditions.make import ConditionConfig
+from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed
+from onediff_jax.data.sources import cache
+from onediff_jax.data.sources.cache import Cache, Part, packed_example, unpacked_example
+from onediff_jax.data.tasks.fitting import FULL
+from onediff_jax.data.text import END
+from onediff_jax.errors import InputError
+from onediff_jax.ops.cameras import Camera
+from onediff_jax.sharding import MeshConfig, mesh_of
+from onediff_jax.train import run
+from onediff_jax.train.config import as_dict
+from onediff_jax.train.loop import train
+from onediff_jax.train.start import first_assets
+from onediff_jax.train.state import new_state, optimizer_of, state_shardings
+from onediff_jax.train.step import train_step_of
+from onediff_jax.train.tune import TuneConfig
+
+# Tasks whose examples are functions of their record alone, so that every epoch holds the same.
+DATA = DataConfig(
+    sources={"blobs": BlobSettings(12, held_out=0)},
+    tasks={"text2image": 1.0, "depth2image": 1.0},
+    row=(SlotConfig(1, 4, count=2), SlotConfig(2, 10)),
+    prompt_dropout=0.3,
+)
+FEW = BlobSettings(4, held_out=0)
+CONFIG = tiny_config(
+    steps=2,
+    data=DATA,
+    log=run.LogConfig(every=1),
+    evaluate=run.EvaluateConfig(every=0),
+)
+DRAWN = dataclasses.replace(
+    DATA,
+    tasks={"image_inpainting": 1.0, "multiview": 1.0},
+    row=(SlotConfig(2, 4), SlotConfig(4, 10)),
+)
+
+
+def encoded(folder: pathlib.Path, config=CONFIG, passes=1, shard=5) -> pathlib.Path:
+    encode_dataset.encode(config, folder, passes, False, shard)
+    return folder / "blobs"
+
+
+def cached(folder: pathlib.Path, config=CONFIG, **changes):
+    """The configuration with its source replaced by the cache."""
+    sources = {"blobs": Cache(str(folder))}
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, sources=sources, **changes)
+    )
+
+
+def rows_of(config):
+    sources = run.opened(config.data, "train")
+    assets = first_assets(config, sources, as_dict(config))
+    _, tokenizer = run.assembled(config, assets)
+    return run.rows_of(config, sources, assets, tokenizer), assets
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return encoded(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    config = dataclasses.replace(CONFIG, data=DRAWN)
+    return encoded(tmp_path_factory.mktemp("drawn"), config, passes=2)
+
+
+def test_rows_of_a_cache_are_those_of_its_pictures(folder):
+    (pictures, expected), (ahead, assets) = rows_of(CONFIG), rows_of(cached(folder))
+    assert assets.vocabulary == expected.vocabulary
+    for number in range(20):  # more than an epoch
+        for name, one, other in zip(Batch._fields, ahead[number], pictures[number], strict=True):
+            assert one.dtype == other.dtype, name
+            if name == "latents":  # within half a unit of bfloat16's last place
+                np.testing.assert_allclose(one, other, rtol=2**-8, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_a_part_is_found_by_its_name():
+    part = Part("text2image", 1, 4)
+    assert Part.named("text2image-1x4") == part and str(part) == "text2image-1x4"
+
+
+def test_rows_of_a_cache_travel_to_workers(folder):
+    rows, _ = rows_of(cached(folder))
+    before = rows[3]
+    copied = pickle.loads(pickle.dumps(rows))
+    assert all(map(np.array_equal, copied[3], before))
+
+
+def test_a_run_trains_from_a_cache_as_from_pictures(folder):
+    """The same losses, as far as bfloat16 lets the latents be the same."""
+    (pictures, _), (ahead, assets) = rows_of(CONFIG), rows_of(cached(folder))
+    networks, _ = run.assembled(CONFIG, assets)
+    optimizer = optimizer_of(CONFIG.optimizer, 2)
+    first = jax.jit(lambda: new_state(networks, optimizer, jax.random.key(0)))()
+    shardings = state_shardings(networks, optimizer, mesh_of(MeshConfig(), jax.devices()[:1]))
+    layout = pictures.layout
+    step = jax.jit(
+        train_step_of(networks, optimizer, layout, CONFIG.flow, CONFIG.optimizer, shardings)
+    )
+    told = []
+    for rows in (pictures, ahead):
+        state, losses = first, []
+        for batch in loader.batches(rows, 8, range(8), 0, 2):
+            state, measured = step(state, batch, jax.random.key(7))
+            losses.append(float(measured["loss"].compute()))
+        told.append(losses)
+    np.testing.assert_allclose(told[1], told[0], rtol=1e-3)
+    assert told[1] != told[0]  # else the cache was not read
+
+
+def test_every_pass_draws_conditions_anew_and_holds_each_record_once(drawn):
+    source = Cache(str(drawn)).open("train")
+    examples = source.examples(Part("image_inpainting", 2, 4))
+    assert len(source) == 12 and len(examples) == 24
+    read = [unpacked_example(examples[i], 7) for i in range(24)]
+    assert all(placed.source == 7 for placed in read)
+    masked = [placed.example.views[1].mean.tobytes() for placed in read]
+    images = [placed.example.views[0].mean.tobytes() for placed in read]
+    assert images[:12] == images[12:] and len(set(masked)) == 24
+
+
+def test_cameras_are_kept_as_they_are_and_pictures_decode(drawn):
+    config = dataclasses.replace(CONFIG, data=DRAWN)
+    source, (_, assets) = Cache(str(drawn)).open("train"), rows_of(cached(drawn, config))
+    make = encode_dataset.MakeExample(
+        "multiview", run.opened(DRAWN, "train")["blobs"], 0, 4, 10, 4, DRAWN.conditions
+    )
+    part = source.examples(Part("multiview", 4, 10))
+    for number in (0, 5, 17):
+        expected = make.random_map(number % 12, np.random.default_rng([config.seed, number]))
+        found = unpacked_example(part[number], 0).example
+        for view, true in zip(found.views, expected.example.views, strict=True):
+            if isinstance(true, Camera):
+                assert all(map(np.array_equal, view, true))
+            else:
+                assert view.deviation is None
+                shown = picture_of(assets.codec.decode(view.mean))
+                again = picture_of(assets.codec.decode(assets.codec.encode(true)))
+                assert np.abs(shown.astype(int) - again).max() <= 3
+
+
+def test_held_out_records_are_encoded_once_and_read_as_validation(tmp_path):
+    data = dataclasses.replace(DATA, sources={"blobs": BlobSettings(3, held_out=2)})
+    folder = encoded(tmp_path, dataclasses.replace(CONFIG, data=data), passes=2)
+    for split, records, examples in (("train", 3, 6), ("validation", 2, 2)):
+        source = Cache(str(folder)).open(split)
+        assert len(source) == records
+        assert len(source.examples(Part("text2image", 1, 4))) == examples
+
+
+def test_an_example_comes_back_as_it_was_within_bfloat16():
+    rng = np.random.default_rng(0)
+    mean, deviation = rng.normal(size=(2, 3, 4)), rng.uniform(1e-3, 2, (2, 3, 4))
+    picture = EncodedPicture(np.float32(mean), np.float32(deviation))
+    states = rng.normal(size=(5, 8)).astype(ml_dtypes.bfloat16)
+    example = Example("text2image", (picture,), EncodedPrompt("words", states))
+    found = unpacked_example(packed_example(Placed(example, 0, 3), 9), 2)
+    assert (found.source, found.faults, found.example.task) == (2, 3, "text2image")
+    assert found.example.prompt.text == "words"
+    assert np.array_equal(found.example.prompt.tokens, states)
+    np.testing.assert_allclose(found.example.views[0].mean, mean, rtol=2**-8)
+    # A logarithm of 14 at most, in units of a sixteenth, halved.
+    np.testing.assert_allclose(found.example.views[0].deviation, deviation, rtol=0.02)
+
+
+@pytest.mark.parametrize("after", [0, 7, 13])
+def test_an_interrupted_cache_goes_on_after_the_last_whole_file(
+    folder, tmp_path, monkeypatch, after
+):
+    written = []
+
+    def packed(placed, record):
+        written.append(record)
+        if len(written) > after:
+            raise KeyboardInterrupt
+        return packed_example(placed, record)
+
+    monkeypatch.setattr(encode_dataset, "packed_example", packed)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(tmp_path)
+    there = {f: f.stat().st_mtime_ns for f in (tmp_path / "blobs").glob("*.array_record")}
+    assert len(there) == {0: 0, 7: 1, 13: 3}[after]  # of files of 5, 5 and 2
+    with pytest.raises(InputError, match="not complete; tools/encode_dataset.py goes on"):
+        Cache(str(tmp_path / "blobs")).open("train")
+    monkeypatch.setattr(encode_dataset, "packed_example", packed_example)
+    again = encoded(tmp_path)
+    assert all(file.stat().st_mtime_ns == time for file, time in there.items())
+    manifests = [json.loads((f / cache.MANIFEST).read_text()) for f in (again, folder)]
+    assert manifests[0] == manifests[1]  # checksums of all files among it
+    assert not list(again.glob("*.partial"))
+
+
+def test_a_finished_cache_is_checked_and_what_is_deleted_made_again(folder, tmp_path):
+    other = tmp_path / "blobs"
+    shutil.copytree(folder, other)
+    file = other / "text2image-1x4-00001.array_record"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=r"00001.array_record is not what manifest.json says"):
+        encoded(tmp_path)
+    file.unlink()
+    encoded(tmp_path)
+    for made in folder.iterdir():
+        if made.name != cache.ASSETS:  # a zip file, with the time
+            assert (other / made.name).read_bytes() == made.read_bytes()
+
+
+def test_a_cache_is_not_continued_as_another(folder):
+    with pytest.raises(InputError, match=r"plan.json: passes is 1, and 2 now; set it back"):
+        encoded(folder.parent, passes=2)
+    longer = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, length=9))
+    with pytest.raises(InputError, match=r"plan.text.length is 12, and 9 now"):
+        encoded(folder.parent, longer)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("codec", dict(whitening=0.5), "codec.whitening is 0.0, and 0.5 in this run"),
+        ("text", dict(length=20), "text.length is 12, and 20 in this run"),
+        ("data", dict(aspects="square"), "pictures.aspects is 'any', and 'square' in this run"),
+        ("data", dict(enlarge=4.0), r"pictures.enlarge is 2\.0, and 4\.0 in this run"),
+        ("data", dict(filter="box"), "pictures.filter is 'lanczos', and 'box' in this run"),
+        (
+            "data",
+            dict(conditions=ConditionConfig("drawn", window=3)),
+            "conditions.window is 0, and 3 in this run",
+        ),
+    ],
+)
+def test_a_cache_of_another_encoding_is_refused_before_the_first_step(
+    folder, tmp_path, section, change, message
+):
+    config = cached(folder)
+    changed = dataclasses.replace(getattr(config, section), **change)
+    config = dataclasses.replace(config, **{section: changed})
+    with pytest.raises(InputError, match=message) as refusal:
+        train(config, tmp_path / "run", as_dict(config))
+    assert "\n" not in str(refusal.value) and "manifest.json" in str(refusal.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def changed_manifest(folder, tmp_path, change) -> pathlib.Path:
+    copied = tmp_path / "changed"
+    copied.mkdir()
+    for file in folder.iterdir():
+        (copied / file.name).write_bytes(file.read_bytes())
+    manifest = json.loads((copied / cache.MANIFEST).read_text())
+    change(manifest)
+    (copied / cache.MANIFEST).write_text(json.dumps(manifest))
+    return copied
+
+
+def test_a_cache_of_other_encoders_is_refused(folder, tmp_path):
+    other = changed_manifest(
+        folder, tmp_path, lambda m: m["plan"]["codec"].update(fingerprint="0123")
+    )
+    with pytest.raises(InputError, match=r"codec.fingerprint is '0123', and '\w{16}' in this run"):
+        rows_of(cached(other))
+
+
+@pytest.mark.parametrize("size", [4000, 512 * 2**20])
+def test_files_have_about_as_many_bytes_as_they_should(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(encode_dataset, "SHARD", size)
+    made = encoded(tmp_path, shard=0)
+    manifest = json.loads((made / cache.MANIFEST).read_text())
+    source = Cache(str(made)).open("train")
+    for name, files in manifest["parts"].items():
+        counts = [file["records"] for file in files]
+        examples = source.examples(Part.named(name))
+        example = np.mean([len(data) for data in examples])
+        assert sum(counts) == 12 and len(set(counts[:-1])) <= 1
+        # Names of fields and the task's token, of which the estimate does not know, take some more.
+        print(name, counts, example, manifest["made_with"]["shard"])
+        assert counts[0] == 12 or 0.5 * size < counts[0] * example < 1.5 * size
+        assert manifest["made_with"]["shard"][name] >= counts[0]
+    assert size < 2**20 or counts == [12]
+    encoded(tmp_path, shard=0)  # goes on
+
+
+def test_a_cache_older_than_enlarging_and_filters_was_made_with_their_defaults(folder, tmp_path):
+    def older(written):
+        del written["plan"]["pictures"]["enlarge"], written["plan"]["pictures"]["filter"]
+
+    other = changed_manifest(folder, tmp_path, older)
+    rows_of(cached(other))
+    with pytest.raises(InputError, match=r"pictures.enlarge is 2\.0, and 4\.0 in this run"):
+        rows_of(cached(other, enlarge=4.0))
+    with pytest.raises(InputError, match="pictures.filter is 'lanczos', and 'bicubic' in this run"):
+        rows_of(cached(other, filter="bicubic"))
+    (other / cache.MANIFEST).unlink()  # not finished, and gone on with
+    begun = json.loads((other / cache.PLAN).read_text())
+    older(begun)
+    (other / cache.PLAN).write_text(json.dumps(begun))
+    other.rename(tmp_path / "blobs")
+    encoded(tmp_path)
+    larger = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, enlarge=3.0))
+    with pytest.raises(InputError, match=r"plan.pictures.enlarge is 2\.0, and 3\.0 now"):
+        encoded(tmp_path, larger)
+
+
+def test_a_task_that_a_cache_lacks_is_refused_with_those_it_has(folder):
+    config = cached(folder, row=(SlotConfig(1, 4), SlotConfig(2, 9)))
+    match = "no examples of task 'depth2image' with 2 views of 9 tokens; it holds depth2image-2x10"
+    with pytest.raises(InputError, match=match):
+        rows_of(config)
+
+
+def test_a_file_that_changed_is_refused(folder, tmp_path):
+    other = changed_manifest(folder, tmp_path, lambda m: None)
+    file = next(other.glob("*.array_record"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"manifest.json says \d+ bytes"):
+        rows_of(cached(other))
+
+
+def test_a_damaged_example_is_named_when_it_is_read(folder, tmp_path):
+    other = changed_manifest(folder, tmp_path, lambda m: None)
+    file = other / "text2image-1x4-00001.array_record"
+    data = bytearray(file.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4000] = bytes(4000)
+    file.write_bytes(data)
+    examples = Cache(str(other)).open("train").examples(Part("text2image", 1, 4))
+    unpacked_example(examples[0], 0)
+    with pytest.raises(InputError, match=r"text2image-1x4-00001.* is damaged .*encode the data"):
+        for number in range(5, 10):
+            unpacked_example(examples[number], 0)
+
+
+def test_files_are_named_with_their_counts_and_checksums(folder):
+    manifest = json.loads((folder / cache.MANIFEST).read_text())
+    assert manifest["records"] == 12 and set(manifest["parts"]) == {
+        "text2image-1x4",
+        "depth2image-2x10",
+    }
+    for files in manifest["parts"].values():
+        assert [file["records"] for file in files] == [5, 5, 2]
+        for file in files:
+            data = (folder / file["file"]).read_bytes()
+            assert file["bytes"] == len(data)
+            assert file["sha256"] == hashlib.sha256(data).hexdigest()
+    codec = manifest["plan"]["codec"]
+    assert (codec["kind"], codec["scale"], codec["shift"]) == ("linear", 1, 0)
+    pictures = {"token_edge": 4, "aspects": "any", "least_full": FULL}
+    assert manifest["plan"]["pictures"] == pictures | {"enlarge": 2.0, "filter": "lanczos"}
+
+
+def test_a_run_that_starts_from_another_is_encoded_by_its_codec(folder, tmp_path):
+    first = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, sources={"few": FEW}))
+    train(first, tmp_path / "first", as_dict(first))
+    config = dataclasses.replace(CONFIG, tune=TuneConfig(start=str(tmp_path / "first")))
+    other = encoded(tmp_path / "cache", config)
+    plans = [json.loads((f / cache.MANIFEST).read_text())["plan"] for f in (other, folder)]
+    assert plans[0]["codec"]["fingerprint"] != plans[1]["codec"]["fingerprint"]
+    rows_of(cached(other, config))
+    with pytest.raises(InputError, match="codec.fingerprint is"):
+        rows_of(cached(folder, config))
+
+
+def config_file(tmp_path, config) -> str:
+    file = tmp_path / "config.py"
+    values = json.dumps(as_dict(config))
+    file.write_text(
+        "import json, ml_collections\n"
+        f"def get_config(): return ml_collections.ConfigDict(json.loads({values!r}))"
+    )
+    return str(file)
+
+
+def test_the_tool_says_what_it_did_and_how_fast(folder, tmp_path, capsys):
+    arguments = ["encode_dataset", "--config", config_file(tmp_path, CONFIG)]
+    arguments += ["--out", str(tmp_path / "out"), "--shard=5", "--batch=3"]
+    assert encode_dataset.main(arguments) == 0
+    told = capsys.readouterr()
+    assert told.out == f"24 examples are in {tmp_path / 'out' / 'blobs'}.\n"
+    assert re.search(r"blobs .*24/24.*[\d.]+ images/s", told.err)
+    assert (tmp_path / "out/blobs/manifest.json").read_text() == (
+        folder / "manifest.json"
+    ).read_text()  # whatever the batch
+
+
+@pytest.mark.parametrize(
+    ("option", "status", "message"),
+    [
+        ("--states", 1, "--states needs text.kind 't5'"),
+        ("--shard=-1", 1, "--shard is -1; it must be at least 0"),
+        ("--batch=0", 1, "--batch is 0"),
+        ("--passes=0", 1, "--passes is 0"),
+        ("--config.text.lenght=3", 2, "did you mean 'length'"),
+        ("--speed=3", 2, "speed"),
+    ],
+)
+def test_mistakes_of_the_tool_are_one_line(tmp_path, capsys, option, status, message):
+    arguments = ["encode_dataset", "--config", config_file(tmp_path, CONFIG), option]
+    assert encode_dataset.main([*arguments, "--out", str(tmp_path / "out")]) == status
+    told = capsys.readouterr()
+    assert told.err.startswith("encode_dataset: ") and told.err.count("\n") == 1
+    assert message in told.err and not (tmp_path / "out").exists()
+
+
+def test_a_dropped_prompt_is_the_empty_one(folder):
+    rows, _ = rows_of(cached(folder, prompt_dropout=1.0))
+    text = rows[0].text
+    assert (text[:, 0] == END).all() and not text[:, 1:].any()
+    source = Cache(str(folder)).open("train")
+    assert source.empty.tokens.tolist() == [END]
+
+
+def test_a_dropped_caption_leaves_the_token_as_it_does_of_pictures(folder):
+    data = dataclasses.replace(DATA, caption_dropout=0.5)
+    (pictures, _), (ahead, _) = (
+        rows_of(dataclasses.replace(CONFIG, data=data)),
+        rows_of(cached(folder, caption_dropout=0.5)),
+    )
+    whole, _ = rows_of(CONFIG)
+    texts = [[rows[number].text for number in range(6)] for rows in (ahead, pictures, whole)]
+    np.testing.assert_array_equal(texts[0], texts[1])
+    assert not np.array_equal(texts[0], texts[2])
+    assert "bare" not in json.loads((folder / cache.MANIFEST).read_text())  # ids need none
+
+
+def test_states_of_a_trained_encoder_are_not_kept(tmp_path):
+    with pytest.raises(InputError, match="--states needs text.kind 't5', and it is 'trained'"):
+        encode_dataset.encode(CONFIG, tmp_path, 1, True, 5)
+    assert not list(tmp_path.iterdir())

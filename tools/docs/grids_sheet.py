@@ -1,0 +1,64 @@
+"""The newest sample grids of workdirs, all tasks and directions on one sheet.
+
+python tools/docs/grids_sheet.py --workdir runs/scenes_all --out docs/scenes_all.png
+python tools/docs/grids_sheet.py --workdir runs/a runs/b --grids text2image_to_image --out both.png
+"""
+
+import argparse
+import pathlib
+import sys
+
+from PIL import Image, ImageDraw, ImageFont
+
+GAP, LINE, COLORS = 10, 18, 256
+
+
+def newest_grids(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The file of the highest step, by task and direction."""
+    return {file.stem.rsplit("_", 1)[0]: file for file in sorted(workdir.glob("pictures/*.png"))}
+
+
+def sheet_of(pictures: dict[str, Image.Image], width: int) -> Image.Image:
+    """Pictures under their names, side by side as far as the width goes."""
+    places, left, top, height = {}, 0, 0, 0
+    for name, picture in pictures.items():
+        if left + picture.width > width:
+            left, top, height = 0, top + height, 0
+        places[name] = left, top
+        left, height = left + picture.width + GAP, max(height, picture.height + LINE + GAP)
+    sheet = Image.new("RGB", (width, top + height), (255, 255, 255))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for name, (left, top) in places.items():
+        draw.text((left, top), name.replace("_", " "), fill="black", font=font)
+        sheet.paste(pictures[name], (left, top + LINE))
+    return sheet
+
+
+def main() -> None:
+    """Writes the sheet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=pathlib.Path, nargs="+", required=True)
+    parser.add_argument("--grids", nargs="+", help="which, such as text2image_to_image; else all")
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--part", type=float, default=0.5, help="of every grid, from the top")
+    parser.add_argument("--width", type=int, default=1780, help="of the sheet in pixels")
+    arguments = parser.parse_args()
+    several, files = len(arguments.workdir) > 1, {}
+    for workdir in arguments.workdir:
+        found = newest_grids(workdir)
+        if missing := set(arguments.grids or ()) - set(found):
+            sys.exit(f"grids_sheet: {workdir}/pictures has {sorted(found)}, not {sorted(missing)}")
+        if not found:
+            sys.exit(f"grids_sheet: {workdir}/pictures has no grids; train with evaluate.every")
+        for name in arguments.grids or found:
+            files[f"{workdir.name}: {name}" if several else name] = found[name]
+    pictures = {name: Image.open(file).convert("RGB") for name, file in files.items()}
+    for name, picture in pictures.items():
+        pictures[name] = picture.crop((0, 0, picture.width, round(arguments.part * picture.height)))
+    sheet = sheet_of(pictures, arguments.width)
+    sheet.quantize(COLORS).save(arguments.out, optimize=True)
+    print(f"{len(files)} grids in {arguments.out}, {sheet.width} x {sheet.height}")
+
+
+if __name__ == "__main__":
+    main()

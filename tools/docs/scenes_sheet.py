@@ -1,0 +1,127 @@
+"""A contact sheet of the full scenes, as their source gives them.
+
+    python tools/docs/scenes_sheet.py --out docs/scenes.png
+
+A row shows the views of a scene, its depth, normals, instances with boxes, keypoints, and the
+edited picture; below, groups that share a figure or an object.
+"""
+
+import argparse
+import pathlib
+import textwrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from onediff_jax.data.conditions.maps import COLORS, depth_picture, rgb
+from onediff_jax.data.scenes.figure import KEYPOINTS
+from onediff_jax.data.scenes.source import Scenes
+
+EDGE, GAP, LINE = 150, 6, 15
+BONES = [
+    ("nose", "left_eye"), ("nose", "right_eye"), ("left_eye", "left_ear"),
+    ("right_eye", "right_ear"), ("left_shoulder", "right_shoulder"), ("left_hip", "right_hip"),
+    *((f"{side}_{a}", f"{side}_{b}") for side in ("left", "right") for a, b in (
+        ("shoulder", "elbow"), ("elbow", "wrist"), ("shoulder", "hip"), ("hip", "knee"),
+        ("knee", "ankle"))),
+]  # fmt: skip
+SIDES = {"left": (0, 160, 0), "right": (30, 60, 255)}
+
+
+def panel(picture):
+    """A picture at the sheet's size."""
+    return Image.fromarray(picture).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
+
+
+def boxed(record):
+    """Instances in colours, with their boxes and names."""
+    palette = np.array([(0, 0, 0), *map(rgb, COLORS)], np.uint8)
+    image = Image.fromarray(palette[record["instances"]]).resize((EDGE, EDGE), 0)
+    draw, scale = ImageDraw.Draw(image), EDGE / len(record["image"])
+    for box, name in zip(record["boxes"], record["names"], strict=True):
+        left, top, right, bottom = (box * scale).tolist()
+        draw.rectangle((left, top, right - 1, bottom - 1), outline="white")
+        draw.text((left + 2, top + 1), name, fill="white", stroke_width=1, stroke_fill="black")
+    return image
+
+
+def skeleton(record):
+    """The picture with every visible keypoint filled, every hidden one as a ring."""
+    image = panel(record["image"])
+    draw, scale = ImageDraw.Draw(image), EDGE / len(record["image"])
+    for person in record.get("keypoints", ()):
+        places = (person * (scale, scale, 1)).tolist()
+        at = dict(zip(KEYPOINTS, places, strict=True))
+        for a, b in BONES:
+            if at[a][2] and at[b][2]:
+                draw.line((*at[a][:2], *at[b][:2]), fill=SIDES.get(a.split("_")[0], (255, 140, 0)))
+        for name, (x, y, v) in at.items():
+            color = SIDES.get(name.split("_")[0], (255, 140, 0))
+            if v:
+                ring = (x - 2, y - 2, x + 2, y + 2)
+                draw.ellipse(ring, fill=color if v == 2 else None, outline=color)
+    return image
+
+
+def row_of(record):
+    """The pictures of a scene, each with its heading."""
+    frames = [(panel(frame), f"view {i}") for i, frame in enumerate(record["frames"])]
+    normals = np.round(127 * record["normals"] * (1, -1, -1) + 128).astype(np.uint8)
+    return [
+        *frames,
+        (panel(depth_picture(record["depth"])), "depth"),
+        (panel(normals), "normals"),
+        (boxed(record), "instances, boxes"),
+        (skeleton(record), "keypoints"),
+        (panel(record["edited"]), "edited"),
+    ]
+
+
+def main():
+    """Writes the sheet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, default="docs/scenes.png")
+    parser.add_argument("--scenes", default="artifacts/scenes_sheet", help="where they are built")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--count", type=int, default=48, help="of the scenes built")
+    parser.add_argument("--rows", type=int, default=4, help="of scenes of each kind")
+    arguments = parser.parse_args()
+    settings = dict(
+        path=arguments.scenes, size=arguments.size, train=arguments.count, validation=8, seed=0,
+        content="full", views=4,
+    )  # fmt: skip
+    font = ImageFont.load_default(11)
+    width = 9 * (EDGE + GAP) + GAP
+    bands = []
+    for kind in ("figures", "objects"):
+        source = Scenes(**settings, groups=kind).open("train")
+        for i in range(arguments.rows):
+            record = source[5 * i % len(source)]
+            said = (record["caption"], record["long_caption"], f"EDIT: {record['instruction']}")
+            bands.append((row_of(record), textwrap.wrap("  |  ".join(said), 215)))
+    for kind, references in (("figures", "references"), ("objects", "item_references")):
+        source = Scenes(**settings, groups=kind).open("train")
+        for i in range(0, 8 * (arguments.rows // 2), 8):
+            row, names = [], []
+            for record in (source[i], source[i + 4]):
+                row += [(panel(p), kind) for p in (record["image"], *record[references])]
+                names.append(record["item"] if kind == "objects" else "one figure")
+            bands.append((row, [f"groups: {' (first four), '.join(names)} (last four)"]))
+    height = sum(EDGE + (len(text) + 1) * LINE + 2 * GAP for _, text in bands) + GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    draw, top = ImageDraw.Draw(sheet), GAP
+    for row, text in bands:
+        for i, (image, heading) in enumerate(row):
+            left = GAP + i * (EDGE + GAP)
+            draw.text((left, top), heading, fill="black", font=font)
+            sheet.paste(image, (left, top + LINE))
+        top += EDGE + LINE
+        for line in text:
+            draw.text((GAP, top), line, fill="black", font=font)
+            top += LINE
+        top += 2 * GAP
+    sheet.save(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
