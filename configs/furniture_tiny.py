@@ -1,4 +1,4 @@
-"""Several views of a model, its picture from words, and its depth, on rendered furniture at 32 px.
+"""Several views of a model, its image from words, and its depth, on rendered furniture at 32 px.
 
 To render the 820 models (`--models 100` for fewer) and to train on two CPU cores:
 

@@ -1,4 +1,4 @@
-"""Adapters that take a network of scenes to captioned pictures, at 32 px: a trial of fine-tuning.
+"""Adapters that take a network of scenes to captioned images, at 32 px: a trial of fine-tuning.
 
 The base is the run of configs/scenes_all.py.  On two CPU cores:
 

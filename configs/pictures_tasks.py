@@ -1,6 +1,6 @@
-"""Eight tasks at once on captioned pictures, their masks and their subjects, at 32 px.
+"""Eight tasks at once on captioned images, their masks and their subjects, at 32 px.
 
-To fetch the pictures (run again, it completes a folder that holds only pictures and captions) and
+To fetch the images (run again, it completes a folder that holds only images and captions) and
 to train on two CPU cores:
 
     python tools/datasets/fetch_pictures.py --out artifacts/pictures

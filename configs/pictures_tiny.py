@@ -1,4 +1,4 @@
-"""Captioned pictures at 32 px, made from words and completed, on two CPU cores.
+"""Captioned images at 32 px, made from words and completed, on two CPU cores.
 
 To fetch them and train:
 

@@ -5,7 +5,7 @@ To train:
     python -m onediff_jax train --config configs/scenes_tiny.py --workdir runs/scenes_tiny
 
 Expect, from `make demo` on held-out scenes: depth AbsRel 0.105, segmentation mIoU 0.645, prompted
-colours found with F1 0.92 (three seeds, two cores of an AMD EPYC, 2026-11-22).
+colors found with F1 0.92 (three seeds, two cores of an AMD EPYC, 2026-11-22).
 """
 
 from onediff_jax.config import base_config

@@ -4,7 +4,7 @@
         --workdir gs://BUCKET/runs/stage1_256 --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage1_text2image_256.py --topology v3-256
 
-A picture of 256 px has 256 tokens, too few to keep a core busy, so a row has four: 1,024 samples a
+An image of 256 px has 256 tokens, too few to keep a core busy, so a row has four: 1,024 samples a
 step.  The paper has 256 for 500,000 steps at a rate of 5e-4; this is as many samples in a quarter
 of the steps, at the same rate.  The warm-up is ours.
 

@@ -84,7 +84,7 @@ def run_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """The options that say which run it is."""
     config_flag(values, arguments)
     flags.DEFINE_string(
-        "workdir", None, "where checkpoints, metrics and pictures go", flag_values=values
+        "workdir", None, "where checkpoints, metrics and images go", flag_values=values
     )
     flags.DEFINE_boolean(
         "distributed", False, "this is one of several processes (launch/)", flag_values=values
@@ -130,7 +130,7 @@ def sample(options: flags.FlagValues) -> None:
 
     sampling.sample_to_folder(
         epath.Path(options.checkpoint),
-        sampling.Asked(
+        sampling.SampleRequest(
             options.task,
             dict(sampling.name_and_file(text) for text in options.given),
             options.prompt,

@@ -5,7 +5,7 @@ class InputError(ValueError):
     """Its message is one line that names the setting, the value and the way out."""
 
 
-class Fault(InputError):  # noqa: N818 - of a record, as `faults` counts them
+class BadRecord(InputError):  # noqa: N818 - of a record, as `faults` counts them
     """One record's content cannot be used; names the field, its value and what was expected.
 
     In training another record takes its place.

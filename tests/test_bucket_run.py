@@ -43,7 +43,7 @@ def get_config():
 
 @pytest.fixture
 def world(tmp_path):
-    """A bucket with weights and a start, pictures beside it, and a configuration."""
+    """A bucket with weights and a start, images beside it, and a configuration."""
     bucket = tmp_path / "buckets" / "bucket"
     released = write_pipeline(tmp_path / "source")
     shapes = released_shapes(denoiser_shapes(MODEL, T5_JSON["d_model"]), nextdit_names(MODEL))
@@ -54,14 +54,14 @@ def world(tmp_path):
         (bucket / "runs" / "start" / part).unlink()
         (bucket / "weights" / "released").mkdir(parents=True, exist_ok=True)
         (released / part).rename(bucket / "weights" / "released" / part)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "pictures"
+    images.mkdir()
     lines = []
     for number in range(70):  # of which 64 are held out
         pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
-        Image.fromarray(pixels).save(pictures / f"{number}.png")
+        Image.fromarray(pixels).save(images / f"{number}.png")
         lines.append(json.dumps({"file_name": f"{number}.png", "text": f"a box, {number}"}))
-    (pictures / "metadata.jsonl").write_text("\n".join(lines))
+    (images / "metadata.jsonl").write_text("\n".join(lines))
     names = ("width", "depth", "heads", "kv_heads", "channels", "multiple_of", "norm_eps")
     model = ", ".join(f"{name}={getattr(MODEL, name)}" for name in (*names, "softcap"))
     (tmp_path / "config.py").write_text(CONFIG.format(model=f"{model}, dtype='float32'"))

@@ -31,7 +31,7 @@ PROGRAMS = ("step", "sample", "encode", "decode")
 
 
 def config_of(rows: int, **changes):
-    """Fine-tuning of everything, pictures and prompts encoded inside the step."""
+    """Fine-tuning of everything, images and prompts encoded inside the step."""
     settings = runpy.run_path(str(CONFIGS / "finetune.py"))["get_config"]()
     settings.rows = rows
     settings.update_from_flattened_dict(changes)
@@ -48,12 +48,12 @@ def program_of(name, config, mesh):
     def shape(*sizes, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, P()))
 
-    boxed = jax.eval_shape(networks.init_frozen, jax.random.key(0))["codec"]
+    boxed = jax.eval_shape(networks.init_pretrained, jax.random.key(0))["codec"]
     codec = jax.tree.map(with_sharding, meta.unbox(boxed), shardings_of(boxed, mesh))
     if name == "encode":
-        pictures = shape(2, 512, 512, 3, dtype=jnp.uint8)
+        images = shape(2, 512, 512, 3, dtype=jnp.uint8)
         call = functools.partial(generate.encoded_moments, networks.codec)
-        return jax.jit(call), (codec, pictures)
+        return jax.jit(call), (codec, images)
     if name == "decode":
         call = functools.partial(generate.decoded_pixels, networks.codec)
         return jax.jit(call), (codec, shape(2, 64, 64, 16))

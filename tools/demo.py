@@ -3,7 +3,7 @@
     python tools/demo.py [--workdir runs/scenes_tiny] [--seed 0]
 
 Builds the built-in scenes, trains configs/scenes_tiny.py, samples and scores held-out scenes, and
-prints a table and where the pictures are.  What is done is found and not done again; what was
+prints a table and where the images are.  What is done is found and not done again; what was
 interrupted goes on where it was.
 """
 
@@ -95,8 +95,8 @@ def show(lines: list[dict], workdir: pathlib.Path, console: rich.console.Console
         numbers = (f"{line[which]:.{digits}f}" for which in ("model", "trivial"))
         table.add_row(f"{line['name']} ({arrow})", *numbers, line["answer"])
     console.print(table)
-    for picture in sorted((workdir / "pictures").glob("held_out_*.png")):
-        console.print(f"  {picture}", soft_wrap=True)
+    for image in sorted((workdir / "pictures").glob("held_out_*.png")):
+        console.print(f"  {image}", soft_wrap=True)
 
 
 if __name__ == "__main__":

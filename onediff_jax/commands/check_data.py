@@ -33,15 +33,15 @@ from onediff_jax.cli import config_flag, one_line
 from onediff_jax.data.batching.loader import Rows
 from onediff_jax.data.batching.mixture import Share, mixture, served, table_of
 from onediff_jax.data.batching.rate import Rate, measured_rate, slowed
-from onediff_jax.data.codecs import LaterCodec
+from onediff_jax.data.codecs import DeviceCodec
 from onediff_jax.data.example import Example
 from onediff_jax.data.records import Source
 from onediff_jax.data.sources.cache import CachedSource
 from onediff_jax.data.tasks.fitting import grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
 from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
-from onediff_jax.errors import Fault, InputError
-from onediff_jax.evaluate.grids import picture_of_view
+from onediff_jax.errors import BadRecord, InputError
+from onediff_jax.evaluate.grids import image_of_view
 from onediff_jax.train.checkpoint import assets_of
 from onediff_jax.train.config import run_config
 from onediff_jax.train.encoders import tokenizer_folder, tokenizer_of
@@ -85,7 +85,7 @@ def checks(config: RunConfig, sources: Mapping[str, Source]) -> Iterator[tuple]:
     uses = uses_of(config)
     for name, source in sources.items():
         for task, (views, tokens) in uses.items():
-            while views:  # fewer where its records hold fewer pictures
+            while views:  # fewer where its records hold fewer images
                 if views in TASKS[task].form.counts:
                     try:
                         served(task, views, {name: source})
@@ -122,7 +122,7 @@ def read(
                     record = source.taken(number, TASKS[task].takes(source.fields))
                     ways = config.data.conditions, fitting
                     example = example_of(task, record, views, size, rng, *ways)
-                except (Fault, OSError) as fault:
+                except (BadRecord, OSError) as fault:
                     report.faults.append(
                         {
                             "source": name,
@@ -165,7 +165,7 @@ def measure_padding(
     config: RunConfig, sources: Mapping[str, Source], tokenizer: Tokenizer, report: Report
 ) -> None:
     """Adds every slot's share of padded tokens, in rows of the run, to the report."""
-    blank = LaterCodec(edge_of(config) // config.model.patch, config.model.channels)
+    blank = DeviceCodec(edge_of(config) // config.model.patch, config.model.channels)
     rows = Rows(config.data, sources, blank, config.model.patch, tokenizer, config.seed)
     masks = np.stack([rows[i].token_mask for i in range(ROWS)])
     for run in rows.layout.runs:
@@ -197,8 +197,8 @@ def sheet_of(shown: Mapping[str, Sequence[Example]]) -> Image.Image:
             for j, words in enumerate(said, start=1):
                 draw.text((left + 2, i * tall + j * LABEL), words, "black", font)
             for view in example.views:
-                picture = Image.fromarray(picture_of_view(view, example.size))
-                scaled = ImageOps.contain(picture, (CELL, CELL), Image.Resampling.BOX)
+                image = Image.fromarray(image_of_view(view, example.size))
+                scaled = ImageOps.contain(image, (CELL, CELL), Image.Resampling.BOX)
                 sheet.paste(scaled, (left, (i + 1) * tall - CELL))
                 left += wide
     return sheet
@@ -210,7 +210,7 @@ def lines_of(report: Report) -> list[str]:
     names = dict.fromkeys([*report.records, *faulty])
     lines = ["examples (and faults) by source and task:"]
     lines += [f"  {name:40} {report.records[name]:8} ({faulty[name]})" for name in names]
-    lines += ["height x width of first pictures, to 64 pixels:"]
+    lines += ["height x width of first images, to 64 pixels:"]
     lines += [f"  {size:40} {count:8}" for size, count in report.sizes.most_common(12)]
     if report.captions:
         found = report.captions

@@ -17,7 +17,7 @@ from onediff_jax.data.records import SPLITS, Source
 from onediff_jax.data.sources.cache import Cache, CachedSource, Part, unpacked_example
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.data.text import t5_vocabulary
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.paths import absolute, folder_is_there, missing, opened_path, remote
 from onediff_jax.sharding import check_rows, mesh_of
 from onediff_jax.train import checkpoint, encoders
@@ -38,7 +38,7 @@ RECORDS = 8  # that are read of a source's split
 GIB = 2**30
 
 
-class Doubt(InputError):  # noqa: N818 - it need not be one
+class CheckWarning(InputError):  # noqa: N818 - it need not be one
     """What does not keep a run from being started, and may be wrong all the same."""
 
 
@@ -91,7 +91,7 @@ def checked(subject: str, check: Callable[[], str]) -> Check:
     """A check's line, or the mistake that it found."""
     try:
         return Check(subject, OK, check())
-    except Doubt as doubt:
+    except CheckWarning as doubt:
         return Check(subject, WARNING, one_line(doubt))
     except (InputError, OSError, ImportError, RuntimeError) as error:  # the last, of JAX
         return Check(subject, FAILED, one_line(error))
@@ -122,7 +122,7 @@ def read(config: RunConfig, name: str, split: str) -> str:
     if isinstance(source, CachedSource):
         return read_cache(source)
     if not len(source):
-        raise Doubt("has no records; set the source's validation to hold some out.")
+        raise CheckWarning("has no records; set the source's validation to hold some out.")
     wanted = {field for task in views_of_tasks(config.data) for field in taken(task, source)}
     numbers = np.unique(np.linspace(0, len(source) - 1, RECORDS).astype(int)).tolist()
     faults = []
@@ -130,11 +130,11 @@ def read(config: RunConfig, name: str, split: str) -> str:
         try:
             for value in source.taken(number, wanted).values():
                 if isinstance(value, Sequence) and len(value):
-                    value[0]  # of several pictures, that are read when they are asked for
-        except Fault as fault:
+                    value[0]  # of several images, that are read when they are asked for
+        except BadRecord as fault:
             faults.append(fault)
     if faults:
-        kind = Doubt if len(faults) < len(numbers) else InputError
+        kind = CheckWarning if len(faults) < len(numbers) else InputError
         raise kind(
             f"{len(faults)} of {len(numbers)} records are at fault: {faults[0]} "
             "tools/check_data.py lists them all."
@@ -226,9 +226,13 @@ def planned(values: Mapping[str, Any], topology: str) -> str:
     try:
         from onediff_jax.commands import plan as command
     except ImportError:
-        raise Doubt("this version cannot plan, so nobody knows whether it fits.") from None
+        raise CheckWarning(
+            "this version cannot plan, so it is unknown whether the step fits."
+        ) from None
     if jax.default_backend() != "cpu":
-        raise Doubt("is made where there is no accelerator: plan this run on another machine.")
+        raise CheckWarning(
+            "is made where there is no accelerator: plan this run on another machine."
+        )
     command.plan(values, topology)
     return f"fits {topology}"
 

@@ -53,14 +53,14 @@ from onediff_jax.paths import opened_path
 from onediff_jax.train import encoders, run
 from onediff_jax.train.checkpoint import arrays_of, assets_of
 from onediff_jax.train.config import as_dict, run_config
-from onediff_jax.train.encoding import Encoding, is_picture
+from onediff_jax.train.encoding import Encoding, is_image
 from onediff_jax.train.locations import located
 from onediff_jax.train.start import first_assets
 from onediff_jax.train.storage import whole_file
 
 CAPTIONS = 64  # of a source, from which the mean prompt length is estimated
-BATCH = 16  # pictures, or prompts, that are encoded together
-AHEAD = 8  # batches of examples that are made together, so that pictures of one shape fill theirs
+BATCH = 16  # images, or prompts, that are encoded together
+AHEAD = 8  # batches of examples that are made together, so that images of one shape fill theirs
 
 
 def parts_of(config: run.RunConfig) -> list[Part]:
@@ -93,28 +93,28 @@ def examples_of_file(
     part: Part, source: Source, encoding: Encoding, codec: Mapping[str, Any], patch: int
 ) -> int:
     """How many examples of a part fill a file, if all of their views are images."""
-    picture = part.tokens * patch**2 * codec["channels"] * HALF.itemsize
+    image = part.tokens * patch**2 * codec["channels"] * HALF.itemsize
     spread = np.linspace(0, len(source) - 1, min(CAPTIONS, len(source))).astype(int)
     with concurrent.futures.ThreadPoolExecutor(len(spread)) as pool:
         captions = list(pool.map(source.caption, spread.tolist()))
     texts = [text for caption in captions for text in texts_of(caption)]
     tokens = np.mean([encoding.tokenizer(text)[1].sum() for text in texts])
     token = encoding.prompts([""])[0].tokens[0].nbytes
-    example = part.views * picture * (1 + codec["deviations"]) + tokens * token
+    example = part.views * image * (1 + codec["deviations"]) + tokens * token
     return max(int(SHARD // example), 1)
 
 
 class Meter:
-    """A source's progress, and how many pictures a second are encoded."""
+    """A source's progress, and how many images a second are encoded."""
 
     def __init__(self, progress: Progress, name: str, total: int):
         self._progress, self._task = progress, progress.add_task(name, total=total, speed="")
-        self._began, self._pictures = time.perf_counter(), 0
+        self._began, self._images = time.perf_counter(), 0
 
-    def add(self, examples: int, pictures: int = 0) -> None:
-        """Counts examples with so many pictures; without, they were there already."""
-        self._pictures += pictures
-        speed = self._pictures / (time.perf_counter() - self._began)
+    def add(self, examples: int, images: int = 0) -> None:
+        """Counts examples with so many images; without, they were there already."""
+        self._images += images
+        speed = self._images / (time.perf_counter() - self._began)
         self._progress.update(self._task, advance=examples, speed=f"{speed:,.1f} images/s")
 
 
@@ -203,8 +203,8 @@ def write(
             examples, records = zip(*group, strict=True)
             for placed, record in zip(encoding(examples), records, strict=True):
                 writer.write(packed_example(placed, record))
-            pictures = sum(is_picture(view) for placed in examples for view in placed.example.views)
-            meter.add(len(group), pictures)
+            images = sum(is_image(view) for placed in examples for view in placed.example.views)
+            meter.add(len(group), images)
         writer.close()
         return checksum(unfinished)
 
@@ -287,7 +287,7 @@ def encode(
         assets = first_assets(config, sources, as_dict(written))
     networks, tokenizer = run.assembled(config, assets)
     needed = ("codec", "text") if states else ("codec",)
-    params = encoders.frozen_params(networks, config.text, config.codec, None, needed)
+    params = encoders.pretrained_params(networks, config.text, config.codec, None, needed)
     params = jax.device_put(params)
     codec = run.codec_of(networks, params, assets)
     encoding = Encoding(codec, tokenizer, networks, params, states, batch)

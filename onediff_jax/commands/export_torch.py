@@ -37,7 +37,7 @@ from onediff_jax.errors import InputError
 from onediff_jax.models.layers import LORA, LoraConfig
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.release.configs import SCHEDULER_FILE, nextdit_json, schedule_in
-from onediff_jax.release.folders import CARD, bring_frozen, new_folder
+from onediff_jax.release.folders import CARD, bring_pretrained, new_folder
 from onediff_jax.release.mapping import released, released_shapes
 from onediff_jax.release.names import adapter_names, nextdit_names
 from onediff_jax.release.shapes import denoiser_shapes
@@ -151,7 +151,7 @@ def export_torch(
         else:
             write_transformer(denoiser, folder / "transformer", kind, int(shard_gb * 1e9))
             if frozen:
-                bring_frozen(frozen, folder, link, but=("scheduler",))
+                bring_pretrained(frozen, folder, link, but=("scheduler",))
             values = denoiser.origin.get("scheduler") or scheduler_in(frozen) or SCHEDULER
             write_json(folder / "scheduler" / SCHEDULER_FILE, values)
         (folder / CARD).write_text(card_of(denoiser, kind))

@@ -36,7 +36,7 @@ from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.t5 import T5Config
 from onediff_jax.paths import folder_is_there, remote
 from onediff_jax.release.configs import nextdit_config, schedule_in, t5_config, vae_config
-from onediff_jax.release.folders import CARD, FROZEN, bring_frozen, licence_in, new_folder
+from onediff_jax.release.folders import CARD, PRETRAINED, bring_pretrained, licence_in, new_folder
 from onediff_jax.release.mapping import from_released, sources_of
 from onediff_jax.release.names import T5_NAMES, VAE_NAMES, nextdit_names
 from onediff_jax.release.shapes import autoencoder_shapes, denoiser_shapes, encoder_shapes
@@ -63,7 +63,7 @@ def import_torch(
     names, shapes = nextdit_names(model), denoiser_shapes(model, text_width, dtype)
     with naming(transformer):  # whatever is wrong is said before anything is written
         sources_of(tensors, names, shapes)
-    refuse_frozen(source, model, text_width)
+    refuse_pretrained(source, model, text_width)
     origin = {
         "licence": licence or licence_in(source) or licence_of(model),
         "dtype": str(dtype),
@@ -79,7 +79,7 @@ def import_torch(
         config = dataclasses.replace(config, **encoders_in(out.absolute()))
     assets = assets._replace(origin=json.dumps(origin).encode())
     with new_folder(out, force) as folder:
-        parts = bring_frozen(source, folder, link)
+        parts = bring_pretrained(source, folder, link)
         params = {"denoiser": from_released(tensors, names, shapes)}
         save_weights(folder / FOLDER / "0", params, assets, as_dict(config))
     count = sum(math.prod(tensor.shape) for tensor in tensors.values())
@@ -92,7 +92,7 @@ def import_torch(
 def on_this_disk(source: epath.Path) -> Path:
     """A released folder, or the copy of one that is in object storage."""
     if remote(source):
-        for part in ("transformer", *FROZEN):
+        for part in ("transformer", *PRETRAINED):
             if folder_is_there(source / part):
                 local_copy(source / part)
         if not folder_is_there(source / "transformer") or (source / CARD).is_file():
@@ -109,7 +109,7 @@ def naming(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: {error}") from error
 
 
-def refuse_frozen(source: Path, model: NextDiTConfig, text_width: int) -> None:
+def refuse_pretrained(source: Path, model: NextDiTConfig, text_width: int) -> None:
     """Raises InputError where a part that is never trained does not fit itself or the denoiser."""
     if (folder := source / "vae").is_dir():
         config = vae_config(folder)

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from onediff_jax.cli import config_flag, one_line
 from onediff_jax.data.records import SPLITS, Source, retried
 from onediff_jax.data.sources.shards import PICTURES, packed, write_shards
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.train.config import run_config
 from onediff_jax.train.locations import located
 
@@ -57,7 +57,7 @@ def packed_records(source: Source, faults: list[str], progress: Progress) -> Ite
                 return
             try:
                 record = waiting.popleft().result()
-            except Fault as fault:
+            except BadRecord as fault:
                 faults.append(str(fault))
             else:
                 yield record

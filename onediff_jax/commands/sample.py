@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from onediff_jax.data.example import View
-from onediff_jax.data.images import picture_in
+from onediff_jax.data.images import image_in
 from onediff_jax.data.sources.nerfstudio import camera_of, entries_in, intrinsics_of
 from onediff_jax.data.tasks.builders import is_ray, subject_words
 from onediff_jax.data.tasks.fitting import FILTERS, grid_for, moved_camera, resized
@@ -27,7 +27,7 @@ from onediff_jax.ops.cameras import (
     scaled_cameras,
 )
 from onediff_jax.ops.poses import cameras_from_rays, uncalibrated_camera_from_rays
-from onediff_jax.sampling.generate import Made, Request, SampleConfig, generate, names_of
+from onediff_jax.sampling.generate import GeneratedView, Request, SampleConfig, generate, names_of
 from onediff_jax.train import run
 from onediff_jax.train.restore import NOWHERE_ELSE, restored
 
@@ -37,16 +37,16 @@ DISTANCE = 1.5  # of an orbit's cameras where none is said, as in the released d
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class SampleRequest:
     """What the command line says of an example."""
 
     task: str
-    given: Mapping[str, pathlib.Path]  # pictures, by their views' names
+    given: Mapping[str, pathlib.Path]  # images, by their views' names
     prompt: str = ""
     item: str = ""  # name of the thing that the references show
     orbit: str = ""  # azimuth,elevation[,distance] of every camera, or ? for an unknown one
     cameras: pathlib.Path | None = None  # nerfstudio's transforms.json, a frame for every view
-    views: int | None = None  # pictures of a scene
+    views: int | None = None  # images of a scene
     focal: float | None = None  # of all cameras, in widths of the image as it is sampled
 
     def __post_init__(self):
@@ -155,7 +155,9 @@ def cameras_in(file: pathlib.Path, size: tuple[int, int]) -> tuple[dict[str, Cam
     return {f"ray_{i}": camera for i, camera in zip(known, rig, strict=True)}, intrinsics
 
 
-def given_cameras(asked: Asked, size: tuple[int, int]) -> tuple[dict[str, Camera], Intrinsics]:
+def given_cameras(
+    asked: SampleRequest, size: tuple[int, int]
+) -> tuple[dict[str, Camera], Intrinsics]:
     """The cameras that are condition views, and the intrinsics that are known, by views' names."""
     if asked.cameras:
         return cameras_in(asked.cameras, size)
@@ -168,7 +170,7 @@ def given_cameras(asked: Asked, size: tuple[int, int]) -> tuple[dict[str, Camera
     return orbit_of(asked.orbit, size, asked.focal), dict.fromkeys(rays, K)
 
 
-def prompt_for(asked: Asked) -> str:
+def prompt_for(asked: SampleRequest) -> str:
     """The whole prompt; one that begins with a token is left as it is."""
     if asked.prompt.startswith("[[") and not asked.prompt.startswith("[[img0]]"):
         return asked.prompt
@@ -180,7 +182,7 @@ def prompt_for(asked: Asked) -> str:
 
 def sample_to_folder(
     checkpoint: pathlib.PurePath,
-    asked: Asked,
+    asked: SampleRequest,
     out: pathlib.Path,
     *,
     seed: int,
@@ -190,7 +192,7 @@ def sample_to_folder(
     moved: Mapping[str, str] = NOWHERE_ELSE,
     root: str = "",
 ) -> list[pathlib.Path]:
-    """The files of `num` samples of what is not given: PNG pictures, and cameras as JSON.
+    """The files of `num` samples of what is not given: PNG images, and cameras as JSON.
 
     `moved` and `root` as `restored` takes them.
     """
@@ -200,11 +202,11 @@ def sample_to_folder(
     names = names_of(asked.task, asked.count)
     for name in asked.given:
         if name not in names or is_ray(name):
-            pictures = ", ".join(name for name in names if not is_ray(name))
+            images = ", ".join(name for name in names if not is_ray(name))
             raise InputError(
-                f"--given names {name!r}; the pictures of task {asked.task!r} are {pictures}."
+                f"--given names {name!r}; the images of task {asked.task!r} are {images}."
             )
-    pictures = {name: picture_in(file) for name, file in asked.given.items()}
+    images = {name: image_in(file) for name, file in asked.given.items()}
     model, trained, step = restored(checkpoint, moved, root)
     trainable = run.views_of_tasks(model.data)
     if asked.task not in trainable:
@@ -216,13 +218,13 @@ def sample_to_folder(
     if size:
         height, width = size_of(size)
     else:
-        shape = next(iter(pictures.values())).shape[:2] if pictures else (1, 1)
+        shape = next(iter(images.values())).shape[:2] if images else (1, 1)
         tokens = run.tokens_of(model.data, asked.task)
         grid = grid_for(*shape, tokens, fitting.square)
         height, width = (trained.edge * side for side in grid)
     given: dict[str, View] = {
-        name: resized(picture, height, width, FILTERS[fitting.filter])
-        for name, picture in pictures.items()
+        name: resized(image, height, width, FILTERS[fitting.filter])
+        for name, image in images.items()
     }
     cameras, intrinsics = given_cameras(asked, (height, width))
     given |= cameras
@@ -240,13 +242,13 @@ def sample_to_folder(
 
 
 def written(
-    made: Sequence[Mapping[str, Made]],
+    made: Sequence[Mapping[str, GeneratedView]],
     out: pathlib.Path,
     pattern: str,
     factor: int,
     intrinsics: Intrinsics,
 ) -> list[pathlib.Path]:
-    """The files of samples: a PNG for every picture, one JSON for the cameras of an example."""
+    """The files of samples: a PNG for every image, one JSON for the cameras of an example."""
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for number, sample in enumerate(made):
@@ -266,7 +268,7 @@ def written(
 
 
 def camera_values(
-    rays: Mapping[str, Made], factor: int, intrinsics: Intrinsics
+    rays: Mapping[str, GeneratedView], factor: int, intrinsics: Intrinsics
 ) -> dict[str, dict[str, Any]]:
     """Recovered cameras by their views' names: OpenCV axes, pixels, the first camera's world.
 

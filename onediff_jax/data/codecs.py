@@ -1,6 +1,6 @@
-"""Codecs between pictures and latents, and the linear one: principal components of square blocks.
+"""Codecs between images and latents, and the linear one: principal components of square blocks.
 
-It needs no download and has the real latent's shape: a picture of H x W becomes H/f x W/f latents
+It needs no download and has the real latent's shape: an image of H x W becomes H/f x W/f latents
 of c channels. The components are fitted in closed form to the views that a run trains on.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from onediff_jax.data.example import Picture
+from onediff_jax.data.example import RGB
 from onediff_jax.errors import InputError
 
 
@@ -27,8 +27,8 @@ class Codec(Protocol):
     def channels(self) -> int:
         """Channels of a latent."""
 
-    def encode(self, picture: Picture) -> Float[np.ndarray, "H W c"]:
-        """Latents of a picture whose sides the factor divides."""
+    def encode(self, image: RGB) -> Float[np.ndarray, "H W c"]:
+        """Latents of an image whose sides the factor divides."""
 
     def decode(
         self, latents: Float[np.ndarray, "*batch H W c"]
@@ -36,8 +36,8 @@ class Codec(Protocol):
         """Pixels near [-1, 1]."""
 
 
-class LaterCodec(NamedTuple):
-    """Stands for a codec that runs on the accelerator: rows carry pictures as pixels for it."""
+class DeviceCodec(NamedTuple):
+    """Stands for a codec that runs on the accelerator: rows carry images as pixels for it."""
 
     factor: int  # pixels along each side of a latent
     channels: int  # of a latent
@@ -63,9 +63,9 @@ class LinearCodec(NamedTuple):
         """Channels of a latent."""
         return self.encoder.shape[1]
 
-    def encode(self, picture: Picture) -> Float[np.ndarray, "H W c"]:
-        """Normalised latents of a picture whose sides the factor divides."""
-        return (blocks(picture, self.factor) - self.mean) @ self.encoder
+    def encode(self, image: RGB) -> Float[np.ndarray, "H W c"]:
+        """Normalised latents of an image whose sides the factor divides."""
+        return (blocks(image, self.factor) - self.mean) @ self.encoder
 
     def decode(
         self, latents: Float[np.ndarray, "*batch H W c"]
@@ -80,26 +80,24 @@ class LinearCodec(NamedTuple):
         )
 
 
-def blocks(picture: Picture, factor: int) -> Float[np.ndarray, "H W pixels"]:
-    """Square blocks of a picture, in [-1, 1]."""
-    pixels = picture.astype(np.float32) / 127.5 - 1
+def blocks(image: RGB, factor: int) -> Float[np.ndarray, "H W pixels"]:
+    """Square blocks of an image, in [-1, 1]."""
+    pixels = image.astype(np.float32) / 127.5 - 1
     return rearrange(pixels, "(H i) (W j) c -> H W (i j c)", i=factor, j=factor)
 
 
-def picture_of(pixels: Float[np.ndarray, "*batch h w 3"]) -> np.ndarray:
-    """uint8 pictures of pixels in [-1, 1]; what lies outside is cut."""
+def image_of(pixels: Float[np.ndarray, "*batch h w 3"]) -> np.ndarray:
+    """uint8 images of pixels in [-1, 1]; what lies outside is cut."""
     return np.round(127.5 * (np.clip(pixels, -1, 1) + 1)).astype(np.uint8)
 
 
-def fit(pictures: Iterable[Picture], factor: int, channels: int, whitening: float) -> LinearCodec:
+def fit(images: Iterable[RGB], factor: int, channels: int, whitening: float) -> LinearCodec:
     """The codec whose components carry the most variance of the pictures' blocks.
 
     `whitening` 0 scales all channels together, which leaves them their natural proportions; 1
     gives each channel variance 1; between them, powers.  Their mean variance is always 1.
     """
-    flat = np.concatenate(
-        [blocks(picture, factor).reshape(-1, 3 * factor**2) for picture in pictures]
-    )
+    flat = np.concatenate([blocks(image, factor).reshape(-1, 3 * factor**2) for image in images])
     mean = flat.mean(0, dtype=np.float64)
     covariance = (flat - mean).T @ (flat - mean) / len(flat)
     if channels > len(mean):
@@ -117,7 +115,7 @@ def fit(pictures: Iterable[Picture], factor: int, channels: int, whitening: floa
     return LinearCodec(*as_float32)
 
 
-def psnr(picture: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal to noise ratio of two uint8 pictures in dB; infinite where they are equal."""
-    error = np.mean(np.square(picture.astype(np.float64) - other))
+def psnr(image: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal to noise ratio of two uint8 images in dB; infinite where they are equal."""
+    error = np.mean(np.square(image.astype(np.float64) - other))
     return float(10 * np.log10(255**2 / error)) if error else float("inf")

@@ -7,22 +7,22 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from onediff_jax.data.example import Picture
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.data.example import RGB
+from onediff_jax.errors import BadRecord, InputError
 
 
-def picture_in(file: pathlib.Path) -> Picture:
-    """The picture in a file; raises InputError, naming it, where there is none."""
+def image_in(file: pathlib.Path) -> RGB:
+    """The image in a file; raises InputError, naming it, where there is none."""
     try:
         return decoded(file.read_bytes(), str(file))
     except OSError as error:
-        raise InputError(f"There is no picture {file}: {error.strerror}.") from None
+        raise InputError(f"There is no image {file}: {error.strerror}.") from None
 
 
-def decoded(data: bytes, name: str) -> Picture:
-    """The picture in a file's bytes: turned by EXIF, transparency on white, three channels.
+def decoded(data: bytes, name: str) -> RGB:
+    """The image in a file's bytes: turned by EXIF, transparency on white, three channels.
 
-    Raises Fault, with `name`, where they are not a readable picture.
+    Raises Fault, with `name`, where they are not a readable image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -34,7 +34,7 @@ def decoded(data: bytes, name: str) -> Picture:
                 image = Image.fromarray(eight_bits(np.asarray(image)))
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Fault(f"{name} cannot be read as a picture: {error}") from error
+        raise BadRecord(f"{name} cannot be read as an image: {error}") from error
 
 
 def eight_bits(grey: np.ndarray) -> UInt8[np.ndarray, "h w"]:
@@ -42,8 +42,8 @@ def eight_bits(grey: np.ndarray) -> UInt8[np.ndarray, "h w"]:
     return (grey >> 8 if grey.max() > 255 else grey).clip(0, 255).astype(np.uint8)
 
 
-def png(picture: np.ndarray) -> bytes:
-    """A picture as PNG bytes."""
+def png(image: np.ndarray) -> bytes:
+    """An image as PNG bytes."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "png", compress_level=1)
+    Image.fromarray(image).save(file, "png", compress_level=1)
     return file.getvalue()

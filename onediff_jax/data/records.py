@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from onediff_jax.data.example import Caption, Picture, Record
+from onediff_jax.data.example import RGB, Caption, Record
 from onediff_jax.data.images import decoded
 from onediff_jax.data.tasks.table import canonical
 from onediff_jax.data.validate import refuse_wrong
@@ -59,7 +59,7 @@ class Source(Sequence):
     """
 
     fields: frozenset[str]  # that every record has
-    least: Mapping[str, int] = {}  # pictures that every record has, by fields that hold several
+    least: Mapping[str, int] = {}  # images that every record has, by fields that hold several
     settings = SourceSettings()  # with which it was opened
 
     @property
@@ -74,7 +74,7 @@ class Source(Sequence):
     def taken(self, index: int, fields: Iterable[str]) -> Record:
         """Some fields of a record; raises Fault where its content cannot be used.
 
-        Fields that hold several pictures may read them only when they are asked for.  Input/output
+        Fields that hold several images may read them only when they are asked for.  Input/output
         errors pass through as OSError.
         """
         record = self[index]
@@ -85,7 +85,7 @@ class Source(Sequence):
         return taken
 
     def caption(self, index: int) -> Caption:
-        """The caption or captions of a record, without its pictures where that is cheaper."""
+        """The caption or captions of a record, without its images where that is cheaper."""
         return self[index].get("caption", "")
 
     def where(self, index: int) -> str:
@@ -113,34 +113,34 @@ def retried(read: Callable[[], Value], sleep: Callable[[float], Any] = time.slee
         ) from error
 
 
-class StoredPicture(NamedTuple):
-    """A picture as a source keeps it: its name for messages, and what reads its encoded bytes."""
+class StoredImage(NamedTuple):
+    """An image as a source keeps it: its name for messages, and what reads its encoded bytes."""
 
     name: str
     encoded: Callable[[], bytes]
 
-    def picture(self) -> Picture:
-        """The picture, decoded; raises Fault where it is none."""
+    def image(self) -> RGB:
+        """The image, decoded; raises Fault where it is none."""
         return decoded(self.encoded(), self.name)
 
 
-class StoredPictures(Sequence):
+class StoredImages(Sequence):
     """Pictures that are read when they are asked for."""
 
-    def __init__(self, stored: Sequence[StoredPicture]):
+    def __init__(self, stored: Sequence[StoredImage]):
         self.stored = stored
 
     def __len__(self) -> int:
         return len(self.stored)
 
-    def __getitem__(self, index: int) -> Picture:
-        return self.stored[index].picture()
+    def __getitem__(self, index: int) -> RGB:
+        return self.stored[index].image()
 
 
-class NamedPictures(Mapping):
+class NamedImages(Mapping):
     """Pictures by name that are read when they are asked for."""
 
-    def __init__(self, stored: Mapping[str, StoredPicture]):
+    def __init__(self, stored: Mapping[str, StoredImage]):
         self.stored = stored
 
     def __len__(self) -> int:
@@ -149,14 +149,14 @@ class NamedPictures(Mapping):
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
 
-    def __getitem__(self, name: str) -> Picture:
-        return self.stored[name].picture()
+    def __getitem__(self, name: str) -> RGB:
+        return self.stored[name].image()
 
 
 class StoredRecord(Mapping):
     """A record whose fields are read when they are asked for, once.
 
-    A stored picture is decoded, a function called; everything else is the field itself.
+    A stored image is decoded, a function called; everything else is the field itself.
     """
 
     def __init__(self, stored: Mapping[str, Any]):
@@ -175,8 +175,8 @@ class StoredRecord(Mapping):
     def __getitem__(self, name: str) -> Any:
         if name not in self._read:
             value = self.stored[name]
-            if isinstance(value, StoredPicture):
-                value = value.picture()
+            if isinstance(value, StoredImage):
+                value = value.image()
             self._read[name] = value() if callable(value) else value
         return self._read[name]
 
@@ -185,7 +185,7 @@ def folder_at(path: str, kind: str) -> pathlib.Path:
     """The folder that a source of some kind is in.
 
     Raises InputError where there is none, or it is in object storage, which only shards, caches and
-    data sets of TFDS are read from: a file for every picture is too many for it.
+    data sets of TFDS are read from: a file for every image is too many for it.
     """
     refuse_remote(path, kind)
     folder = pathlib.Path(path).expanduser()

@@ -1,4 +1,4 @@
-"""Pictures of pictures: the prompt, what was given, what was made, and the truth, side by side."""
+"""Pictures of images: the prompt, what was given, what was made, and the truth, side by side."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from onediff_jax.data.example import Picture, View
+from onediff_jax.data.example import RGB, View
 from onediff_jax.evaluate.held_out import Completed
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.ops.rays import ray_latents, rays_from_latents
@@ -54,20 +54,20 @@ def sheet(rows: Sequence[Row]) -> UInt8[np.ndarray, "h w 3"]:
         for j, (name, view) in enumerate(row.cells):
             x = left + j * (width + GAP)
             draw.text((x, top), name, "black", font)
-            shown = Image.fromarray(picture_of_view(view, row.size))
+            shown = Image.fromarray(image_of_view(view, row.size))
             image.paste(shown.resize((width, height), Image.Resampling.NEAREST), (x, top + LINE))
     return np.asarray(image)
 
 
-def picture_of_view(view: View | Rays, size: tuple[int, int]) -> Picture:
-    """What a view looks like; of a camera or rays, the directions x, y, z as colours."""
+def image_of_view(view: View | Rays, size: tuple[int, int]) -> RGB:
+    """What a view looks like; of a camera or rays, the directions x, y, z as colors."""
     if isinstance(view, Camera):
         view = rays_from_latents(ray_latents(view, size, 1, 6))
     if view.shape[-1] == 3:
         return view
     directions = view[..., :3] / np.maximum(np.linalg.norm(view[..., :3], axis=-1), 1e-9)[..., None]
-    colours = np.round(127.5 * (directions + 1)).astype(np.uint8)
-    return np.asarray(Image.fromarray(colours).resize(size[::-1], Image.Resampling.NEAREST))
+    colors = np.round(127.5 * (directions + 1)).astype(np.uint8)
+    return np.asarray(Image.fromarray(colors).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def cell_size(size: tuple[int, int]) -> tuple[int, int]:

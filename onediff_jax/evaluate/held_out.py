@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onediff_jax.data.codecs import picture_of
+from onediff_jax.data.codecs import image_of
 from onediff_jax.data.conditions.make import ConditionConfig
-from onediff_jax.data.example import EncodedPicture, Example, View
+from onediff_jax.data.example import EncodedImage, Example, View
 from onediff_jax.data.records import Source
 from onediff_jax.data.sources.cache import CachedSource, Part, unpacked_example
 from onediff_jax.data.tasks.fitting import USUAL, Fitting, grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
-from onediff_jax.sampling.generate import Made, Request, SampleConfig, Trained, generate
+from onediff_jax.sampling.generate import GeneratedView, Request, SampleConfig, Trained, generate
 
 
 class Completed(NamedTuple):
@@ -20,7 +20,7 @@ class Completed(NamedTuple):
 
     number: int  # of the record
     example: Example
-    made: Mapping[str, Made]
+    made: Mapping[str, GeneratedView]
 
     @property
     def views(self) -> dict[str, View]:
@@ -44,7 +44,7 @@ def complete(
 ) -> list[Completed]:
     """The `wanted` views of a source's records, made from all other views and the prompt.
 
-    All pictures have the size of the first one's grid of `tokens` tokens, or of the largest square.
+    All images have the size of the first one's grid of `tokens` tokens, or of the largest square.
     Of a cache, those examples among `indices` are completed that have the size of the first.
     """
     if isinstance(source, CachedSource):
@@ -97,7 +97,7 @@ def cached_examples(source: CachedSource, indices: Sequence[int], part: Part) ->
 def decoded_example(trained: Trained, example: Example) -> Example:
     """The example with images in the place of their latents, and its prompt as text."""
     views = tuple(
-        picture_of(trained.codec.decode(view.mean)) if isinstance(view, EncodedPicture) else view
+        image_of(trained.codec.decode(view.mean)) if isinstance(view, EncodedImage) else view
         for view in example.views
     )
     return Example(example.task, views, example.prompt.text)

@@ -42,7 +42,7 @@ class SceneTest:
     scenes: int = 200  # of the second half
     tokens: int = 16  # of a view
     predict: SampleConfig = SampleConfig(steps=16, guidance=2.0)  # what the rest determines
-    draw: SampleConfig = SampleConfig(steps=30, guidance=3.0)  # pictures from text
+    draw: SampleConfig = SampleConfig(steps=30, guidance=3.0)  # images from text
     conditions: ConditionConfig = ConditionConfig(map_colors="fixed")
     seed: int = 0
 
@@ -99,8 +99,8 @@ def truths(source: Source, indices: Sequence[int], size: tuple[int, int]) -> lis
 def depth_lines(
     completed: Sequence[Completed], true: Sequence[Record], known: Sequence[Record]
 ) -> list[Line]:
-    """Depth from pictures, beside the mean depth picture of the training scenes."""
-    mean = np.mean([maps.depth_picture(record["depth"]) for record in known], 0)
+    """Depth from images, beside the mean depth image of the training scenes."""
+    mean = np.mean([maps.depth_image(record["depth"]) for record in known], 0)
     pairs = zip(completed, true, strict=True)
     made = [scores.depth_score(c.made["depth"], record["depth"], FAR) for c, record in pairs]
     trivial = [scores.depth_score(mean, record["depth"], FAR) for record in true]
@@ -125,7 +125,7 @@ def classes_of(record: Record) -> np.ndarray:
 def map_line(
     completed: Sequence[Completed], true: Sequence[Record], known: Sequence[Record]
 ) -> Line:
-    """Classes from pictures: every pixel takes the class whose colour is nearest."""
+    """Classes from images: every pixel takes the class whose color is nearest."""
     votes = [np.stack([classes_of(r) == i for r in known]).mean(0) for i in range(len(CLASSES))]
     usual = np.argmax(votes, 0)
     colors = maps.class_colors(scenes.SHAPES, None)
@@ -140,7 +140,7 @@ def map_line(
 
 
 def inpainting_line(completed: Sequence[Completed]) -> Line:
-    """The hole filled, beside the mean colour of what is visible around it."""
+    """The hole filled, beside the mean color of what is visible around it."""
     made, trivial = [], []
     for c in completed:
         truth, masked = c.example.views
@@ -148,14 +148,14 @@ def inpainting_line(completed: Sequence[Completed]) -> Line:
         mean = np.broadcast_to(np.round(truth[~inside].mean(0)).astype(np.uint8), truth.shape)
         made.append(scores.psnr_inside(c.made["image"], truth, inside))
         trivial.append(scores.psnr_inside(mean, truth, inside))
-    answer = "mean colour around the hole"
+    answer = "mean color around the hole"
     return Line("inpainting PSNR", float(np.mean(made)), float(np.mean(trivial)), answer)
 
 
 def text_lines(completed: Sequence[Completed], true: Sequence[Record]) -> list[Line]:
-    """Named colours, and colours with their places, found in pictures from text.
+    """Named colors, and colors with their places, found in images from text.
 
-    The trivial answer is the pictures of other captions.
+    The trivial answer is the images of other captions.
     """
     found = [scores.detected(c.made["image"], scenes.PALETTE) for c in completed]
     named = [named_in(record) for record in true]
@@ -164,15 +164,15 @@ def text_lines(completed: Sequence[Completed], true: Sequence[Record]) -> list[L
     def colors(objects):
         return [{item.color for item in each} for each in objects]
 
-    answer = "the same pictures under shuffled captions"
+    answer = "the same images under shuffled captions"
     return [
         Line(
-            "prompted colours F1",
+            "prompted colors F1",
             scores.f1(colors(found), colors(named)),
             scores.f1(colors(found), colors(others)),
             answer,
         ),
-        Line("colours and places F1", scores.f1(found, named), scores.f1(found, others), answer),
+        Line("colors and places F1", scores.f1(found, named), scores.f1(found, others), answer),
     ]
 
 

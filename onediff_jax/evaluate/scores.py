@@ -1,4 +1,4 @@
-"""Scores of single pictures against the truth, and of many together.  Numpy alone."""
+"""Scores of single images against the truth, and of many together.  Numpy alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real, UInt8
 
-from onediff_jax.data.example import Picture
+from onediff_jax.data.example import RGB
 
 
 class DepthScore(NamedTuple):
@@ -19,7 +19,7 @@ class DepthScore(NamedTuple):
 def depth_score(
     disparity: Real[np.ndarray, "h w 3"], depth: Float[np.ndarray, "h w"], far: float
 ) -> DepthScore:
-    """Errors of a grey disparity picture against true depth, on pixels nearer than `far`.
+    """Errors of a grey disparity image against true depth, on pixels nearer than `far`.
 
     Scale and shift are free, as for every method that predicts relative depth: they are fitted to
     the true disparity by least squares (MiDaS, Ranftl et al. 2020), and the result is cut to the
@@ -37,11 +37,9 @@ def depth_score(
     )
 
 
-def nearest_color(
-    picture: Picture, palette: Sequence[tuple[int, int, int]]
-) -> Int[np.ndarray, "h w"]:
-    """The palette's colour that lies nearest to every pixel."""
-    distance = np.linalg.norm(picture[..., None, :] - np.array(palette, np.float64), axis=-1)
+def nearest_color(image: RGB, palette: Sequence[tuple[int, int, int]]) -> Int[np.ndarray, "h w"]:
+    """The palette's color that lies nearest to every pixel."""
+    distance = np.linalg.norm(image[..., None, :] - np.array(palette, np.float64), axis=-1)
     return distance.argmin(-1)
 
 
@@ -55,14 +53,14 @@ def confusion(
 
 
 def mean_iou(counts: Int[np.ndarray, "k k"]) -> float:
-    """Mean over classes of intersection over union, from pixel counts summed over pictures."""
+    """Mean over classes of intersection over union, from pixel counts summed over images."""
     hits = np.diag(counts)
     return float(np.mean(hits / np.maximum(counts.sum(0) + counts.sum(1) - hits, 1)))
 
 
-def psnr_inside(picture: Picture, truth: Picture, inside: Bool[np.ndarray, "h w"]) -> float:
+def psnr_inside(image: RGB, truth: RGB, inside: Bool[np.ndarray, "h w"]) -> float:
     """PSNR in dB over the pixels inside; 60 where they are equal."""
-    error = np.mean(np.square(picture[inside].astype(np.float64) - truth[inside]))
+    error = np.mean(np.square(image[inside].astype(np.float64) - truth[inside]))
     return float(10 * np.log10(255**2 / max(error, 255**2 / 1e6)))
 
 
@@ -74,10 +72,10 @@ class Named(NamedTuple):
 
 
 def hue_and_saturation(
-    picture: UInt8[np.ndarray, "h w 3"],
+    image: UInt8[np.ndarray, "h w 3"],
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """Hue in degrees and saturation (chroma over value) of every pixel."""
-    r, g, b = np.moveaxis(picture.astype(np.float64) / 255, -1, 0)
+    r, g, b = np.moveaxis(image.astype(np.float64) / 255, -1, 0)
     value, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
     chroma = np.maximum(value - low, 1e-9)
     hue = np.select(
@@ -87,17 +85,17 @@ def hue_and_saturation(
 
 
 def detected(
-    picture: Picture,
+    image: RGB,
     palette: Mapping[str, tuple[float, float, float]],
     least: float = 0.02,
     saturated: float = 0.45,
 ) -> set[Named]:
-    """Objects of the palette's colours (sRGB in [0, 1]) and the third of the picture they lie in.
+    """Objects of the palette's colors (sRGB in [0, 1]) and the third of the image they lie in.
 
-    A pixel belongs to the colour whose hue is nearest, if it is saturated; a colour that covers
-    less than the share `least` of the picture was not found.
+    A pixel belongs to the color whose hue is nearest, if it is saturated; a color that covers
+    less than the share `least` of the image was not found.
     """
-    hue, saturation = hue_and_saturation(picture)
+    hue, saturation = hue_and_saturation(image)
     names = list(palette)
     pure = np.round(255 * np.array([[palette[name] for name in names]])).astype(np.uint8)
     hues = hue_and_saturation(pure)[0][0]
@@ -113,6 +111,6 @@ def detected(
 
 
 def f1(found: Sequence[set], named: Sequence[set]) -> float:
-    """Harmonic mean of precision and recall over all pictures together."""
+    """Harmonic mean of precision and recall over all images together."""
     hits = sum(len(a & b) for a, b in zip(found, named, strict=True))
     return 2 * hits / max(sum(map(len, found)) + sum(map(len, named)), 1)

@@ -29,7 +29,7 @@ class Networks(NamedTuple):
 
     denoiser: NextDiT
     text: T5Encoder
-    codec: AutoencoderKL | None = None  # None: pictures are encoded before they come here
+    codec: AutoencoderKL | None = None  # None: images are encoded before they come here
     frozen: tuple[str, ...] = ()
     sampled: bool = True  # latents are drawn from the codec's distribution; else its means
 
@@ -89,7 +89,7 @@ class Networks(NamedTuple):
         """Means and deviations of every view's latents, as patches; every view is a square.
 
         A view of T tokens has the largest square number of them at its beginning, as
-        `fitting.grid_for` cuts pictures where `square` is asked for.
+        `fitting.grid_for` cuts images where `square` is asked for.
         """
         patch, (b, _, _) = self.denoiser.config.patch, pixels.shape
         means, deviations, token = [], [], 0
@@ -97,14 +97,14 @@ class Networks(NamedTuple):
             views, side = slots.stop - slots.start, math.isqrt(tokens)
             held = pixels[:, token : token + views * tokens]
             held = rearrange(held, "b (v t) q -> b v t q", v=views)[:, :, : side**2]
-            pictures = unpatchify(held, side, patch * self.codec.factor)
+            images = unpatchify(held, side, patch * self.codec.factor)
 
-            def encoded(pictures):
-                posterior = self.codec.encode(params["codec"], pictures / 127.5 - 1)
+            def encoded(images):
+                posterior = self.codec.encode(params["codec"], images / 127.5 - 1)
                 return self.codec.normalised_moments(posterior)
 
-            # One view after the other, since activations of pictures are large.
-            moments = jax.lax.map(encoded, rearrange(pictures, "b v ... -> v b ..."))
+            # One view after the other, since activations of images are large.
+            moments = jax.lax.map(encoded, rearrange(images, "b v ... -> v b ..."))
             for found, values in zip((means, deviations), moments, strict=True):
                 patches = rearrange(patchify(values, patch), "v b t p -> b v t p")
                 padding = [(0, 0), (0, 0), (0, tokens - side**2), (0, 0)]
@@ -116,7 +116,7 @@ class Networks(NamedTuple):
         """Fresh parameters of what is trained, boxed; shapes do not depend on the layout."""
         return {name: each for name, each in self._init(key).items() if name not in self.frozen}
 
-    def init_frozen(self, key: Array) -> Any:
+    def init_pretrained(self, key: Array) -> Any:
         """Parameters of what is not, boxed with their axis names; for their shapes."""
         return {name: each for name, each in self._init(key).items() if name in self.frozen}
 

@@ -59,8 +59,8 @@ class T5Layer(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         inner = config.heads * config.head_width
 
-        def dense(features, axes, deviation, name):
-            init = nn.initializers.normal(deviation)
+        def dense(features, axes, std, name):
+            init = nn.initializers.normal(std)
             return Dense(
                 features, axes, False, init, dtype=dtype, parallel=self.parallel, name=name
             )

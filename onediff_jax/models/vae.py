@@ -1,6 +1,6 @@
 """The autoencoder of the release: diffusers' AutoencoderKL in the shape of Stable Diffusion 3.
 
-A picture becomes latents of 16 channels, an eighth as high and wide.  It has 83,819,683 parameters
+An image becomes latents of 16 channels, an eighth as high and wide.  It has 83,819,683 parameters
 at the default configuration and is never trained here.  Float32 islands: norms, softmax, and what
 comes back.
 """
@@ -69,7 +69,7 @@ class Posterior(NamedTuple):
 
 
 def group_norm(config: VAEConfig, name: str) -> nn.GroupNorm:
-    """Normalisation of groups of channels over the whole picture, float32 in and out."""
+    """Normalisation of groups of channels over the whole image, float32 in and out."""
     ones = nn.initializers.ones_init()
     return nn.GroupNorm(
         num_groups=config.norm_num_groups,
@@ -108,7 +108,7 @@ class Resnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
-        """The picture of `channels` channels."""
+        """The image of `channels` channels."""
         config, y = self.config, x
         for i in (1, 2):
             y = nn.silu(group_norm(config, f"norm{i}")(y))
@@ -125,7 +125,7 @@ class MidAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """The picture after attention."""
+        """The image after attention."""
         dtype, (b, h, w, c) = jnp.dtype(self.config.dtype), x.shape
 
         def dense(name):
@@ -151,10 +151,10 @@ class Encoder(nn.Module):
     config: VAEConfig
 
     @nn.compact
-    def __call__(self, pictures: Float[Array, "b h w 3"]) -> Float[Array, "b H W moments"]:
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b H W moments"]:
         """Means, then log-variances, float32."""
         config, widths = self.config, self.config.block_out_channels
-        x = convolution(config, widths[0], "conv_in")(pictures)
+        x = convolution(config, widths[0], "conv_in")(images)
         for i, width in enumerate(widths):
             for j in range(config.layers_per_block):
                 x = Resnet(config, width, name=f"down_{i}_resnet_{j}")(x)
@@ -168,7 +168,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pictures."""
+    """Latents to images."""
 
     config: VAEConfig
 
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderKL:
-    """The codec between pictures and latents; `params` is {"encoder": ..., "decoder": ...}."""
+    """The codec between images and latents; `params` is {"encoder": ..., "decoder": ...}."""
 
     config: VAEConfig
 
@@ -208,25 +208,25 @@ class AutoencoderKL:
     def init(self, key: Array) -> Any:
         """Fresh parameters, boxed with their axis names."""
         for_encoder, for_decoder = jax.random.split(key)
-        picture = jnp.zeros((1, self.factor, self.factor, 3))
+        image = jnp.zeros((1, self.factor, self.factor, 3))
         latents = jnp.zeros((1, 1, 1, self.channels))
         return {
-            "encoder": Encoder(self.config).init(for_encoder, picture)["params"],
+            "encoder": Encoder(self.config).init(for_encoder, image)["params"],
             "decoder": Decoder(self.config).init(for_decoder, latents)["params"],
         }
 
-    def encode(self, params: Any, pictures: Float[Array, "*batch h w 3"]) -> Posterior:
-        """The distribution of the latents of pictures in [-1, 1], before normalisation.
+    def encode(self, params: Any, images: Float[Array, "*batch h w 3"]) -> Posterior:
+        """The distribution of the latents of images in [-1, 1], before normalisation.
 
         Raises InputError where the factor does not divide the sides.
         """
-        *batch, height, width, _ = pictures.shape
+        *batch, height, width, _ = images.shape
         if height % self.factor or width % self.factor:
             raise InputError(
-                f"A picture of {height} x {width} does not cut into latents of {self.factor} x "
+                f"An image of {height} x {width} does not cut into latents of {self.factor} x "
                 f"{self.factor} pixels."
             )
-        moments = self._in_tiles(Encoder(self.config), params["encoder"], pictures, 1)
+        moments = self._in_tiles(Encoder(self.config), params["encoder"], images, 1)
         mean, log_variance = jnp.split(moments, 2, -1)
         return Posterior(mean, jnp.clip(log_variance, -30, 20))
 
@@ -248,8 +248,8 @@ class AutoencoderKL:
         self, posterior: Posterior
     ) -> tuple[Float[Array, "*batch H W c"], Float[Array, "*batch H W c"]]:
         """Mean and deviation of normalised latents, of those before."""
-        deviation = jnp.exp(0.5 * posterior.log_variance)
-        return self.normalised(posterior.mean), self.config.scaling_factor * deviation
+        std = jnp.exp(0.5 * posterior.log_variance)
+        return self.normalised(posterior.mean), self.config.scaling_factor * std
 
     @property
     def _shift(self) -> float:

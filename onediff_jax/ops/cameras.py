@@ -17,7 +17,7 @@ from onediff_jax.errors import InputError
 PARALLEL = 1e-4  # mean squared sine of the angles between optical axes and their mean: 0.6 degrees
 REACH = 10.0  # a rig may be this many times as wide as its distance from where its axes meet
 POINT = 1e-6  # a rig this small, against one unit and against its coordinates, is a point
-ORBIT_FOCAL = 1.3887  # of the released demo, in widths of the picture: 39.6 degrees across
+ORBIT_FOCAL = 1.3887  # of the released demo, in widths of the image: 39.6 degrees across
 
 
 class Camera(NamedTuple):
@@ -40,9 +40,9 @@ class Camera(NamedTuple):
 class PyTorch3DCamera(NamedTuple):
     """A camera as PyTorch3D keeps it: X_camera = X_world R + T, axes x left, y up, z forward.
 
-    Focal length and principal point are in NDC: x left, y up, zero in the middle of the picture,
+    Focal length and principal point are in NDC: x left, y up, zero in the middle of the image,
     and the shorter side reaches from -1 to 1 (what CO3D calls ndc_isotropic; its older
-    ndc_norm_image_bounds, where both sides do, differs for pictures that are not square).
+    ndc_norm_image_bounds, where both sides do, differs for images that are not square).
     """
 
     R: Float[Any, "*batch 3 3"]
@@ -136,7 +136,7 @@ def _left_up(array: Any) -> Any:
 
 
 def pytorch3d_from_camera(camera: Camera, size: tuple[int, int]) -> PyTorch3DCamera:
-    """PyTorch3D's form of cameras whose pictures have a size (height, width).
+    """PyTorch3D's form of cameras whose images have a size (height, width).
 
     As `cameras_from_opencv_projection` of PyTorch3D; skew is lost, it has no place there.
     """
@@ -153,7 +153,7 @@ def pytorch3d_from_camera(camera: Camera, size: tuple[int, int]) -> PyTorch3DCam
 
 
 def camera_from_pytorch3d(camera: PyTorch3DCamera, size: tuple[int, int]) -> Camera:
-    """The inverse of `pytorch3d_from_camera`, for pictures of the same size (height, width)."""
+    """The inverse of `pytorch3d_from_camera`, for images of the same size (height, width)."""
     xp = camera.R.__array_namespace__()
     half = min(size) / 2
     focal = camera.focal_length * half
@@ -185,19 +185,19 @@ def intrinsics_matrix(
 
 
 def focal_from_angle(angle: float, width: float | int) -> float:
-    """Focal length in pixels of a picture that sees an angle across, in radians."""
+    """Focal length in pixels of an image that sees an angle across, in radians."""
     return 0.5 * width / math.tan(0.5 * angle)
 
 
 def angle_from_focal(focal: float, width: float | int) -> float:
-    """The inverse of `focal_from_angle`: the angle in radians that a picture sees across."""
+    """The inverse of `focal_from_angle`: the angle in radians that an image sees across."""
     return 2 * math.atan2(0.5 * width, focal)
 
 
 def cropped_intrinsics(
     intrinsics: Float[Any, "*batch 3 3"], top: float | int, left: float | int
 ) -> Float[Any, "*batch 3 3"]:
-    """K of the part of a picture that begins at a row and a column; its size does not matter."""
+    """K of the part of an image that begins at a row and a column; its size does not matter."""
     xp = intrinsics.__array_namespace__()
     moved = [[0.0, 0, left], [0, 0, top], [0, 0, 0]]
     return intrinsics - xp.asarray(moved, dtype=intrinsics.dtype)
@@ -208,10 +208,10 @@ def resized_intrinsics(
     size: tuple[float | int, float | int],
     new_size: tuple[int, int],
 ) -> Float[Any, "*batch 3 3"]:
-    """K of pictures resized from one (height, width) to another.
+    """K of images resized from one (height, width) to another.
 
     Exact for resizing that keeps the edges in place, as every one with half-pixel centres does.
-    Pictures in folders like `images_4` are resized ones: take the new size from the file, since a
+    Images in folders like `images_4` are resized ones: take the new size from the file, since a
     quarter of an odd width was rounded.
     """
     xp = intrinsics.__array_namespace__()
@@ -285,7 +285,7 @@ def orbit_cameras(
 
     Azimuth and elevation are in degrees: (0, 0) stands on the x axis, a greater azimuth is to the
     camera's right, a greater elevation is higher; at the poles up is what it is just before them.
-    `focal` is in widths of the picture, of size (height, width).  Raises InputError for a distance
+    `focal` is in widths of the image, of size (height, width).  Raises InputError for a distance
     that is not positive or an angle that is not finite.
     """
     for name, values in {"azimuth": azimuth, "elevation": elevation, "distance": distance}.items():

@@ -38,7 +38,7 @@ class Slot:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece(Slot):
+class SequenceShard(Slot):
     """The part of a slot that one of several devices has: some of its tokens, all its examples."""
 
     def __post_init__(self):
@@ -123,7 +123,7 @@ class Layout:
                 f"of {slot.views}, or a multiple of it that divides {tokens}."
             )
         views = max(slot.views // parts, 1)
-        return Layout((Piece(views, tokens // parts // views, slot.examples),))
+        return Layout((SequenceShard(views, tokens // parts // views, slot.examples),))
 
     @functools.cached_property
     def runs(self) -> tuple[Run, ...]:

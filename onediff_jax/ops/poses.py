@@ -1,4 +1,4 @@
-"""Cameras of pictures of rays, with intrinsics known or not: the way back of `ops/rays.py`.
+"""Cameras of images of rays, with intrinsics known or not: the way back of `ops/rays.py`.
 
 Rays are (direction, moment) with OpenCV axes in any world; predicted ones are noisy and their
 directions are not unit vectors.  A ray (s d, s m) is the ray (d, m) for every s > 0, so a moment is
@@ -126,7 +126,7 @@ def uncalibrated_camera_from_rays(
     Directions are H = R K⁻¹ times pixels, up to length, so the QR decomposition of H gives both:
     its triangle is K⁻¹, and focal lengths are one over its first entries.  (Of row vectors, or of
     the way from directions to pixels, it would be QL or RQ, and the focal lengths the entries.)
-    Raises InputError where they fit no camera: one direction everywhere, or a mirrored picture.
+    Raises InputError where they fit no camera: one direction everywhere, or a mirrored image.
     """
     height, width = rays.shape[:2]
     flat = rays.reshape(-1, 6).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Cameras as pictures of Plücker rays, as the released weights read them; for NumPy and jax.numpy.
+"""Cameras as images of Plücker rays, as the released weights read them; for NumPy and jax.numpy.
 
 A ray is (direction, moment): a unit vector and origin x direction, which is the same for every
 point of the ray.  Inside the project rays are in OpenCV axes; the released layout has the first
@@ -26,7 +26,7 @@ def directions_in_camera(
     height, width = size
     if height % factor or width % factor:
         raise InputError(
-            f"A picture of {height} x {width} has no rays for {factor} x {factor} pixels each; "
+            f"An image of {height} x {width} has no rays for {factor} x {factor} pixels each; "
             f"use {max(height // factor, 1) * factor} x {max(width // factor, 1) * factor}."
         )
     xp, K = intrinsics.__array_namespace__(), intrinsics[..., None, None, :, :]
@@ -43,7 +43,7 @@ def rays_from_cameras(
 ) -> Float[Any, "*batch h w 6"]:
     """Rays in the cameras' world through the centres of factor x factor pixels.
 
-    They span the whole picture of a size (height, width), whatever its shape.
+    They span the whole image of a size (height, width), whatever its shape.
     """
     xp = cameras.camera_to_world.__array_namespace__()
     local = directions_in_camera(cameras.intrinsics, size, factor)

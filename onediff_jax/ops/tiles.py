@@ -1,7 +1,7 @@
-"""A function of large pictures, computed on overlapping tiles that are blended at their seams.
+"""A function of large images, computed on overlapping tiles that are blended at their seams.
 
 The same as diffusers' `enable_tiling` of AutoencoderKL: tiles start at every multiple of the
-stride, the last ones are what is left of the picture, and a seam is linear over the overlap.
+stride, the last ones are what is left of the image, and a seam is linear over the overlap.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from jaxtyping import Array, Float
 
 def tiled(
     function: Callable[[Array], Array],
-    pictures: Float[Array, "b h w c"],
+    images: Float[Array, "b h w c"],
     tile: int,
     overlap: int,
 ) -> Float[Array, "b H W k"]:
-    """`function(pictures)`, of which no more than `tile` x `tile` pixels are looked at together.
+    """`function(images)`, of which no more than `tile` x `tile` pixels are looked at together.
 
-    Neighbours share `overlap` pixels.  The function may scale a picture by a ratio that is whole
+    Neighbours share `overlap` pixels.  The function may scale an image by a ratio that is whole
     for `tile` and `overlap`, and its channels are its own.  Tiles of one shape go one after the
     other through one program.
     """
-    height, width = pictures.shape[1:3]
+    height, width = images.shape[1:3]
     if max(height, width) <= tile:
-        return function(pictures)
+        return function(images)
     places = [
         (i, j) for i in range(0, height, tile - overlap) for j in range(0, width, tile - overlap)
     ]
-    cut = {(i, j): pictures[:, i : i + tile, j : j + tile] for i, j in places}
+    cut = {(i, j): images[:, i : i + tile, j : j + tile] for i, j in places}
     made = {}
     for shape in dict.fromkeys(piece.shape for piece in cut.values()):
         same = [place for place in places if cut[place].shape == shape]

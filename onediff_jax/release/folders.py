@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from onediff_jax.errors import InputError
 from onediff_jax.release.tensors import PICKLES
 
-FROZEN = ("vae", "text_encoder", "tokenizer", "scheduler")  # parts that are never trained
+PRETRAINED = ("vae", "text_encoder", "tokenizer", "scheduler")  # parts that are never trained
 CARD = "README.md"
 
 
@@ -36,14 +36,14 @@ def new_folder(path: pathlib.Path, force: bool) -> Iterator[pathlib.Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def bring_frozen(
+def bring_pretrained(
     source: pathlib.Path, target: pathlib.Path, link: bool, but: Sequence[str] = ()
 ) -> list[str]:
     """Copies the parts that are never trained, or links to them; returns which there are.
 
     Pickles and hidden files stay behind, and so do the parts named in `but`.
     """
-    parts = [part for part in FROZEN if (source / part).is_dir() and part not in but]
+    parts = [part for part in PRETRAINED if (source / part).is_dir() and part not in but]
     for part in parts:
         if link:
             (target / part).symlink_to((source / part).resolve(), target_is_directory=True)

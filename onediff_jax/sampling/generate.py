@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from onediff_jax.data.batching.rows import grid_positions, latents_of
-from onediff_jax.data.codecs import Codec, picture_of
-from onediff_jax.data.example import Picture, View
+from onediff_jax.data.codecs import Codec, image_of
+from onediff_jax.data.example import RGB, View
 from onediff_jax.data.tasks.builders import is_ray
 from onediff_jax.data.tasks.table import task_named
 from onediff_jax.data.text import Tokenizer
@@ -36,7 +36,7 @@ from onediff_jax.ops.rays import rays_from_latents
 from onediff_jax.sharding import ROWS, group_of
 
 Rays = Float[np.ndarray, "H W 6"]  # at the resolution of latents
-Made = Picture | Rays
+GeneratedView = RGB | Rays
 
 
 class Trained(NamedTuple):
@@ -58,7 +58,7 @@ class Trained(NamedTuple):
         return self.networks.denoiser.config.patch * self.codec.factor
 
 
-class PictureCodec:
+class ImageCodec:
     """A released autoencoder and its parameters, as a codec."""
 
     def __init__(self, autoencoder: AutoencoderKL, params: Any, sampled: bool):
@@ -66,19 +66,19 @@ class PictureCodec:
         self.factor, self.channels = autoencoder.factor, autoencoder.channels
 
     def moments(
-        self, pictures: UInt8[np.ndarray, "b h w 3"]
+        self, images: UInt8[np.ndarray, "b h w 3"]
     ) -> tuple[Float[np.ndarray, "b H W c"], Float[np.ndarray, "b H W c"]]:
         """Means and deviations of the pictures' normalised latents."""
-        mean, deviation = encoded_moments(self._autoencoder, self._params, pictures)
-        return everywhere(mean), everywhere(deviation)
+        mean, std = encoded_moments(self._autoencoder, self._params, images)
+        return everywhere(mean), everywhere(std)
 
-    def encode(self, picture: Picture) -> Float[np.ndarray, "H W c"]:
-        """Normalised latents: the mean, or a draw that depends on the picture alone."""
-        mean, deviation = (moment[0] for moment in self.moments(picture[None]))
+    def encode(self, image: RGB) -> Float[np.ndarray, "H W c"]:
+        """Normalised latents: the mean, or a draw that depends on the image alone."""
+        mean, std = (moment[0] for moment in self.moments(image[None]))
         if not self._sampled:
             return mean
-        rng = np.random.default_rng(zlib.crc32(picture.tobytes()))
-        return mean + deviation * rng.standard_normal(mean.shape, np.float32)
+        rng = np.random.default_rng(zlib.crc32(image.tobytes()))
+        return mean + std * rng.standard_normal(mean.shape, np.float32)
 
     def decode(
         self, latents: Float[np.ndarray, "*batch H W c"]
@@ -94,10 +94,10 @@ def everywhere(array: Array) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def encoded_moments(
-    autoencoder: AutoencoderKL, params: Any, pictures: UInt8[Array, "b h w 3"]
+    autoencoder: AutoencoderKL, params: Any, images: UInt8[Array, "b h w 3"]
 ) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W c"]]:
     """Means and stds of the images' normalised latents."""
-    return autoencoder.normalised_moments(autoencoder.encode(params, pictures / 127.5 - 1))
+    return autoencoder.normalised_moments(autoencoder.encode(params, images / 127.5 - 1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -160,8 +160,8 @@ def generate(
     config: SampleConfig,
     seed: int,
     batch: int = 32,
-) -> list[dict[str, Made]]:
-    """The wanted views of every request: pictures of `size` (height, width), and rays.
+) -> list[dict[str, GeneratedView]]:
+    """The wanted views of every request: images of `size` (height, width), and rays.
 
     All requests, of so many views, must give the same ones.  Request i depends on (seed, i), not on
     its neighbours.
@@ -210,11 +210,11 @@ def names_of(task: str, views: int) -> tuple[str, ...]:
     return form.names(views)
 
 
-def shown(trained: Trained, name: str, latents: Float[np.ndarray, "H W c"]) -> Made:
-    """What a view's latents show: a picture, or rays."""
+def shown(trained: Trained, name: str, latents: Float[np.ndarray, "H W c"]) -> GeneratedView:
+    """What a view's latents show: an image, or rays."""
     if is_ray(name):
         return rays_from_latents(latents)
-    return picture_of(trained.codec.decode(latents))
+    return image_of(trained.codec.decode(latents))
 
 
 def _completed(

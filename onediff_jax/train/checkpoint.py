@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from onediff_jax.data.codecs import LaterCodec, LinearCodec
+from onediff_jax.data.codecs import DeviceCodec, LinearCodec
 from onediff_jax.data.records import SourceSettings
 from onediff_jax.data.sources.cache import flat
 from onediff_jax.errors import InputError
@@ -151,7 +151,7 @@ def assets_of(arrays: dict[str, np.ndarray]) -> Assets:
 
     codec = None
     if "factor" in arrays:
-        codec = LaterCodec(*(int(arrays[name]) for name in LaterCodec._fields))
+        codec = DeviceCodec(*(int(arrays[name]) for name in DeviceCodec._fields))
     elif "encoder" in arrays:
         codec = LinearCodec(*(np.asarray(arrays[name]) for name in LinearCodec._fields))
     fingerprints = json.loads(text("fingerprints") or b"{}")

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from onediff_jax.data.batching.rows import Batch, Carried, Writer
-from onediff_jax.data.codecs import LaterCodec
+from onediff_jax.data.batching.rows import Batch, BatchFields, Writer
+from onediff_jax.data.codecs import DeviceCodec
 from onediff_jax.data.example import EncodedPrompt
 from onediff_jax.data.sources.cache import Cache
 from onediff_jax.data.sources.shards import HALF
@@ -18,7 +18,7 @@ from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks
 from onediff_jax.ops.layout import Layout
 from onediff_jax.sharding import batch_specs, replicated
-from onediff_jax.train.encoders import frozen_shapes, networks_of
+from onediff_jax.train.encoders import networks_of, pretrained_shapes
 from onediff_jax.train.run import RunConfig
 from onediff_jax.train.start import state_shapes, with_sharding
 from onediff_jax.train.state import State, optimizer_of, state_shardings
@@ -97,7 +97,7 @@ def planned(
     )
     run = placed(config, networks, layout, mesh, len(config.data.sources))
     state = state_shapes(networks, run.optimizer, run.shardings, config)
-    carried = carried_by(config, networks.text.config.width if states else 0)
+    carried = batch_fields_of(config, networks.text.config.width if states else 0)
     row = empty_row(config, networks, layout, carried)
     batch = jax.tree.map(
         lambda x, spec: jax.ShapeDtypeStruct(
@@ -107,11 +107,11 @@ def planned(
         batch_specs(Batch),
     )
     key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
-    frozen = frozen_shapes(networks, config.text, mesh, carried.encoders)
+    frozen = pretrained_shapes(networks, config.text, mesh, carried.encoders)
     return run, Shapes(state, batch, key, frozen)
 
 
-def carried_by(config: RunConfig, states: int) -> Carried:
+def batch_fields_of(config: RunConfig, states: int) -> BatchFields:
     """What the run's rows carry; states of that width if it is not 0.
 
     Raises InputError where there would be none: of a trained encoder, or of what is not cached.
@@ -123,14 +123,14 @@ def carried_by(config: RunConfig, states: int) -> Carried:
             f"{cached.count(False)} other sources; set text.kind to 't5' and encode all of them."
         )
     vae = config.codec.kind == "sd3_vae"
-    return Carried(
+    return BatchFields(
         pixels=vae and not all(cached),
         deviations=vae and config.codec.posterior == "sample" and any(cached),
         empty=EncodedPrompt("", np.zeros((1, states), HALF)) if states else None,
     )
 
 
-class Silent(Tokenizer):
+class DummyTokenizer(Tokenizer):
     """A tokenizer without a vocabulary: every prompt is as long as it may be."""
 
     def __init__(self, length: int):
@@ -142,9 +142,9 @@ class Silent(Tokenizer):
         return np.zeros(self.length, np.int32), np.ones(self.length, bool)
 
 
-def empty_row(config: RunConfig, networks: Networks, layout: Layout, carried: Carried) -> Batch:
+def empty_row(config: RunConfig, networks: Networks, layout: Layout, carried: BatchFields) -> Batch:
     """A row of the run's shapes with nothing in it."""
     factor = networks.codec.factor if networks.codec else config.codec.factor
-    codec = LaterCodec(factor, config.model.channels)
-    tokenizer = Silent(config.text.length)
+    codec = DeviceCodec(factor, config.model.channels)
+    tokenizer = DummyTokenizer(config.text.length)
     return Writer(layout, codec, config.model.patch, tokenizer, carried).row

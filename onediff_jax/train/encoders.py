@@ -65,7 +65,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
-    """The codec between pictures and latents: fitted to the data set, or a released autoencoder."""
+    """The codec between images and latents: fitted to the data set, or a released autoencoder."""
 
     kind: str = "linear"  # principal components; sd3_vae: released, frozen
     factor: int = 4  # linear: pixels along each side of a latent
@@ -74,7 +74,7 @@ class CodecConfig:
     path: Location = ""  # sd3_vae: a folder with vae/, or that of the autoencoder
     posterior: str = "sample"  # sd3_vae: latents are drawn, as released, or each is its mean
     use_shift_factor: bool = False  # sd3_vae; the released pipeline ignores the folder's
-    tile: int = 0  # sd3_vae: pixels along a side of a tile of a large picture; 0: never cut
+    tile: int = 0  # sd3_vae: pixels along a side of a tile of a large image; 0: never cut
     dtype: str = "bfloat16"  # sd3_vae: of activations
 
     def __post_init__(self):
@@ -240,7 +240,7 @@ def refuse_others(
             )
 
 
-def frozen_params(
+def pretrained_params(
     networks: Networks,
     text: TextConfig,
     codec: CodecConfig,
@@ -251,7 +251,7 @@ def frozen_params(
 
     Matrices of T5 are in its own type, all others in float32.
     """
-    shapes, params = frozen_shapes(networks, text, mesh, parts), {}
+    shapes, params = pretrained_shapes(networks, text, mesh, parts), {}
     for part, tensors in tensors_of(text, codec).items():
         if part not in parts:
             continue
@@ -262,12 +262,12 @@ def frozen_params(
     return params
 
 
-def frozen_shapes(
+def pretrained_shapes(
     networks: Networks, text: TextConfig, mesh: Mesh | None, parts: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Shapes of what `frozen_params` returns, with shardings if there is a mesh."""
+    """Shapes of what `pretrained_params` returns, with shardings if there is a mesh."""
     found = {}
-    for part, boxed in jax.eval_shape(networks.init_frozen, jax.random.key(0)).items():
+    for part, boxed in jax.eval_shape(networks.init_pretrained, jax.random.key(0)).items():
         if part not in parts:
             continue
         shapes = nn.meta.unbox(boxed)

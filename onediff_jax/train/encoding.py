@@ -1,4 +1,4 @@
-"""Examples encoded ahead of training: pictures as distributions of latents, prompts as tokens."""
+"""Examples encoded ahead of training: images as distributions of latents, prompts as tokens."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from onediff_jax.data.codecs import Codec
-from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Placed
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Placed
 from onediff_jax.data.sources.shards import HALF
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.models.networks import Networks
-from onediff_jax.sampling.generate import PictureCodec
+from onediff_jax.sampling.generate import ImageCodec
 
 
 class Encoding(NamedTuple):
@@ -23,31 +23,31 @@ class Encoding(NamedTuple):
     networks: Networks
     params: Mapping[str, Any]
     states: bool
-    batch: int  # pictures, or prompts, that are encoded together
+    batch: int  # images, or prompts, that are encoded together
 
     def __call__(self, several: Sequence[Placed]) -> list[Placed]:
-        """The examples with their pictures and prompts encoded."""
-        pictures = [v for placed in several for v in placed.example.views if is_picture(v)]
-        encoded = iter(self.pictures(pictures))
+        """The examples with their images and prompts encoded."""
+        images = [v for placed in several for v in placed.example.views if is_image(v)]
+        encoded = iter(self.pictures(images))
         prompts = self.prompts([placed.example.prompt for placed in several])
         made = []
         for placed, prompt in zip(several, prompts, strict=True):
-            views = (next(encoded) if is_picture(v) else v for v in placed.example.views)
+            views = (next(encoded) if is_image(v) else v for v in placed.example.views)
             example = placed.example._replace(views=tuple(views), prompt=prompt)
             made.append(placed._replace(example=example))
         return made
 
-    def pictures(self, pictures: Sequence[np.ndarray]) -> list[EncodedPicture]:
+    def images(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
         """Pictures encoded, those of one shape together."""
-        if not isinstance(self.codec, PictureCodec):
-            return [EncodedPicture(self.codec.encode(picture), None) for picture in pictures]
-        found: dict[int, EncodedPicture] = {}
-        for shape in {picture.shape for picture in pictures}:
-            numbers = [i for i, picture in enumerate(pictures) if picture.shape == shape]
+        if not isinstance(self.codec, ImageCodec):
+            return [EncodedImage(self.codec.encode(image), None) for image in images]
+        found: dict[int, EncodedImage] = {}
+        for shape in {image.shape for image in images}:
+            numbers = [i for i, image in enumerate(images) if image.shape == shape]
             for part in self.batches(numbers):
-                moments = self.codec.moments(np.stack([pictures[n] for n in part]))
-                found |= dict(zip(part, map(EncodedPicture, *moments), strict=True))
-        return [found[i] for i in range(len(pictures))]
+                moments = self.codec.moments(np.stack([images[n] for n in part]))
+                found |= dict(zip(part, map(EncodedImage, *moments), strict=True))
+        return [found[i] for i in range(len(images))]
 
     def prompts(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
         """Prompts as ids, or as states of the text encoder, of the tokens that count."""
@@ -71,6 +71,6 @@ def _states(networks: Networks, params: Any, ids: Any, mask: Any) -> Any:
     return networks.states(params, ids, mask)
 
 
-def is_picture(view: Any) -> bool:
-    """Whether a view is a picture, not a camera."""
+def is_image(view: Any) -> bool:
+    """Whether a view is an image, not a camera."""
     return isinstance(view, np.ndarray)

@@ -66,7 +66,7 @@ def train(
         read = [each.carried for each in (rows, unseen) if each]
         parts = ("text",) * bool(drawn or any(carried.empty is None for carried in read))
         parts += ("codec",) * bool(drawn or any(carried.pixels for carried in read))
-        frozen = encoders.frozen_params(networks, config.text, config.codec, mesh, parts)
+        frozen = encoders.pretrained_params(networks, config.text, config.codec, mesh, parts)
         codec = run.codec_of(networks, frozen, assets)
         whole = replicated(mesh)
         key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=whole)()
@@ -196,7 +196,7 @@ def introduce(
     )
     writer.text("parameters", table)
     shown = [view for _, _, placed in rows.examples(0) for view in placed.example.views]
-    pictures = [view for view in shown if isinstance(view, np.ndarray)]
+    images = [view for view in shown if isinstance(view, np.ndarray)]
     frozen = f", {parameters(state.frozen):,} more are kept" if state.frozen else ""
     writer.line(
         f"{parameters(state.params):,} parameters{frozen} on {jax.device_count()} "
@@ -207,7 +207,7 @@ def introduce(
             f"source {name}: {len(source):,} records with {', '.join(sorted(source.fields))}"
         )
     writer.table("mixture", mixture.table_of(mixture.mixture(rows.config, sources, batch)))
-    quality = f"{run.reconstruction_psnr(codec, pictures):.1f} dB" if pictures else "cached"
+    quality = f"{run.reconstruction_psnr(codec, images):.1f} dB" if images else "cached"
     writer.line(
         f"row: {rows.layout.views} views, {rows.layout.tokens} tokens; codec: {quality}; "
         f"vocabulary: {rows.tokenizer.size} pieces"
@@ -226,7 +226,7 @@ def sample_grids(
 ) -> None:
     """Writes a grid for every task and direction: the same examples and noise at every step.
 
-    Of tasks that no source with pictures serves there is none.
+    Of tasks that no source with images serves there is none.
     """
     for task, views in run.views_of_tasks(config.data).items():
         source = next(filter(len, mixture.served(task, views, held_out).values()), None)

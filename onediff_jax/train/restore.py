@@ -50,7 +50,7 @@ def restored(
     networks, tokenizer = run.assembled(config, assets)
     shapes = nn.meta.unbox(jax.eval_shape(networks.init, jax.random.key(0)))
     params = jax.tree.map(np.asarray, checkpoint.weights(path, shapes, root=root))
-    params |= encoders.frozen_params(networks, config.text, config.codec, None)
+    params |= encoders.pretrained_params(networks, config.text, config.codec, None)
     codec = run.codec_of(networks, params, assets)
     trained = Trained(networks, params, codec, tokenizer, assets.schedule)
     return Restored(config, trained, step)

@@ -14,8 +14,8 @@ from onediff_jax.data.batching.examples import MakeExample
 from onediff_jax.data.batching.loader import Rows, readers_of
 from onediff_jax.data.batching.mixture import served
 from onediff_jax.data.batching.settings import DataConfig
-from onediff_jax.data.codecs import Codec, LaterCodec, LinearCodec, fit, picture_of, psnr
-from onediff_jax.data.example import Example, Picture, texts_of
+from onediff_jax.data.codecs import Codec, DeviceCodec, LinearCodec, fit, image_of, psnr
+from onediff_jax.data.example import RGB, Example, texts_of
 from onediff_jax.data.records import Source
 from onediff_jax.data.sources.cache import CachedSource
 from onediff_jax.data.tasks.fitting import FULL
@@ -27,7 +27,7 @@ from onediff_jax.models.nextdit import REMAT, NextDiTConfig
 from onediff_jax.ops.flow import FlowConfig
 from onediff_jax.ops.solve import Schedule
 from onediff_jax.release.configs import SCHEDULER_FILE, Settings, schedule_of
-from onediff_jax.sampling.generate import PictureCodec, SampleConfig
+from onediff_jax.sampling.generate import ImageCodec, SampleConfig
 from onediff_jax.sharding import MeshConfig
 from onediff_jax.train.encoders import (
     CodecConfig,
@@ -136,7 +136,7 @@ class Assets(NamedTuple):
     neither.
     """
 
-    codec: LinearCodec | LaterCodec | None
+    codec: LinearCodec | DeviceCodec | None
     vocabulary: bytes
     origin: bytes = b""  # JSON: what came with released weights that training began with
     fingerprints: Mapping[str, str] = MappingProxyType({})  # of released encoders: text, codec
@@ -166,13 +166,13 @@ def opened(config: DataConfig, split: str) -> dict[str, Source]:
 
 def fitted_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
     """Codec and vocabulary of a run, as functions of the configuration and the training records."""
-    codec, prompts = later_codec(config), []
+    codec, prompts = device_codec(config), []
     if config.codec.kind == "linear" or config.text.kind == "trained":
         examples = examples_to_fit(config, sources)
-        pictures = [v for e in examples for v in e.views if isinstance(v, np.ndarray)]
+        images = [v for e in examples for v in e.views if isinstance(v, np.ndarray)]
         prompts = [example.prompt for example in examples] + [task.token for task in TASKS.values()]
     if codec is None:
-        codec = fit(pictures, config.codec.factor, config.model.channels, config.codec.whitening)
+        codec = fit(images, config.codec.factor, config.model.channels, config.codec.whitening)
     fingerprints = fingerprints_of(config.text, config.codec)
     if config.text.kind == "t5":
         vocabulary = t5_vocabulary(tokenizer_folder(config.text))
@@ -185,17 +185,17 @@ def fitted_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
     return Assets(codec, vocabulary, fingerprints=fingerprints)
 
 
-def later_codec(config: RunConfig) -> LaterCodec | None:
+def device_codec(config: RunConfig) -> DeviceCodec | None:
     """What stands for a released autoencoder in the data; None where the codec is fitted."""
     if config.codec.kind == "linear":
         return None
     autoencoder = autoencoder_of(config.codec)
-    return LaterCodec(autoencoder.factor, autoencoder.channels)
+    return DeviceCodec(autoencoder.factor, autoencoder.channels)
 
 
 def edge_of(config: RunConfig) -> int:
     """Pixels along each side of a token."""
-    later = later_codec(config)
+    later = device_codec(config)
     return config.model.patch * (later.factor if later else config.codec.factor)
 
 
@@ -237,9 +237,9 @@ def tokens_of(config: DataConfig, task: str) -> int:
     )
 
 
-def reconstruction_psnr(codec: Codec, pictures: list[Picture]) -> float:
-    """Mean PSNR in dB of pictures that went through the codec and back."""
-    return float(np.mean([psnr(p, picture_of(codec.decode(codec.encode(p)))) for p in pictures]))
+def reconstruction_psnr(codec: Codec, images: list[RGB]) -> float:
+    """Mean PSNR in dB of images that went through the codec and back."""
+    return float(np.mean([psnr(p, image_of(codec.decode(codec.encode(p)))) for p in images]))
 
 
 def assembled(config: RunConfig, assets: Assets) -> tuple[Networks, Tokenizer]:
@@ -250,12 +250,12 @@ def assembled(config: RunConfig, assets: Assets) -> tuple[Networks, Tokenizer]:
 
 
 def codec_of(networks: Networks, params: Mapping[str, Any], assets: Assets) -> Codec | None:
-    """The codec of pictures, by the run's assets or the released parameters, if they are there."""
+    """The codec of images, by the run's assets or the released parameters, if they are there."""
     if isinstance(assets.codec, LinearCodec):
         return assets.codec
     if "codec" not in params:
         return None
-    return PictureCodec(networks.codec, params["codec"], networks.sampled)
+    return ImageCodec(networks.codec, params["codec"], networks.sampled)
 
 
 def rows_of(
@@ -267,17 +267,17 @@ def rows_of(
 ) -> Rows:
     """The rows that the run reads; `partial` as in `Rows`.
 
-    Raises InputError where a cache was encoded otherwise than the run would, and where pictures are
+    Raises InputError where a cache was encoded otherwise than the run would, and where images are
     to be encoded inside the step and need not be squares.
     """
     caches = [source for source in sources.values() if isinstance(source, CachedSource)]
     for cache in caches:
         cache.refuse_other(plan_of(config, assets, cache.holds_states))
-    later = isinstance(assets.codec, LaterCodec) and len(caches) < len(sources)
+    later = isinstance(assets.codec, DeviceCodec) and len(caches) < len(sources)
     if later and config.data.aspects != "square":
         raise InputError(
             f"codec.kind is {config.codec.kind!r} and data.aspects is {config.data.aspects!r}; "
-            "inside the step all pictures of a slot have one shape, so set data.aspects to "
+            "inside the step all images of a slot have one shape, so set data.aspects to "
             "'square', or encode the data set ahead: tools/encode_dataset.py."
         )
     return Rows(
@@ -319,7 +319,7 @@ def plan_of(config: RunConfig, assets: Assets, states: bool) -> dict[str, Any]:
         "tokenizer": hashed(assets.vocabulary),
         "encoder": assets.fingerprints.get("text") if states else None,
     }
-    pictures = {
+    images = {
         "token_edge": edge,
         "aspects": config.data.aspects,
         "least_full": FULL,
@@ -328,7 +328,7 @@ def plan_of(config: RunConfig, assets: Assets, states: bool) -> dict[str, Any]:
     }
     conditions = dataclasses.asdict(config.data.conditions)
     del conditions["hed"]  # where a file is, which a run that reads a cache need not have
-    plan = {"codec": codec, "text": text, "pictures": pictures, "conditions": conditions}
+    plan = {"codec": codec, "text": text, "pictures": images, "conditions": conditions}
     return json.loads(json.dumps(plan))
 
 

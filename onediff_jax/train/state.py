@@ -162,7 +162,7 @@ def is_matrix(path: tuple, leaf: Any) -> bool:
     return path[-1].key in ("kernel", *LORA)
 
 
-def moved_average(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> Any:
+def updated_ema(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> Any:
     """The EMA after a step, with decay min(decay, (1 + s) / (10 + s)) at s = `step`.
 
     As diffusers' EMAModel without warm-up.  Arrays in bfloat16 are rounded stochastically: most

@@ -15,7 +15,7 @@ from onediff_jax.data.batching.rows import TASK_NAMES, Batch
 from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks, OnMesh
 from onediff_jax.ops import flow
-from onediff_jax.ops.layout import Layout, Piece
+from onediff_jax.ops.layout import Layout, SequenceShard
 from onediff_jax.sharding import (
     ALONE,
     ROWS,
@@ -25,7 +25,7 @@ from onediff_jax.sharding import (
     letters_of,
     summed,
 )
-from onediff_jax.train.state import OptimizerConfig, State, moved_average
+from onediff_jax.train.state import OptimizerConfig, State, updated_ema
 from onediff_jax.train.tune import merged
 
 SIGMA_BINS = 10
@@ -175,7 +175,7 @@ def divided(
     """What each device of a mesh has of every row, and the networks as it has them."""
     share = Part(layout.part(mesh.shape["sequence"]), group_of(mesh, "sequence"))
     tensor = group_of(mesh, "tensor")
-    split_slot = isinstance(share.layout.slots[0], Piece)
+    split_slot = isinstance(share.layout.slots[0], SequenceShard)
     groups = (tensor, share.group) if split_slot else (tensor,)
     return share, networks.on_mesh(mesh, groups, gradient_dtype)
 
@@ -214,7 +214,7 @@ def clean_latents(
 ) -> Float[Array, "b n p"]:
     """Latents of a part's views, as patches: read, encoded here, or drawn from what either says.
 
-    `batch` is that of the part, `layout` that of whole rows.  Raises InputError where pictures
+    `batch` is that of the part, `layout` that of whole rows.  Raises InputError where images
     would have to be encoded in pieces.
     """
     part = part or Part(layout)
@@ -222,7 +222,7 @@ def clean_latents(
     if batch.pixels.shape[-1]:
         if part.layout.slots[0].tokens != layout.slots[0].tokens:
             raise InputError(
-                "mesh.sequence cuts views into pieces, and pictures are encoded whole inside the "
+                "mesh.sequence cuts views into pieces, and images are encoded whole inside the "
                 "step; encode the data set ahead, by tools/encode_dataset.py."
             )
         found = networks.encoded(params, batch.pixels, part.layout)
@@ -272,7 +272,7 @@ def train_step_of(
 
         updates, moments = optimizer.update(grads, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = moved_average(state.ema, params, state.step, config.ema) if config.ema else {}
+        ema = updated_ema(state.ema, params, state.step, config.ema) if config.ema else {}
         measured = measures(errors, sigmas, batch._replace(token_mask=counted), layout, sources)
         loss = (errors * weights).sum()
         measured |= {"loss": mean_of(loss), "grad_norm": mean_of(optax.global_norm(grads))}

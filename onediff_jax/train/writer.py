@@ -1,4 +1,4 @@
-"""What a training run tells the outside: metrics.jsonl, TensorBoard, pictures, and the console.
+"""What a training run tells the outside: metrics.jsonl, TensorBoard, images, and the console.
 
     metrics.jsonl            one line per call of `scalars`: {"step": 1200, "loss": 0.412, ...}
     tensorboard/             the same; tags are the names as given, grouped at the slash
@@ -33,7 +33,7 @@ from onediff_jax.train.storage import Staged
 
 
 class Writer:
-    """Writes a run's metrics, pictures and texts, and shows how far it is.  For a `with` statement.
+    """Writes a run's metrics, images and texts, and shows how far it is.  For a `with` statement.
 
     The caller numbers the steps; `first_step` and `last_step` are the first and the last number
     that this process will write.  What is recorded at `first_step` or later is an interrupted
@@ -112,7 +112,7 @@ class Writer:
         else:
             self.line("  ".join([at, headline, self._left(step)]).rstrip())
 
-    def pictures(self, step: int, name: str, grid: UInt8[np.ndarray, "h w 3"]) -> pathlib.PurePath:
+    def images(self, step: int, name: str, grid: UInt8[np.ndarray, "h w 3"]) -> pathlib.PurePath:
         """Returns pictures/NAME_STEP.png, written unless quiet; TensorBoard gets the same bytes."""
         path = pathlib.PurePath("pictures", f"{name}_{step:07d}.png")
         if not self.quiet:

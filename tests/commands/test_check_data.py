@@ -23,13 +23,13 @@ def get_config():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve pictures of 16 x 16, or 16 x 8 where 4 divides their number, with depth."""
+    """Twelve images of 16 x 16, or 16 x 8 where 4 divides their number, with depth."""
     (tmp_path / "photos" / "depth").mkdir(parents=True)
     lines = []
     for i in range(12):
-        picture = np.full((16, 8 if i % 4 == 0 else 16, 3), 20 * i, np.uint8)
+        image = np.full((16, 8 if i % 4 == 0 else 16, 3), 20 * i, np.uint8)
         for name in (f"{i}.png", f"depth/{i}.png"):
-            Image.fromarray(picture).save(tmp_path / "photos" / name)
+            Image.fromarray(image).save(tmp_path / "photos" / name)
         text = "word " * (12 if i == 5 else 2)
         lines.append({"file_name": f"{i}.png", "text": text.strip(), "depth": f"depth/{i}.png"})
     (tmp_path / "photos" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -113,7 +113,7 @@ def test_a_wrong_folder_is_refused_with_its_line(capsys, tmp_path, lines, expect
     assert expected in said and not workdir.exists()
 
 
-def test_unreadable_pictures_are_named_when_there_is_nothing_else(capsys, tmp_path):
+def test_unreadable_images_are_named_when_there_is_nothing_else(capsys, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     names = [f"{i}.png" for i in range(8)]

@@ -8,7 +8,7 @@ import pytest
 from rigs import angles
 
 from onediff_jax.commands.sample import (
-    Asked,
+    SampleRequest,
     camera_values,
     cameras_in,
     given_cameras,
@@ -26,13 +26,13 @@ FILE = pathlib.Path("a.png")
 @pytest.mark.parametrize(
     ("asked", "count"),
     [
-        (Asked("text2image", {}), 1),
-        (Asked("depth2image", {"depth": FILE}), 2),
-        (Asked("faceid", {"reference_1": FILE}), 2),
-        (Asked("faceid", {"reference_1": FILE, "reference_3": FILE}), 4),
-        (Asked("multiview", {"image_0": FILE, "image_2": FILE}), 6),
-        (Asked("multiview", {"image_0": FILE}, orbit="0,0 30,10 60,20,2 ?"), 8),
-        (Asked("multiview", {}, views=3), 6),
+        (SampleRequest("text2image", {}), 1),
+        (SampleRequest("depth2image", {"depth": FILE}), 2),
+        (SampleRequest("faceid", {"reference_1": FILE}), 2),
+        (SampleRequest("faceid", {"reference_1": FILE, "reference_3": FILE}), 4),
+        (SampleRequest("multiview", {"image_0": FILE, "image_2": FILE}), 6),
+        (SampleRequest("multiview", {"image_0": FILE}, orbit="0,0 30,10 60,20,2 ?"), 8),
+        (SampleRequest("multiview", {}, views=3), 6),
     ],
 )
 def test_the_number_of_views_follows_from_what_is_given(asked, count):
@@ -43,28 +43,27 @@ def test_the_number_of_views_follows_from_what_is_given(asked, count):
 def test_a_prompt_without_caption_is_what_examples_without_caption_are_trained_on(task):
     for views in TASKS[task].form.counts:
         if task == "multiview":
-            asked = Asked(task, {}, views=views // 2)
+            asked = SampleRequest(task, {}, views=views // 2)
         elif task in ("faceid", "subject_driven"):
-            asked = Asked(task, {f"reference_{i}": FILE for i in range(1, views)})
+            asked = SampleRequest(task, {f"reference_{i}": FILE for i in range(1, views)})
         else:
-            asked = Asked(task, {})
+            asked = SampleRequest(task, {})
         assert asked.count == views
         assert bare_prompt(task, views) == prompt_for(asked)
 
 
 def test_prompts_get_the_layout_of_their_task():
     two = {"reference_1": FILE, "reference_2": FILE}
-    assert prompt_for(Asked("depth2image", {}, "a cat")) == "[[depth2image]] a cat"
-    assert (
-        prompt_for(Asked("faceid", two, "a man")) == "[[faceid]] [[img0]] a man [[img1]] [[img2]]"
-    )
+    assert prompt_for(SampleRequest("depth2image", {}, "a cat")) == "[[depth2image]] a cat"
+    prompt = prompt_for(SampleRequest("faceid", two, "a man"))
+    assert prompt == "[[faceid]] [[img0]] a man [[img1]] [[img2]]"
     whole = "[[img0]] a man [[img1]] a boy [[img2]] him"
-    assert prompt_for(Asked("faceid", two, whole)) == f"[[faceid]] {whole}"
-    thing = Asked("subject_driven", {"reference_1": FILE}, "on a table", item="red cup")
+    assert prompt_for(SampleRequest("faceid", two, whole)) == f"[[faceid]] {whole}"
+    thing = SampleRequest("subject_driven", {"reference_1": FILE}, "on a table", item="red cup")
     expected = "[[subject_driven]] <item: red cup> [[img0]] on a table [[img1]]"
     assert prompt_for(thing) == expected
     assert (
-        prompt_for(Asked("depth2image", {}, "[[depth2image]] as it is"))
+        prompt_for(SampleRequest("depth2image", {}, "[[depth2image]] as it is"))
         == "[[depth2image]] as it is"
     )
 
@@ -115,7 +114,7 @@ def test_cameras_of_a_file_are_scaled_as_in_training_and_fit_the_size(tmp_path):
         # The middle 120 x 120 pixels are shown at 64 x 64.
         np.testing.assert_allclose(camera.intrinsics[0, 0], K[0, 0] * 64 / 120)
         np.testing.assert_allclose(camera.intrinsics[:2, 2], 32, atol=1e-9)
-    assert Asked("multiview", {}, cameras=file).count == 4
+    assert SampleRequest("multiview", {}, cameras=file).count == 4
     # Without its pose a frame has intrinsics still; the first one must be known.
     del frames[1]["transform_matrix"]
     file.write_text(json.dumps(numbers | {"frames": frames}))
@@ -133,13 +132,13 @@ def test_cameras_of_a_file_are_scaled_as_in_training_and_fit_the_size(tmp_path):
 
 
 def test_a_focal_length_is_that_of_all_cameras():
-    asked = Asked("multiview", {}, orbit="0,0 ? 90,0", focal=2.0)
+    asked = SampleRequest("multiview", {}, orbit="0,0 ? 90,0", focal=2.0)
     found, intrinsics = given_cameras(asked, (48, 64))
     assert set(found) == {"ray_0", "ray_2"} and set(intrinsics) == {"ray_0", "ray_1", "ray_2"}
     for K in (found["ray_2"].intrinsics, *intrinsics.values()):
         np.testing.assert_allclose(K, [[128, 0, 32], [0, 128, 24], [0, 0, 1]])
-    assert given_cameras(Asked("multiview", {}, orbit="0,0 ?"), (48, 64))[1] == {}
-    assert set(given_cameras(Asked("multiview", {}, views=2, focal=1.0), (48, 64))[1]) == {
+    assert given_cameras(SampleRequest("multiview", {}, orbit="0,0 ?"), (48, 64))[1] == {}
+    assert set(given_cameras(SampleRequest("multiview", {}, views=2, focal=1.0), (48, 64))[1]) == {
         "ray_0",
         "ray_1",
     }
@@ -178,7 +177,7 @@ def test_known_intrinsics_make_recovered_poses_six_times_better():
 )
 def test_options_that_contradict_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        Asked(**options)
+        SampleRequest(**options)
 
 
 def test_a_file_that_is_no_transforms_is_refused(tmp_path):
@@ -188,7 +187,7 @@ def test_a_file_that_is_no_transforms_is_refused(tmp_path):
         ("absent.json", "cannot be read: No such"),
     ):
         with pytest.raises(InputError, match=f"^--cameras .*{name}.*{message}"):
-            _ = Asked("multiview", {}, cameras=tmp_path / name).count
+            _ = SampleRequest("multiview", {}, cameras=tmp_path / name).count
 
 
 def test_a_camera_that_is_refused_is_named(tmp_path):

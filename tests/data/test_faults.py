@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onediff_jax.data.validate import refuse_wrong, refuse_wrong_camera
-from onediff_jax.errors import Fault
+from onediff_jax.errors import BadRecord
 from onediff_jax.ops.cameras import Camera
 
 PICTURE = np.zeros((6, 8, 3), np.uint8)
@@ -48,7 +48,7 @@ def test_a_caption_may_be_several(caption):
     ],
 )
 def test_several_captions_that_are_none_are_a_fault(changes, match):
-    with pytest.raises(Fault, match=match):
+    with pytest.raises(BadRecord, match=match):
         refuse_wrong(WHOLE | changes, "here")
 
 
@@ -95,7 +95,7 @@ def test_a_whole_record_passes_and_so_does_every_part_of_it():
     ],
 )
 def test_a_wrong_field_is_a_fault_that_says_where_and_what(field, value, match):
-    with pytest.raises(Fault, match=f"^file, line 3: {match}") as fault:
+    with pytest.raises(BadRecord, match=f"^file, line 3: {match}") as fault:
         refuse_wrong(WHOLE | {field: value}, "file, line 3")
     assert "\n" not in str(fault.value)
 
@@ -117,5 +117,5 @@ CAMERA = Camera(np.diag([9.0, 9.0, 1.0]), np.eye(4))
 )
 def test_a_wrong_camera_is_a_fault(camera, match):
     refuse_wrong_camera(CAMERA, "there")
-    with pytest.raises(Fault, match=f"^there: .*{match}"):
+    with pytest.raises(BadRecord, match=f"^there: .*{match}"):
         refuse_wrong_camera(camera, "there")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onediff_jax.data.images import decoded, picture_in, png
+from onediff_jax.data.images import decoded, image_in, png
 from onediff_jax.errors import InputError
 
 
@@ -37,7 +37,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-def test_a_picture_is_turned_as_its_exif_says(orientation):
+def test_an_image_is_turned_as_its_exif_says(orientation):
     stored = drawn()
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -93,7 +93,7 @@ def test_inks_become_light():
     assert found.tolist() == [[[255, 255, 255], [255, 0, 0], [0, 255, 255], [0, 0, 0]]]
 
 
-def test_png_bytes_are_the_picture():
+def test_png_bytes_are_the_image():
     np.testing.assert_array_equal(read(png(drawn())), drawn())
 
 
@@ -102,9 +102,9 @@ WHOLE = saved(Image.fromarray(drawn()))
 
 def test_a_missing_file_is_one_line_that_names_it(tmp_path):
     with pytest.raises(
-        InputError, match=r"^There is no picture .*/absent\.png: No such file or directory\.$"
+        InputError, match=r"^There is no image .*/absent\.png: No such file or directory\.$"
     ):
-        picture_in(tmp_path / "absent.png")
+        image_in(tmp_path / "absent.png")
 
 
 @pytest.mark.parametrize(
@@ -115,15 +115,15 @@ def test_a_missing_file_is_one_line_that_names_it(tmp_path):
 def test_an_unreadable_file_is_one_line_that_names_it(tmp_path, content):
     (tmp_path / "broken.png").write_bytes(content)
     with pytest.raises(
-        InputError, match=r"^.*/broken\.png cannot be read as a picture: .+$"
+        InputError, match=r"^.*/broken\.png cannot be read as an image: .+$"
     ) as refusal:
-        picture_in(tmp_path / "broken.png")
+        image_in(tmp_path / "broken.png")
     assert "\n" not in str(refusal.value)
 
 
-def test_a_folder_is_no_picture(tmp_path):
-    with pytest.raises(InputError, match="There is no picture .*: Is a directory"):
-        picture_in(tmp_path)
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(InputError, match="There is no image .*: Is a directory"):
+        image_in(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about the broken files

@@ -178,7 +178,7 @@ def cube():
 
 
 def test_depth_puts_every_pixel_on_the_cube_and_background_is_empty(cube):
-    for camera, (picture, depth) in zip(*cube, strict=True):
+    for camera, (image, depth) in zip(*cube, strict=True):
         seen = depth > 0
         assert 0.2 < seen.mean() < 0.8
         assert np.abs(places(camera, depth)[seen]).max(-1) == pytest.approx(0.5, abs=1e-5)
@@ -191,12 +191,12 @@ def test_depth_puts_every_pixel_on_the_cube_and_background_is_empty(cube):
         assert depth[seen] == pytest.approx(enter[seen], abs=1e-5)
         around = np.pad(seen, 1)
         lonely = ~np.any([np.roll(around, s, a) for s in (-1, 1) for a in (0, 1)], 0)[1:-1, 1:-1]
-        assert (picture[lonely & ~seen] == 255).all() and (picture[seen].min(-1) < 250).all()
+        assert (image[lonely & ~seen] == 255).all() and (image[seen].min(-1) < 250).all()
 
 
 def test_views_agree_on_the_place_and_the_color_of_what_both_see(cube):
     (one, other, *_), (seen_by_one, seen_by_other, *_) = cube
-    picture, depth = seen_by_one
+    image, depth = seen_by_one
     column, row, expected = projected(other, places(one, depth))
     column, row = column.round().astype(int), row.round().astype(int)
     inside = (depth > 0) & (column >= 0) & (column < SIZE) & (row >= 0) & (row < SIZE)
@@ -205,7 +205,7 @@ def test_views_agree_on_the_place_and_the_color_of_what_both_see(cube):
     both = np.abs(there - expected[inside]) < 0.05
     assert both.sum() > 300
     colors = seen_by_other[0][row[inside], column[inside]].astype(int)
-    off = np.abs(colors - picture[inside].astype(int))[both].max(-1)
+    off = np.abs(colors - image[inside].astype(int))[both].max(-1)
     assert np.median(off) <= 4 and np.quantile(off, 0.9) <= 12  # half a pixel of the texture
 
 
@@ -221,11 +221,11 @@ def test_a_flat_square_shows_its_texture_evenly_lit():
     image = np.stack([80 + 160 * x, 80 + 160 * y, 99 + 0 * x, np.full_like(x, 255)], -1)
     camera = views.orbit(0, 0, 2)
     caster = views.Caster(mesh([facing(2.0)], [image.astype(np.uint8)]))
-    picture, depth = caster.view(camera, SIZE)
+    image, depth = caster.view(camera, SIZE)
     assert (depth > 0).all()
     u, v = np.moveaxis(places(camera, depth)[..., [0, 2]] / 2 + 0.5, -1, 0)
     painted = np.stack([80 + 160 * u, 80 + 160 * (1 - v), 99 + 0 * u], -1) / 255
-    share = meshes.linear_from_srgb(picture / 255) / meshes.linear_from_srgb(painted)
+    share = meshes.linear_from_srgb(image / 255) / meshes.linear_from_srgb(painted)
     assert share == pytest.approx(np.median(share), rel=0.12)  # GLOSS adds a little to all
     assert np.ptp(share[..., 2]) < 0.01
 
@@ -239,9 +239,9 @@ def test_glass_is_seen_through_and_depth_is_that_of_what_stands_behind():
     both = views.Caster(mesh([facing(1.5), facing(2.0)], [plain(GLASS), red], [0, 1]))
     front = views.Caster(mesh([facing(1.5), facing(2.0)], [blue, red], [0, 1]))
     assert behind[1] == pytest.approx(2.0) and alone[1] == pytest.approx(0.0)
-    picture, depth = both.view(camera, 8)
+    image, depth = both.view(camera, 8)
     assert depth == pytest.approx(2.0)
-    light = [meshes.linear_from_srgb(image / 255) for image in (picture, behind[0], alone[0])]
+    light = [meshes.linear_from_srgb(image / 255) for image in (image, behind[0], alone[0])]
     # The pane's own light is what it adds to the white that shows through it, 1 - 0.4.
     assert light[0] == pytest.approx(0.6 * light[1] + light[2] - 0.6, abs=0.02)
     assert front.view(camera, 8)[1] == pytest.approx(1.5)

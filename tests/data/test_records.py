@@ -3,23 +3,23 @@ import pytest
 
 from onediff_jax.data.images import png
 from onediff_jax.data.records import (
-    NamedPictures,
+    NamedImages,
     Source,
-    StoredPicture,
-    StoredPictures,
+    StoredImage,
+    StoredImages,
     StoredRecord,
     numbers_of_split,
     retried,
 )
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 
 
-def stored(value: int, reads: list) -> StoredPicture:
+def stored(value: int, reads: list) -> StoredImage:
     def encoded():
         reads.append(value)
         return png(np.full((2, 3, 3), value, np.uint8))
 
-    return StoredPicture(f"picture {value}", encoded)
+    return StoredImage(f"picture {value}", encoded)
 
 
 class Three(Source):
@@ -37,8 +37,8 @@ class Three(Source):
             {
                 "image": stored(index, self.reads),
                 "caption": "" if index == 2 else f"number {index}",
-                "pictures": NamedPictures(views),
-                "frames": StoredPictures([stored(30 + i, self.reads) for i in range(4)]),
+                "pictures": NamedImages(views),
+                "frames": StoredImages([stored(30 + i, self.reads) for i in range(4)]),
                 "depth": lambda: np.full((2, 3), index, np.float32),
             }
         )
@@ -52,7 +52,7 @@ def test_fields_are_read_when_they_are_asked_for_and_once():
     assert (record["image"] == 1).all() and record["image"] is record["image"]
     assert source.reads == [1]
     assert record["frames"][2][0, 0, 0] == 32 and source.reads == [1, 32]
-    assert [picture[0, 0, 0] for picture in record["frames"]] == [30, 31, 32, 33]
+    assert [image[0, 0, 0] for image in record["frames"]] == [30, 31, 32, 33]
 
 
 def test_only_the_fields_that_are_taken_are_read():
@@ -64,7 +64,7 @@ def test_only_the_fields_that_are_taken_are_read():
 
 def test_what_is_taken_is_checked_and_the_fault_says_where():
     assert (Three().taken(1, ["image", "depth"])["depth"] == 1).all()
-    with pytest.raises(Fault, match="^record 0: depth is 0.0 in 6 pixels"):
+    with pytest.raises(BadRecord, match="^record 0: depth is 0.0 in 6 pixels"):
         Three().taken(0, ["image", "depth"])
 
 
@@ -84,7 +84,7 @@ def test_reading_is_tried_again_with_longer_waits_and_then_stops_the_run():
     assert waits == [0.5, 2.0, 8.0] and not failures
 
 
-@pytest.mark.parametrize("error", [Fault("content"), KeyError("x")])
+@pytest.mark.parametrize("error", [BadRecord("content"), KeyError("x")])
 def test_what_is_no_input_output_error_is_raised_at_once(error):
     def read():
         raise error

@@ -148,7 +148,7 @@ T5_IDS = {
 @pytest.mark.skipif(not T5_FOLDER.is_dir(), reason="T5_TOKENIZER names no folder with T5's own")
 @pytest.mark.parametrize("name", ["spiece.model", "tokenizer.json"])
 def test_ids_by_the_vocabulary_of_t5_are_those_of_sentencepiece(tmp_path, name):
-    """The brackets of tokens and colours have ids; of the angle brackets only the right one has."""
+    """The brackets of tokens and colors have ids; of the angle brackets only the right one has."""
     if not (T5_FOLDER / name).is_file():
         pytest.skip(f"{T5_FOLDER} has no {name}")
     (tmp_path / name).write_bytes((T5_FOLDER / name).read_bytes())

@@ -3,7 +3,7 @@ from tiny import Blobs
 
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.tasks.table import example_of
-from onediff_jax.evaluate.grids import LINE, cell_size, grid, picture_of_view
+from onediff_jax.evaluate.grids import LINE, cell_size, grid, image_of_view
 from onediff_jax.evaluate.held_out import Completed
 from onediff_jax.ops.rays import ray_latents, rays_from_latents
 
@@ -35,13 +35,13 @@ def test_large_views_are_shown_smaller_and_keep_their_aspect():
     assert cell_size((512, 256)) == (128, 64)
 
 
-def test_cameras_and_rays_are_shown_as_the_colours_of_their_directions():
+def test_cameras_and_rays_are_shown_as_the_colors_of_their_directions():
     camera = Blobs()[0]["cameras"][0]._replace(camera_to_world=np.eye(4))
-    picture = picture_of_view(camera, (8, 8))
-    assert picture.shape == (8, 8, 3)
+    image = image_of_view(camera, (8, 8))
+    assert image.shape == (8, 8, 3)
     # In the middle the camera looks along z: x and y are near 0, z is near 1.
-    assert np.abs(picture[3:5, 3:5].astype(int) - [127, 127, 255]).max() < 16
-    across, down = picture[4, :, 0].astype(int), picture[:, 4, 1].astype(int)
+    assert np.abs(image[3:5, 3:5].astype(int) - [127, 127, 255]).max() < 16
+    across, down = image[4, :, 0].astype(int), image[:, 4, 1].astype(int)
     assert (np.diff(across) > 0).all() and (np.diff(down) > 0).all()
     rays = rays_from_latents(ray_latents(camera, (8, 8), 2, 16))
-    assert np.abs(picture_of_view(rays, (8, 8)).astype(int) - picture).max() < 20
+    assert np.abs(image_of_view(rays, (8, 8)).astype(int) - image).max() < 20

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onediff_jax.data.conditions.maps import depth_picture
+from onediff_jax.data.conditions.maps import depth_image
 from onediff_jax.data.scenes import basic as scenes
 from onediff_jax.data.scenes.source import SceneRecords
 from onediff_jax.evaluate import scores
@@ -14,15 +14,15 @@ def grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(np.round(values).astype(np.uint8)[..., None], 3, -1)
 
 
-def test_depth_from_its_own_picture_is_exact_up_to_grey_levels_and_any_scale_and_shift():
+def test_depth_from_its_own_image_is_exact_up_to_grey_levels_and_any_scale_and_shift():
     depth = RNG.uniform(1, 5, (16, 16)).astype(np.float32)
-    exact = scores.depth_score(depth_picture(depth), depth, far=10.0)
+    exact = scores.depth_score(depth_image(depth), depth, far=10.0)
     assert exact.abs_rel < 0.01 and exact.delta1 == 1
-    dimmer = depth_picture(depth) // 2 + 20
+    dimmer = depth_image(depth) // 2 + 20
     assert scores.depth_score(dimmer, depth, far=10.0).abs_rel < 0.02
 
 
-def test_depth_of_a_constant_picture_is_scored_by_hand():
+def test_depth_of_a_constant_image_is_scored_by_hand():
     depth = np.array([[1.0, 1.0], [2.0, 20.0]], np.float32)
     score = scores.depth_score(grey(np.full((2, 2), 100.0)), depth, far=20.0)
     constant = 1 / np.mean([1, 1, 0.5])  # the best constant disparity; the far pixel does not count
@@ -41,18 +41,18 @@ def test_mean_iou_is_that_of_sets_of_pixels():
     assert found == pytest.approx(np.mean(expected))
 
 
-def test_a_pixel_takes_the_nearest_colour():
+def test_a_pixel_takes_the_nearest_color():
     palette = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
-    picture = np.array([[[10, 20, 0], [200, 60, 10], [90, 200, 0]]], np.uint8)
-    assert scores.nearest_color(picture, palette).tolist() == [[0, 1, 2]]
+    image = np.array([[[10, 20, 0], [200, 60, 10], [90, 200, 0]]], np.uint8)
+    assert scores.nearest_color(image, palette).tolist() == [[0, 1, 2]]
 
 
 def test_psnr_counts_the_inside_alone():
     truth = RNG.integers(0, 200, (8, 8, 3)).astype(np.uint8)
     inside = np.zeros((8, 8), bool)
     inside[2:4] = True
-    picture = np.where(inside[..., None], truth + 10, 255 - truth).astype(np.uint8)
-    assert scores.psnr_inside(picture, truth, inside) == pytest.approx(20 * np.log10(25.5))
+    image = np.where(inside[..., None], truth + 10, 255 - truth).astype(np.uint8)
+    assert scores.psnr_inside(image, truth, inside) == pytest.approx(20 * np.log10(25.5))
     assert scores.psnr_inside(truth, truth, inside) == pytest.approx(60)
 
 
@@ -66,9 +66,9 @@ def test_f1_is_the_harmonic_mean_of_precision_and_recall():
 def test_hue_and_saturation_are_those_of_the_standard_library():
     import colorsys
 
-    picture = RNG.integers(0, 256, (4, 4, 3)).astype(np.uint8)
-    hue, saturation = scores.hue_and_saturation(picture)
-    for pixel, h, s in zip(picture.reshape(-1, 3), hue.ravel(), saturation.ravel(), strict=True):
+    image = RNG.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    hue, saturation = scores.hue_and_saturation(image)
+    for pixel, h, s in zip(image.reshape(-1, 3), hue.ravel(), saturation.ravel(), strict=True):
         expected = colorsys.rgb_to_hsv(*(pixel / 255))
         assert (h / 360, s) == pytest.approx(expected[:2], abs=1e-6)
 

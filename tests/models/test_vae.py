@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from drawn import relative_error
 from flax.traverse_util import flatten_dict
-from witnesses import FILE, PICTURES, SMALL, pictures_of, vae_tensors
+from witnesses import FILE, PICTURES, SMALL, images_of, vae_tensors
 
 from onediff_jax.errors import InputError
 from onediff_jax.models.vae import AutoencoderKL, Posterior, VAEConfig
@@ -43,8 +43,8 @@ def test_the_released_shape_has_the_released_number_of_parameters():
 def test_pictures_and_latents_are_those_of_diffusers(case):
     config, _, size = PICTURES[case]
     vae, params, expected = AutoencoderKL(config), params_of(config, size), np.load(FILE)
-    pictures, latents = pictures_of(case)
-    found = jax.jit(vae.encode)(params, pictures)._asdict()
+    images, latents = images_of(case)
+    found = jax.jit(vae.encode)(params, images)._asdict()
     found["pictures"] = jax.jit(vae.decode)(params, latents)
     for name, array in found.items():
         assert relative_error(array, expected[f"{case}/{name}"]) < 1e-5, name
@@ -71,12 +71,12 @@ def test_log_variances_are_bounded():
 
 
 def test_samples_have_the_mean_and_variance_of_their_latent():
-    mean, deviation = np.float32([-3, 0, 5]), np.float32([0.1, 1, 4])
+    mean, std = np.float32([-3, 0, 5]), np.float32([0.1, 1, 4])
     ones = np.ones((400, 400, 1), np.float32)
-    posterior = Posterior(jnp.asarray(ones * mean), jnp.asarray(ones * 2 * np.log(deviation)))
+    posterior = Posterior(jnp.asarray(ones * mean), jnp.asarray(ones * 2 * np.log(std)))
     drawn = np.asarray(posterior.sample(jax.random.key(0)))
-    np.testing.assert_allclose(drawn.mean((0, 1)), mean, atol=0.01 * deviation.max())
-    np.testing.assert_allclose(drawn.std((0, 1)), deviation, rtol=0.01)
+    np.testing.assert_allclose(drawn.mean((0, 1)), mean, atol=0.01 * std.max())
+    np.testing.assert_allclose(drawn.std((0, 1)), std, rtol=0.01)
     assert not np.array_equal(drawn, posterior.sample(jax.random.key(1)))
 
 
@@ -128,6 +128,6 @@ def test_impossible_shapes_are_refused_with_the_way_out(change, message):
         dataclasses.replace(SMALL, **change)
 
 
-def test_a_picture_that_latents_do_not_fill_is_refused():
+def test_an_image_that_latents_do_not_fill_is_refused():
     with pytest.raises(InputError, match="8 x 11 does not cut into latents of 2 x 2"):
         VAE.encode(PARAMS, jnp.zeros((8, 11, 3)))

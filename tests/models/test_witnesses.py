@@ -57,10 +57,10 @@ def test_the_autoencoder_at_its_released_shape_is_that_of_diffusers():
     tensors = drawn_tensors(shapes_of(theirs))
     params = ours(vae.init, VAE_NAMES, tensors)
     rng = np.random.default_rng(0)
-    pictures = np.float32(rng.uniform(-1, 1, (1, 64, 64, 3)))
+    images = np.float32(rng.uniform(-1, 1, (1, 64, 64, 3)))
     latents = np.float32(rng.standard_normal((1, 8, 8, 16)))
-    expected = autoencoded(filled(theirs, tensors), pictures, latents)
-    found = jax.jit(vae.encode)(params, pictures)._asdict()
+    expected = autoencoded(filled(theirs, tensors), images, latents)
+    found = jax.jit(vae.encode)(params, images)._asdict()
     found["pictures"] = jax.jit(vae.decode)(params, latents)
     for name, array in found.items():
         assert relative_error(array, expected[name]) < 1e-4, name

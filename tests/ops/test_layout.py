@@ -3,7 +3,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from onediff_jax.errors import InputError
-from onediff_jax.ops.layout import Layout, Piece, Run, Slot
+from onediff_jax.ops.layout import Layout, Run, SequenceShard, Slot
 
 TEXT, PAIR, PACKED = Slot(1, 16), Slot(2, 4), Slot(12, 4, examples=3)
 LAYOUTS = [
@@ -90,10 +90,10 @@ def test_a_row_without_slots_is_refused():
         ((TEXT, PAIR) * 4, 2, (TEXT, PAIR) * 2),
         ((TEXT, PAIR) * 4, 4, (TEXT, PAIR)),
         ((TEXT,) * 6, 3, (TEXT,) * 2),
-        ((PACKED,), 4, (Piece(3, 4, examples=3),)),
-        ((PACKED,), 12, (Piece(1, 4, examples=3),)),
-        ((PACKED,), 24, (Piece(1, 2, examples=3),)),
-        ((TEXT,), 8, (Piece(1, 2),)),
+        ((PACKED,), 4, (SequenceShard(3, 4, examples=3),)),
+        ((PACKED,), 12, (SequenceShard(1, 4, examples=3),)),
+        ((PACKED,), 24, (SequenceShard(1, 2, examples=3),)),
+        ((TEXT,), 8, (SequenceShard(1, 2),)),
     ],
 )
 def test_a_part_has_whole_slots_of_a_pattern_or_a_piece_of_the_only_slot(slots, parts, expected):

@@ -25,9 +25,9 @@ def orbits(rng, v=6, size=SIZE):
     return c.relative_cameras(c.orbit_cameras(azimuth, elevation, rng.uniform(1.3, 2, v), size))
 
 
-def uncalibrated(pictures, **changes):
-    """Cameras of pictures of rays, each found alone, as one rig."""
-    found = [poses.uncalibrated_camera_from_rays(picture, **changes) for picture in pictures]
+def uncalibrated(images, **changes):
+    """Cameras of images of rays, each found alone, as one rig."""
+    found = [poses.uncalibrated_camera_from_rays(image, **changes) for image in images]
     return c.Camera(*map(np.stack, zip(*found, strict=True)))
 
 
@@ -56,8 +56,8 @@ def test_intrinsics_come_back_too(rng, size):
 def test_a_ray_times_a_number_is_the_same_ray(rng):
     """Predicted directions are not unit vectors; their moments are as long as they are."""
     cameras = orbits(rng)
-    pictures = rays.rays_from_cameras(cameras, SIZE)
-    scaled = pictures * rng.uniform(0.3, 2, (*pictures.shape[:-1], 1))
+    images = rays.rays_from_cameras(cameras, SIZE)
+    scaled = images * rng.uniform(0.3, 2, (*images.shape[:-1], 1))
     found = poses.cameras_from_rays(scaled, cameras.intrinsics)
     assert angles(found, cameras).max() < 1e-6
     assert_allclose(found.center, cameras.center, atol=1e-9)
@@ -68,9 +68,9 @@ def noisy_errors(rng, sigma, v=24):
     """Mean errors with noise on unit directions and moments: angle, centre, and uncalibrated
     angle, centre, and focal length."""
     cameras = orbits(rng, v)
-    pictures = rays.rays_from_cameras(cameras, SIZE)
-    pictures = pictures + sigma * rng.normal(size=pictures.shape)
-    known, unknown = poses.cameras_from_rays(pictures, cameras.intrinsics), uncalibrated(pictures)
+    images = rays.rays_from_cameras(cameras, SIZE)
+    images = images + sigma * rng.normal(size=images.shape)
+    known, unknown = poses.cameras_from_rays(images, cameras.intrinsics), uncalibrated(images)
     focal = unknown.intrinsics[:, 0, 0] / cameras.intrinsics[:, 0, 0] - 1
     return np.array([
         angles(known, cameras).mean(),
@@ -92,31 +92,31 @@ def test_errors_are_in_proportion_to_the_noise(rng):
 def test_much_noise_does_not_pull_the_centre_along_the_optical_axis(rng):
     """Least squares on the noisy directions themselves are off by a third here."""
     cameras = orbits(rng, 32)
-    pictures = rays.rays_from_cameras(cameras, SIZE)
-    pictures = pictures + 0.15 * rng.normal(size=pictures.shape)
-    found = poses.cameras_from_rays(pictures, cameras.intrinsics)
+    images = rays.rays_from_cameras(cameras, SIZE)
+    images = images + 0.15 * rng.normal(size=images.shape)
+    found = poses.cameras_from_rays(images, cameras.intrinsics)
     along = ((found.center - cameras.center) * cameras.rotation[..., 2]).sum(-1)
     assert abs(along.mean()) < 0.05
-    flat = pictures.reshape(32, -1, 6)
+    flat = images.reshape(32, -1, 6)
     noisy = poses.center_from_rays(*poses.unit_rays(flat))
     assert abs(((noisy - cameras.center) * cameras.rotation[..., 2]).sum(-1).mean()) > 0.3
 
 
 def test_rays_that_are_wild_do_not_disturb_unknown_intrinsics(rng):
     cameras = orbits(rng, 4)
-    pictures = rays.rays_from_cameras(cameras, SIZE) + 1e-3 * rng.normal(size=(4, 12, 16, 6))
-    wild = rng.random(pictures.shape[:-1]) < 0.3
-    pictures[wild] = rng.normal(size=(wild.sum(), 6))
-    found = uncalibrated(pictures)
+    images = rays.rays_from_cameras(cameras, SIZE) + 1e-3 * rng.normal(size=(4, 12, 16, 6))
+    wild = rng.random(images.shape[:-1]) < 0.3
+    images[wild] = rng.normal(size=(wild.sum(), 6))
+    found = uncalibrated(images)
     assert_allclose(found.intrinsics[:, 0, 0], cameras.intrinsics[:, 0, 0], rtol=0.01)
     assert angles(found, cameras).max() < 1
     assert np.linalg.norm(found.center - cameras.center, axis=-1).max() < 0.02
 
 
 def test_the_same_seed_finds_the_same_camera(rng):
-    picture = rays.rays_from_cameras(orbits(rng, 2), SIZE)[1]
-    picture = picture + 0.05 * rng.normal(size=picture.shape)
-    first, again = (poses.uncalibrated_camera_from_rays(picture, seed=3) for _ in range(2))
+    image = rays.rays_from_cameras(orbits(rng, 2), SIZE)[1]
+    image = image + 0.05 * rng.normal(size=image.shape)
+    first, again = (poses.uncalibrated_camera_from_rays(image, seed=3) for _ in range(2))
     assert_allclose(first.camera_to_world, again.camera_to_world, rtol=0)
 
 
@@ -156,16 +156,16 @@ def test_rays_that_no_camera_has_are_refused(rng):
     constant = np.broadcast_to([0, 0, 1.0, 0, 0, 0], (6, 8, 6))
     with pytest.raises(InputError, match="48 rays .* give intrinsics"):
         poses.uncalibrated_camera_from_rays(constant)
-    for picture in rays.rays_from_cameras(orbits(rng), SIZE):
+    for image in rays.rays_from_cameras(orbits(rng), SIZE):
         with pytest.raises(InputError, match="192 rays .* a mirror's"):
-            poses.uncalibrated_camera_from_rays(picture[:, ::-1])
+            poses.uncalibrated_camera_from_rays(image[:, ::-1])
 
 
 def test_numpy_and_jax_agree(rng):
     cameras = orbits(rng)
-    pictures = rays.rays_from_cameras(cameras, SIZE) + 0.02 * rng.normal(size=(6, 12, 16, 6))
-    pictures, K = pictures.astype(np.float32), cameras.intrinsics.astype(np.float32)
-    ours = poses.cameras_from_rays(pictures, K)
-    theirs = jax.jit(lambda rays, K: poses.cameras_from_rays(rays, K))(pictures, K)
+    images = rays.rays_from_cameras(cameras, SIZE) + 0.02 * rng.normal(size=(6, 12, 16, 6))
+    images, K = images.astype(np.float32), cameras.intrinsics.astype(np.float32)
+    ours = poses.cameras_from_rays(images, K)
+    theirs = jax.jit(lambda rays, K: poses.cameras_from_rays(rays, K))(images, K)
     assert ours.camera_to_world.dtype == theirs.camera_to_world.dtype == np.float32
     assert_allclose(theirs.camera_to_world, ours.camera_to_world, atol=1e-4)

@@ -64,7 +64,7 @@ def by_hand():
     """Two cameras two units from what they see, the second a quarter turn to the first's right.
 
     The first looks along +z from the origin, so they see (0, 0, 2); the second stands at (2, 0, 2)
-    and looks along -x, with +z to its right.  Pictures of 16 x 16, focal length 16: the first of
+    and looks along -x, with +z to its right.  Images of 16 x 16, focal length 16: the first of
     2 x 2 rays passes (4, 4), a quarter of a unit left and up at depth one.
     """
     K = np.array([[16.0, 0, 8], [0, 16, 8], [0, 0, 1]])

@@ -26,8 +26,8 @@ def gaussian_velocity(x, sigma):
     Along its flow u / sqrt(D) stays what it is: noise x ends at MEAN + STD x.
     """
     variance = jnp.square((1 - sigma) * STD) + jnp.square(sigma)
-    deviation = x - (1 - sigma) * MEAN
-    return (sigma - (1 - sigma) * jnp.square(STD)) / variance * deviation - MEAN
+    std = x - (1 - sigma) * MEAN
+    return (sigma - (1 - sigma) * jnp.square(STD)) / variance * std - MEAN
 
 
 def solved(velocity, x, steps, method="euler", factor=1.0):

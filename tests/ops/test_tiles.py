@@ -16,7 +16,7 @@ def in_tiles(function):
     return jax.jit(lambda x: tiled(function, x, TILE, OVERLAP))
 
 
-def pictures(height, width):
+def images(height, width):
     rng = np.random.default_rng(0)
     return jnp.asarray(rng.uniform(-1, 1, (2, height, width, 3)), jnp.float32)
 
@@ -32,7 +32,7 @@ def doubled(x):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("function", [jnp.square, halved, doubled])
 def test_a_function_of_each_pixel_does_not_see_the_tiles(function, size):
-    x = pictures(*size)
+    x = images(*size)
     found, expected = in_tiles(function)(x), function(x)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -56,6 +56,6 @@ def test_no_more_than_a_tile_is_looked_at_and_each_shape_is_compiled_once():
         seen.append(x.shape[1:3])
         return x
 
-    in_tiles(function)(pictures(48, 44))
+    in_tiles(function)(images(48, 44))
     # Rows start at 0, 12, 24 and 36: three of 16 and one of 12; columns: 16, 16, 16 and 8.
     assert sorted(seen) == [(12, 8), (12, 16), (16, 8), (16, 16)]

@@ -143,7 +143,7 @@ def here(monkeypatch):
 
 
 def settings(**changes):
-    """A tiny run of pictures that are not there, but for changes; small, since it is compiled."""
+    """A tiny run of images that are not there, but for changes; small, since it is compiled."""
     values = as_dict(tiny_config(rows=8))
     values["data"]["row"] = values["data"]["row"][:1]
     values["data"]["tasks"] = {"text2image": 1.0}

@@ -43,7 +43,7 @@ def test_the_schedule_is_the_released_one(tokens, mu, at_50, at_100):
         assert abs(sigmas[steps // 2] - middle) < 2e-4
 
 
-def test_a_field_that_points_at_a_picture_ends_there():
+def test_a_field_that_points_at_an_image_ends_there():
     clean = noise_of(2, 1, 4, 8, 6) * 3
     stub = Stub(lambda x, sigma, _: (x - clean) / sigma)
     noise = noise_of(2, 1, 4, 8, 6)

@@ -22,11 +22,11 @@ QUICK = SampleConfig(steps=3, guidance=2.0)
 RNG = np.random.default_rng(0)
 
 
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return RNG.integers(0, 256, (8, 12, 3)).astype(np.uint8)
 
 
-GIVEN = [picture() for _ in range(3)]
+GIVEN = [image() for _ in range(3)]
 
 
 def made(
@@ -56,7 +56,7 @@ def test_samples_have_the_asked_size_and_depend_on_seed_prompt_and_given_views()
     assert not same(made(seed=1), WHOLE)
     assert not same(made(prompts=("a", "b", "other"))[2:], WHOLE[2:])
     assert same(made(prompts=("a", "b", "other"))[:2], WHOLE[:2])
-    assert not same(made(given=[*GIVEN[:2], picture()])[2:], WHOLE[2:])
+    assert not same(made(given=[*GIVEN[:2], image()])[2:], WHOLE[2:])
 
 
 def test_a_sample_does_not_depend_on_its_neighbours_or_on_the_batch():

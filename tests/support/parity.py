@@ -60,7 +60,7 @@ class Trajectory(NamedTuple):
     steps: int = 20
 
 
-class Asked(NamedTuple):
+class SampleRequest(NamedTuple):
     """What a trajectory starts from, in the released frame."""
 
     noise: np.ndarray  # (B, F, C, H, W)
@@ -200,7 +200,7 @@ def gradients(config: NextDiTConfig, tensors, inputs: Inputs) -> dict[str, np.nd
     return released(found["denoiser"], nextdit_names(config)) | {"states": of_states}
 
 
-def asked_of(config: NextDiTConfig, wanted: Trajectory) -> Asked:
+def asked_of(config: NextDiTConfig, wanted: Trajectory) -> SampleRequest:
     """Two requests that differ in everything, and the noise that `generate` draws for them."""
     (h, w), rng = (6, 8), np.random.default_rng(2)
     tokens = wanted.views * h * w // config.patch**2
@@ -208,20 +208,21 @@ def asked_of(config: NextDiTConfig, wanted: Trajectory) -> Asked:
         jax.random.normal(jax.random.fold_in(jax.random.key(SEED), i), (tokens, config.features))
         for i in range(2)
     ]
-    pictures = rng.integers(0, 256, (2, len(wanted.given), 2 * h, 2 * w, 3), np.uint8)
+    images = rng.integers(0, 256, (2, len(wanted.given), 2 * h, 2 * w, 3), np.uint8)
     names = generate.names_of(wanted.task, wanted.views)
     given = {
-        names.index(name): np.stack([channels_first(CODEC.encode(x)) for x in pictures[:, i]])
+        names.index(name): np.stack([channels_first(CODEC.encode(x)) for x in images[:, i]])
         for i, name in enumerate(wanted.given)
     }
     states = rng.standard_normal((3, WORDS, TEXT_WIDTH), np.float32)
     mask = np.arange(WORDS) < np.array([[WORDS], [4], [2]])
     noise = latents_of(config, np.stack(noise), (2, wanted.views, config.channels, h, w))
-    return Asked(noise, given, pictures, (states[:2], mask[:2]), (states[[2, 2]], mask[[2, 2]]))
+    texts = (states[:2], mask[:2]), (states[[2, 2]], mask[[2, 2]])
+    return SampleRequest(noise, given, images, *texts)
 
 
 def sampled(
-    config: NextDiTConfig, tensors, wanted: Trajectory, asked: Asked, **scaling: float
+    config: NextDiTConfig, tensors, wanted: Trajectory, asked: SampleRequest, **scaling: float
 ) -> np.ndarray:
     """The latents (B, w, C, H, W) of the views that `generate` makes."""
     table, mask = (np.append(a, b[:1], 0) for a, b in zip(asked.prompts, asked.empty, strict=True))
@@ -245,7 +246,7 @@ def sampled(
         for prompt, given in zip(prompts, asked.pictures, strict=False)
     ]
     settings = generate.SampleConfig(steps=wanted.steps, guidance=GUIDANCE, **scaling)
-    with mock.patch.object(generate, "shown", shown):  # latents, before they are pictures
+    with mock.patch.object(generate, "shown", shown):  # latents, before they are images
         generate.generate(
             trained, wanted.task, wanted.views, requests, (2 * h, 2 * w), settings, SEED
         )
@@ -306,7 +307,7 @@ def module_gradients(module, inputs: Inputs, sigmas, noise) -> dict[str, np.ndar
     return {name: grad.numpy() for name, grad in zip(weights, found, strict=True)}
 
 
-def module_sampled(module, asked: Asked, steps: int, **scaling: float) -> np.ndarray:
+def module_sampled(module, asked: SampleRequest, steps: int, **scaling: float) -> np.ndarray:
     """The latents (B, w, C, H, W) of the views that the module's sampler makes."""
     from released import modeling, torch
 

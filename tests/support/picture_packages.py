@@ -1,4 +1,4 @@
-"""The packages that pictures come from, as the registries would give them, with three pictures."""
+"""The packages that images come from, as the registries would give them, with three images."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from places import ROOT
 TOOLS = ROOT / "tools" / "datasets"
 sys.path.insert(0, str(TOOLS))
 import fetch_pictures  # noqa: E402
-from pictures import annotations, classes, subjects  # noqa: E402, F401
+from images import annotations, classes, subjects  # noqa: E402, F401
 
 sys.path.remove(str(TOOLS))
 BROUGHT = fetch_pictures.brought
@@ -30,15 +30,15 @@ def names_of(stem, name):
     return {"".join(chr(int(code, 16)) for code in stem.split("-")): {"en": f":{name}:"}}
 
 
-def webp(colour):
+def webp(color):
     file = io.BytesIO()
-    Image.new("RGBA", (4, 4), colour).save(file, "webp", lossless=True)
+    Image.new("RGBA", (4, 4), color).save(file, "webp", lossless=True)
     return file.getvalue()
 
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    """The three packages as the registries would give them, with three pictures."""
+    """The three packages as the registries would give them, with three images."""
     folder = tmp_path_factory.mktemp("packages")
     files = {f"assets/{stem}.webp": webp((9 * i, 8, 7, 199)) for i, stem in enumerate(NAMES)}
     with tarfile.open(folder / "pictures.tgz", "w:gz") as tar:

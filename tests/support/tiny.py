@@ -1,4 +1,4 @@
-"""A run small enough for tests: pictures of unequal aspect, all tasks, every kind of slot."""
+"""A run small enough for tests: images of unequal aspect, all tasks, every kind of slot."""
 
 import dataclasses
 
@@ -38,16 +38,16 @@ class Blobs(Source):
         top, left = rng.integers(height // 2), rng.integers(width // 2)
         instances[top:, left:] = 1
 
-        def picture() -> np.ndarray:
+        def image() -> np.ndarray:
             light, dark = rng.integers(150, 256, 3), rng.integers(0, 100, 3)
             return np.where(instances[..., None] > 0, light, dark).astype(np.uint8)
 
         name = ("box", "ball")[index % 2]
         caption = f"a {('small', 'large')[index % 3 > 0]} {name}, number {index}"
-        others = [picture() for _ in range(12)]
+        others = [image() for _ in range(12)]
         points = rng.uniform(0, (width, height), (1, 17, 2))
         return Record(
-            image=picture(),
+            image=image(),
             depth=np.where(instances > 0, np.float32(1), np.float32(3)),
             instances=instances,
             names=(name,),
@@ -81,7 +81,7 @@ class BlobSettings(SourceSettings):
     held_out: int | None = None  # records for validation; None: the same as for training
 
     def records(self, split: str) -> Source:
-        """The first pictures for either split."""
+        """The first images for either split."""
         held_out = self.count if self.held_out is None else self.held_out
         return Blobs(held_out if split == "validation" else self.count)
 

@@ -23,7 +23,7 @@ SMALL = dataclasses.replace(DEEP, block_out_channels=(8, 16), layers_per_block=1
 QUANTISED = dataclasses.replace(SMALL, use_quant_conv=True, use_post_quant_conv=True)
 # A channel a group, so that a faint picture's variance is as small as a norm's epsilon.
 FAINT = dataclasses.replace(SMALL, block_out_channels=(8, 8), norm_num_groups=8)
-# The autoencoder, the shape of the pictures, and the size of pictures and first biases.
+# The autoencoder, the shape of the images, and the size of images and first biases.
 PICTURES = {
     "deep": (DEEP, (2, 24, 40, 3), 1),
     "quantised": (QUANTISED, (1, 20, 12, 3), 1),
@@ -49,15 +49,15 @@ VOCABULARY = 50
 XL = T5Config(depth=1, dtype="float32")
 
 
-def pictures_of(case: str) -> tuple[np.ndarray, np.ndarray]:
+def images_of(case: str) -> tuple[np.ndarray, np.ndarray]:
     """Pictures to encode and, apart from them, latents to decode."""
     config, (b, h, w, c), size = PICTURES[case]
     rng = np.random.default_rng(1)
-    pictures = rng.uniform(-1, 1, (b, h, w, c))
+    images = rng.uniform(-1, 1, (b, h, w, c))
     latents = rng.standard_normal(
         (b, h // config.factor, w // config.factor, config.latent_channels)
     )
-    return np.float32(size * pictures), np.float32(size * latents)
+    return np.float32(size * images), np.float32(size * latents)
 
 
 def prompts() -> tuple[np.ndarray, np.ndarray]:
@@ -123,12 +123,12 @@ def filled(network, tensors: Mapping[str, np.ndarray]):
     return network.eval().requires_grad_(False)
 
 
-def autoencoded(vae, pictures: np.ndarray, latents: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean, log-variance and decoded pictures by diffusers, channels last."""
+def autoencoded(vae, images: np.ndarray, latents: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean, log-variance and decoded images by diffusers, channels last."""
     import torch
 
     first, last = (0, 3, 1, 2), (0, 2, 3, 1)
-    posterior = vae.encode(torch.from_numpy(pictures).permute(first)).latent_dist
+    posterior = vae.encode(torch.from_numpy(images).permute(first)).latent_dist
     decoded = vae.decode(torch.from_numpy(latents).permute(first)).sample
     made = dict(mean=posterior.mean, log_variance=posterior.logvar, pictures=decoded)
     return {name: tensor.permute(last).numpy() for name, tensor in made.items()}
@@ -168,7 +168,7 @@ def kept() -> dict[str, np.ndarray]:
     for case, (config, _, size) in PICTURES.items():
         vae = released_vae(config)
         filled(vae, vae_tensors(shapes_of(vae), size))
-        outcomes = autoencoded(vae, *pictures_of(case))
+        outcomes = autoencoded(vae, *images_of(case))
         made |= {f"{case}/{name}": array for name, array in outcomes.items()}
     t5 = released_t5(TEXT, VOCABULARY)
     states = encoded(filled(t5, drawn_tensors(shapes_of(t5))), *prompts()).last_hidden_state

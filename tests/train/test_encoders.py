@@ -26,7 +26,7 @@ from onediff_jax.data.text import T5Tokenizer, t5_vocabulary
 from onediff_jax.errors import InputError
 from onediff_jax.ops import flow
 from onediff_jax.ops.patches import patchify, unpatchify
-from onediff_jax.sampling.generate import PictureCodec
+from onediff_jax.sampling.generate import ImageCodec
 from onediff_jax.sharding import MeshConfig, mesh_of
 from onediff_jax.train import encoders, run
 from onediff_jax.train.checkpoint import arrays_of, assets_of
@@ -68,7 +68,7 @@ class Prepared:
         self.config, self.sources = config, run.opened(config.data, "train")
         self.assets = first_assets(config, self.sources, as_dict(config))
         self.networks, self.tokenizer = run.assembled(config, self.assets)
-        self.frozen = encoders.frozen_params(self.networks, config.text, config.codec, None)
+        self.frozen = encoders.pretrained_params(self.networks, config.text, config.codec, None)
         self.params = drawn_params(jax.eval_shape(self.networks.init, jax.random.key(0)))
         self.codec = run.codec_of(self.networks, self.frozen, self.assets)
 
@@ -125,7 +125,7 @@ def test_the_trained_state_knows_nothing_of_frozen_networks(prepared):
 
 def test_matrices_of_t5_are_in_bfloat16_and_its_norms_in_float32(prepared, config):
     text = dataclasses.replace(config.text, dtype="bfloat16")
-    params = encoders.frozen_params(prepared.networks, text, config.codec, None, ("text",))
+    params = encoders.pretrained_params(prepared.networks, text, config.codec, None, ("text",))
     assert set(params) == {"text"}
     dtypes = {
         jax.tree_util.keystr(path): leaf.dtype.name
@@ -137,7 +137,7 @@ def test_matrices_of_t5_are_in_bfloat16_and_its_norms_in_float32(prepared, confi
 
 def test_frozen_parameters_are_sharded_like_the_rest(prepared, config):
     mesh = mesh_of(MeshConfig(data=2, fsdp=4))
-    params = encoders.frozen_params(prepared.networks, config.text, config.codec, mesh)
+    params = encoders.pretrained_params(prepared.networks, config.text, config.codec, mesh)
     kernel = params["text"]["layers"]["wi_0"]["kernel"]
     assert "fsdp" in kernel.sharding.spec
     assert np.array_equal(kernel, prepared.frozen["text"]["layers"]["wi_0"]["kernel"])
@@ -275,15 +275,15 @@ def test_pictures_travel_as_pixels_and_rays_as_latents(prepared):
     for _, first, each in placed:
         for index, view in enumerate(each.example.views):
             tokens = (rows.layout.view_of_token == first + index) & row.token_mask
-            picture = isinstance(view, np.ndarray)
-            assert row.encoded[first + index] == (not picture)
-            if picture:
+            image = isinstance(view, np.ndarray)
+            assert row.encoded[first + index] == (not image)
+            if image:
                 side = int(tokens.sum() ** 0.5)
                 assert np.array_equal(unpatchify(row.pixels[tokens], side, 4), view)
-            assert bool(row.latents[tokens].any()) == (not picture)
+            assert bool(row.latents[tokens].any()) == (not image)
 
 
-def test_the_step_encodes_every_picture_as_the_autoencoder_alone_does(prepared):
+def test_the_step_encodes_every_image_as_the_autoencoder_alone_does(prepared):
     rows = prepared.rows
     batch = jax.tree.map(jnp.asarray, batch_of(rows))
     networks = prepared.networks._replace(sampled=False)
@@ -304,7 +304,7 @@ def test_the_step_encodes_every_picture_as_the_autoencoder_alone_does(prepared):
     assert len(padding) and not padding.any()
 
 
-def test_latents_are_drawn_with_the_deviations_of_their_pictures(prepared):
+def test_latents_are_drawn_with_the_deviations_of_their_images(prepared):
     rows = prepared.rows
     batch, count = batch_of(rows, count=1), 300
     repeated = jax.tree.map(lambda x: np.repeat(x, count, 0), batch)
@@ -312,15 +312,13 @@ def test_latents_are_drawn_with_the_deviations_of_their_pictures(prepared):
     draw = jax.jit(
         lambda b: clean_latents(prepared.networks, prepared.frozen, b, every, key, rows.layout)
     )
-    mean, deviation = prepared.networks.encoded(
-        prepared.frozen, jnp.asarray(batch.pixels), rows.layout
-    )
+    mean, std = prepared.networks.encoded(prepared.frozen, jnp.asarray(batch.pixels), rows.layout)
     drawn = np.asarray(draw(repeated))
-    pictures = ~batch.encoded[0][rows.layout.view_of_token] & batch.token_mask[0]
-    scaled = (drawn[:, pictures] - mean[0][pictures]) / deviation[0][pictures]
+    images = ~batch.encoded[0][rows.layout.view_of_token] & batch.token_mask[0]
+    scaled = (drawn[:, images] - mean[0][images]) / std[0][images]
     assert abs(scaled.mean()) < 0.02 and abs(scaled.std() - 1) < 0.02
     noise = flow.draw(key, every, rows.layout, drawn.shape[-1], flow.FlowConfig())[1]
-    both = np.corrcoef(scaled.ravel(), np.asarray(noise)[:, pictures].ravel())[0, 1]
+    both = np.corrcoef(scaled.ravel(), np.asarray(noise)[:, images].ravel())[0, 1]
     assert abs(both) < 0.02  # not the noise that is added to them
     rays = batch.encoded[0][rows.layout.view_of_token]
     assert np.array_equal(drawn[:, rays], np.repeat(batch.latents, count, 0)[:, rays])
@@ -366,13 +364,13 @@ def test_a_cache_keeps_the_distribution_that_the_step_draws_from(prepared, cache
     data = dataclasses.replace(DATA, sources={"blobs": Cache(str(caches[True]))})
     rows = Prepared(dataclasses.replace(prepared.config, data=data)).rows
     batch = batch_of(rows)
-    pictures = batch.deviations.any(-1)
-    assert batch.deviations.shape == batch.latents.shape and pictures.any()
+    images = batch.deviations.any(-1)
+    assert batch.deviations.shape == batch.latents.shape and images.any()
     draw = clean_latents(
         prepared.networks, {}, batch, jnp.arange(4), jax.random.key(0), rows.layout
     )
     moved = np.asarray(draw != batch.latents).any(-1)
-    assert np.array_equal(moved, pictures) and not (pictures & ~batch.token_mask).any()
+    assert np.array_equal(moved, images) and not (images & ~batch.token_mask).any()
 
 
 def test_states_of_the_empty_prompt_stand_for_dropped_ones(prepared, caches):
@@ -417,7 +415,7 @@ def test_states_without_caption_are_kept_of_every_part(prepared, caches, tmp_pat
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_encoded_pictures_and_others_stand_in_one_batch(prepared, caches, sampled):
+def test_encoded_images_and_others_stand_in_one_batch(prepared, caches, sampled):
     """Each is read, or encoded here; its latents are drawn, or its means, by where it is from."""
     sources = {"pictures": BlobSettings(12), "cache": Cache(str(caches[False]))}
     data = dataclasses.replace(DATA, sources=sources, tasks={"depth2image": 1.0}, row=ROW[1:2])
@@ -426,21 +424,19 @@ def test_encoded_pictures_and_others_stand_in_one_batch(prepared, caches, sample
     mixed = Prepared(dataclasses.replace(prepared.config, data=data, codec=codec))
     rows = mixed.rows
     batch = batch_of(rows, count=8)
-    of_pictures = batch.source[:, 0] == 0
-    assert 0 < of_pictures.sum() < 8
-    assert (
-        np.array_equal(batch.encoded.all(-1), ~of_pictures) and not batch.encoded[of_pictures].any()
-    )
+    of_images = batch.source[:, 0] == 0
+    assert 0 < of_images.sum() < 8
+    assert np.array_equal(batch.encoded.all(-1), ~of_images) and not batch.encoded[of_images].any()
     key, numbers = jax.random.key(0), jnp.arange(8)
     clean = clean_latents(
         mixed.networks, mixed.frozen, jax.tree.map(jnp.asarray, batch), numbers, key, rows.layout
     )
-    mean, deviation = mixed.networks.encoded(mixed.frozen, jnp.asarray(batch.pixels), rows.layout)
-    here = of_pictures[:, None, None]
+    mean, std = mixed.networks.encoded(mixed.frozen, jnp.asarray(batch.pixels), rows.layout)
+    here = of_images[:, None, None]
     expected = np.where(here, mean, batch.latents)
     if sampled:
         noise = flow.posterior_noise(key, numbers, rows.layout, expected.shape[-1])
-        expected += noise * np.where(here, deviation, batch.deviations)
+        expected += noise * np.where(here, std, batch.deviations)
     mask = batch.token_mask
     assert relative_error(clean[mask], expected[mask]) < 1e-5
 
@@ -468,43 +464,43 @@ def test_a_cache_of_another_encoder_is_refused(prepared, caches, folder, tmp_pat
 
 def test_the_codec_scales_as_the_released_pipeline_does(prepared):
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    posterior = posterior_of(prepared, picture)
-    mean, deviation = prepared.codec.moments(picture[None])
+    image = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    posterior = posterior_of(prepared, image)
+    mean, std = prepared.codec.moments(image[None])
     np.testing.assert_allclose(mean[0], 1.5305 * posterior.mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(deviation[0], 1.5305 * np.exp(posterior.log_variance / 2), rtol=1e-5)
-    codec = PictureCodec(prepared.networks.codec, prepared.frozen["codec"], sampled=True)
-    drawn = codec.encode(picture)
-    assert np.array_equal(drawn, codec.encode(picture))
-    scaled = (drawn - mean[0]) / deviation[0]
+    np.testing.assert_allclose(std[0], 1.5305 * np.exp(posterior.log_variance / 2), rtol=1e-5)
+    codec = ImageCodec(prepared.networks.codec, prepared.frozen["codec"], sampled=True)
+    drawn = codec.encode(image)
+    assert np.array_equal(drawn, codec.encode(image))
+    scaled = (drawn - mean[0]) / std[0]
     assert abs(scaled.std() - 1) < 0.2
-    alone = PictureCodec(prepared.networks.codec, prepared.frozen["codec"], sampled=False)
-    assert np.array_equal(alone.encode(picture), mean[0])
+    alone = ImageCodec(prepared.networks.codec, prepared.frozen["codec"], sampled=False)
+    assert np.array_equal(alone.encode(image), mean[0])
     decoded = prepared.networks.codec.decode(prepared.frozen["codec"], jnp.asarray(mean) / 1.5305)
     np.testing.assert_allclose(codec.decode(mean), decoded, rtol=1e-4, atol=1e-4)
 
 
 def test_the_shift_is_left_out_unless_the_run_asks_for_it(prepared, config):
-    picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     asked = dataclasses.replace(config.codec, use_shift_factor=True)
     autoencoder, frozen = encoders.autoencoder_of(asked), prepared.frozen["codec"]
-    shifted = PictureCodec(autoencoder, frozen, sampled=False).encode(picture)
-    mean = posterior_of(prepared, picture).mean
+    shifted = ImageCodec(autoencoder, frozen, sampled=False).encode(image)
+    mean = posterior_of(prepared, image).mean
     np.testing.assert_allclose(shifted, 1.5305 * (mean - 0.0609), rtol=1e-4, atol=1e-5)
-    decoded = PictureCodec(autoencoder, frozen, sampled=False).decode(shifted)
-    alone = PictureCodec(prepared.networks.codec, frozen, sampled=False)
-    np.testing.assert_allclose(decoded, alone.decode(alone.encode(picture)), rtol=1e-4, atol=1e-4)
+    decoded = ImageCodec(autoencoder, frozen, sampled=False).decode(shifted)
+    alone = ImageCodec(prepared.networks.codec, frozen, sampled=False)
+    np.testing.assert_allclose(decoded, alone.decode(alone.encode(image)), rtol=1e-4, atol=1e-4)
 
 
-def test_large_pictures_are_cut_into_tiles_where_the_run_asks_for_it(prepared, config):
-    picture = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+def test_large_images_are_cut_into_tiles_where_the_run_asks_for_it(prepared, config):
+    image = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
     autoencoder = encoders.autoencoder_of(dataclasses.replace(config.codec, tile=16))
-    tiled = PictureCodec(autoencoder, prepared.frozen["codec"], sampled=False).encode(picture)
-    alone = PictureCodec(prepared.networks.codec, prepared.frozen["codec"], sampled=False)
-    assert relative_error(tiled[:6, :6], alone.encode(picture[:16, :16])[:6, :6]) < 1e-5
-    assert relative_error(tiled, alone.encode(picture)) > 1e-3  # norms and attention see less
+    tiled = ImageCodec(autoencoder, prepared.frozen["codec"], sampled=False).encode(image)
+    alone = ImageCodec(prepared.networks.codec, prepared.frozen["codec"], sampled=False)
+    assert relative_error(tiled[:6, :6], alone.encode(image[:16, :16])[:6, :6]) < 1e-5
+    assert relative_error(tiled, alone.encode(image)) > 1e-3  # norms and attention see less
 
 
-def posterior_of(prepared, picture):
-    pixels = jnp.float32(picture) / 127.5 - 1
+def posterior_of(prepared, image):
+    pixels = jnp.float32(image) / 127.5 - 1
     return prepared.networks.codec.encode(prepared.frozen["codec"], pixels)

@@ -24,7 +24,7 @@ from onediff_jax.sharding import MeshConfig, mesh_of
 from onediff_jax.train.checkpoint import described, places
 from onediff_jax.train.compile import planned
 from onediff_jax.train.config import as_dict
-from onediff_jax.train.encoders import CodecConfig, TextConfig, frozen_params
+from onediff_jax.train.encoders import CodecConfig, TextConfig, pretrained_params
 from onediff_jax.train.loop import train
 from onediff_jax.train.restore import restored
 from onediff_jax.train.run import (
@@ -184,7 +184,7 @@ def test_a_planned_step_takes_what_the_run_gives_it(folder, tmp_path, carried):
     made, shapes = planned(config, rows.layout, mesh)
     batch = MakeBatch(rows, config.rows, tuple(range(config.rows)))(0)
     parts = ("text", "codec") if carried == "pixels" else ("text",)
-    params = frozen_params(networks, config.text, config.codec, mesh, parts)
+    params = pretrained_params(networks, config.text, config.codec, mesh, parts)
     for given, expected in ((batch, shapes.batch), (params, shapes.frozen)):
         assert jax.tree.structure(given) == jax.tree.structure(expected)
         for one, other in zip(*map(jax.tree.leaves, (given, expected)), strict=True):

@@ -18,10 +18,10 @@ from onediff_jax.train.step import train_step_of
 
 STEPS = 400
 FACTOR = 4.0  # by which the loss falls, at least
-CLOSER = 3.0  # dB by which a made depth picture is nearer to its own truth than to any other
+CLOSER = 3.0  # dB by which a made depth image is nearer to its own truth than to any other
 
 
-def test_eight_examples_are_learned_and_their_depth_is_made_from_their_pictures():
+def test_eight_examples_are_learned_and_their_depth_is_made_from_their_images():
     config = tiny_config(
         steps=STEPS,
         flow=FlowConfig(shift=1.0),

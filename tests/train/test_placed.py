@@ -18,7 +18,7 @@ from onediff_jax.errors import InputError
 from onediff_jax.plan.topologies import GENERATIONS, devices_of, topology_of
 from onediff_jax.sharding import global_batch, mesh_of
 from onediff_jax.train.compile import COMPILER_OPTIONS, Shapes, planned
-from onediff_jax.train.encoders import CodecConfig, TextConfig, frozen_shapes, tokenizer_of
+from onediff_jax.train.encoders import CodecConfig, TextConfig, pretrained_shapes, tokenizer_of
 from onediff_jax.train.run import RunConfig, opened
 
 
@@ -82,7 +82,7 @@ def test_released_networks_that_are_not_here_have_the_release_s_shapes():
     assert set(shapes.state.params) == {"denoiser"}
 
 
-def test_caches_carry_deviations_and_pictures_are_encoded_inside():
+def test_caches_carry_deviations_and_images_are_encoded_inside():
     cached, mixed = released(cached=Cache("/a")), released(cached=Cache("/a"), folder=object())
     features = 16 * 2**2
     batch = shapes_of(cached).batch
@@ -113,7 +113,7 @@ def test_frozen_parameters_are_split_as_the_table_says():
     run, shapes = planned(config, layout_of(config.data), mesh)
     wi = shapes.frozen["text"]["layers"]["wi_0"]["kernel"]
     assert wi.sharding.shard_shape(wi.shape) == (24, 2048, 5120 // 8)
-    assert frozen_shapes(run.networks, config.text, mesh, ("text",)) == shapes.frozen
+    assert pretrained_shapes(run.networks, config.text, mesh, ("text",)) == shapes.frozen
 
 
 def test_the_compiler_is_told_what_its_kind_of_device_needs(monkeypatch):

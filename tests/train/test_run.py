@@ -187,14 +187,14 @@ def test_a_workdir_or_one_step_can_be_sampled_from_with_its_averaged_parameters(
 
 
 def test_samples_are_written_from_files_for_every_direction(runs, tmp_path, capsys):
-    picture = tmp_path / "given.png"
-    Image.fromarray(Blobs()[0]["image"]).save(picture)
+    image = tmp_path / "given.png"
+    Image.fromarray(Blobs()[0]["image"]).save(image)
     scaled = ["--negative=a house", "--noise_scale=2", "--scale_factor=1.2", "--shift=2"]
     for task, given, made in [
         ("text2image", scaled, "image"),
-        ("depth2image", ["--given", f"depth={picture}"], "image"),
-        ("depth2image", ["--given", f"image={picture}"], "depth"),
-        ("image_inpainting", ["--given", f"masked={picture}"], "image"),
+        ("depth2image", ["--given", f"depth={image}"], "image"),
+        ("depth2image", ["--given", f"image={image}"], "depth"),
+        ("image_inpainting", ["--given", f"masked={image}"], "image"),
     ]:
         out = tmp_path / f"{task}_{made}"
         arguments = ["--checkpoint", runs[0], "--task", task, "--out", out, "--num=2", "--steps=2"]
@@ -206,10 +206,10 @@ def test_samples_are_written_from_files_for_every_direction(runs, tmp_path, caps
 
 
 def test_recovered_cameras_keep_a_focal_length_that_is_given(runs, tmp_path):
-    picture = tmp_path / "given.png"
-    Image.fromarray(Blobs()[0]["image"]).save(picture)
+    image = tmp_path / "given.png"
+    Image.fromarray(Blobs()[0]["image"]).save(image)
     arguments = ["--checkpoint", runs[0], "--task", "multiview", "--out", tmp_path / "out"]
-    arguments += ["--given", f"image_0={picture}", "--given", f"image_1={picture}"]
+    arguments += ["--given", f"image_0={image}", "--given", f"image_1={image}"]
     arguments += ["--steps=2", "--size=8x12", "--focal=1.5"]
     assert cli.main(["sample", *map(str, arguments)]) == 0
     (file,) = (tmp_path / "out").iterdir()

@@ -22,11 +22,11 @@ from onediff_jax.train.state import (
     OptimizerConfig,
     clipped_matrices,
     hashed,
-    moved_average,
     new_state,
     optimizer_of,
     state_shardings,
     stochastically_rounded,
+    updated_ema,
 )
 
 RELEASED = Networks(NextDiT(NextDiTConfig()), T5Encoder(T5Config(), 32), frozen=("text",))
@@ -58,7 +58,7 @@ def test_an_ema_in_bfloat16_follows_the_one_in_float32(decay):
     first = 10**6  # past the beginning, where the decay is less
 
     def step(s, held):
-        return {kind: moved_average(ema, params, first + s, decay) for kind, ema in held.items()}
+        return {kind: updated_ema(ema, params, first + s, decay) for kind, ema in held.items()}
 
     held = jax.jit(lambda held: jax.lax.fori_loop(0, steps, step, held))(held)
     expected = target - (target - start) * decay**steps
@@ -77,12 +77,12 @@ def test_a_bfloat16_ema_does_not_depend_on_the_mesh():
     rng = np.random.default_rng(0)
     ema = {"kernel": rng.normal(size=(16, 24)).astype(ml_dtypes.bfloat16)}
     params = {"kernel": rng.normal(size=(16, 24)).astype(np.float32)}
-    alone = jax.jit(moved_average, static_argnums=3)(ema, params, jnp.int32(10**5), 0.99)
+    alone = jax.jit(updated_ema, static_argnums=3)(ema, params, jnp.int32(10**5), 0.99)
     split = jax.NamedSharding(mesh, P("fsdp"))
     ema, params = jax.device_put((ema, params), split)
-    shared = jax.jit(moved_average, static_argnums=3)(ema, params, jnp.int32(10**5), 0.99)
+    shared = jax.jit(updated_ema, static_argnums=3)(ema, params, jnp.int32(10**5), 0.99)
     assert (np.asarray(alone["kernel"]) == np.asarray(shared["kernel"])).all()
-    other = moved_average(ema, params, jnp.int32(10**5 + 1), 0.99)
+    other = updated_ema(ema, params, jnp.int32(10**5 + 1), 0.99)
     assert (np.asarray(alone["kernel"]) != np.asarray(other["kernel"])).any()
 
 

@@ -19,9 +19,9 @@ from onediff_jax.train.state import (
     State,
     is_matrix,
     learning_rate_of,
-    moved_average,
     optimizer_of,
     state_shardings,
+    updated_ema,
 )
 from onediff_jax.train.step import losses, named_scalars, train_step_of
 
@@ -216,11 +216,9 @@ def test_the_average_follows_the_published_decay():
     for s in range(steps):
         decay = min(0.9999, (1 + s) / (10 + s))
         expected = decay * expected + (1 - decay) * params
-        ema = moved_average(ema, params, jnp.asarray(s), 0.9999)
+        ema = updated_ema(ema, params, jnp.asarray(s), 0.9999)
     assert float(ema) == pytest.approx(expected, rel=1e-6)
-    assert float(moved_average(0.0, 1.0, jnp.asarray(10**6), 0.9999)) == pytest.approx(
-        1e-4, rel=1e-2
-    )
+    assert float(updated_ema(0.0, 1.0, jnp.asarray(10**6), 0.9999)) == pytest.approx(1e-4, rel=1e-2)
 
 
 def test_the_learning_rate_warms_up_and_anneals_to_zero():

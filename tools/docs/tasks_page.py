@@ -2,7 +2,7 @@
 
     python tools/docs/tasks_page.py --config configs/scenes_all.py --out docs
 
-Writes OUT/tasks.md and a picture of examples for every task that the config's sources serve, as the
+Writes OUT/tasks.md and an image of examples for every task that the config's sources serve, as the
 loader makes them.
 """
 

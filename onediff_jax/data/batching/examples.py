@@ -13,7 +13,7 @@ from onediff_jax.data.records import Source, retried
 from onediff_jax.data.sources.cache import CachedExamples, unpacked_example
 from onediff_jax.data.tasks.fitting import Fitting, grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 
 TRIES = 100  # records in a row that may be at fault
 
@@ -45,7 +45,7 @@ class MakeExample(grain.transforms.RandomMap):
             try:
                 example = retried(functools.partial(self.example, number, (seed, faults)))
                 return Placed(example, self.source_number, faults)
-            except Fault as fault:
+            except BadRecord as fault:
                 last = fault
         raise InputError(
             f"{TRIES} records of a source in a row are at fault; the last, number {number}, "

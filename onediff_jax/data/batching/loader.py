@@ -18,9 +18,9 @@ import numpy as np
 from onediff_jax.data.batching.examples import MakeExample, ReadExample
 from onediff_jax.data.batching.mixture import ingredients, is_served
 from onediff_jax.data.batching.packing import Packing
-from onediff_jax.data.batching.rows import Batch, Carried, Writer, stack
+from onediff_jax.data.batching.rows import Batch, BatchFields, Writer, stack
 from onediff_jax.data.batching.settings import DataConfig, SlotConfig, layout_of, packed_slots
-from onediff_jax.data.codecs import Codec, LaterCodec
+from onediff_jax.data.codecs import Codec, DeviceCodec
 from onediff_jax.data.example import EncodedPrompt, Placed
 from onediff_jax.data.records import Source
 from onediff_jax.data.sources.arrayrecord import raised_limit
@@ -41,7 +41,7 @@ class Rows(Sequence):
         self,
         config: DataConfig,
         sources: Mapping[str, Source],
-        codec: Codec | LaterCodec,
+        codec: Codec | DeviceCodec,
         patch: int,
         tokenizer: Tokenizer,
         seed: int,
@@ -50,7 +50,7 @@ class Rows(Sequence):
     ):
         self.config, self.tokenizer = config, tokenizer
         self._codec, self._patch = codec, patch
-        self.carried = carried_by(sources, codec, sampled, config.caption_dropout)
+        self.carried = batch_fields_of(sources, codec, sampled, config.caption_dropout)
         self._seed = seed
         self._places: list[tuple[SlotConfig, Packing | None, tuple, int]] = []
         streams, taken = {}, {}
@@ -144,12 +144,12 @@ def readers_of(count: int) -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="reads")
 
 
-def carried_by(
+def batch_fields_of(
     sources: Mapping[str, Source],
-    codec: Codec | LaterCodec,
+    codec: Codec | DeviceCodec,
     sampled: bool,
     caption_dropout: float,
-) -> Carried:
+) -> BatchFields:
     """What the rows of these sources carry.
 
     Raises InputError where prompts come in two ways, or as states without those of prompts that
@@ -172,8 +172,8 @@ def carried_by(
                     "(tools/encode_dataset.py), which adds them and keeps the rest, or set it to 0."
                 )
             bare |= cache.bare
-    return Carried(
-        pixels=isinstance(codec, LaterCodec) and len(caches) < len(sources),
+    return BatchFields(
+        pixels=isinstance(codec, DeviceCodec) and len(caches) < len(sources),
         deviations=sampled and any(cache.holds_deviations for cache in caches),
         empty=caches[0].empty if True in states else None,
         bare=bare or None,

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from onediff_jax.data.codecs import Codec, LaterCodec
-from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Placed, View
+from onediff_jax.data.codecs import Codec, DeviceCodec
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Placed, View
 from onediff_jax.data.tasks.table import TASKS, bare_prompt
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.ops.cameras import Camera
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
     latents: Float[np.ndarray, "*b n p"]  # clean patches, normalised; 0 where not yet encoded
     deviations: Float[np.ndarray, "*b n _"]  # of latents that the step draws around `latents`
-    pixels: UInt8[np.ndarray, "*b n _"]  # of a token's part of a picture, row, column, colour
+    pixels: UInt8[np.ndarray, "*b n _"]  # of a token's part of an image, row, column, color
     encoded: Bool[np.ndarray, "*b v"]  # false: the step encodes the view's pixels
     positions: Int[np.ndarray, "*b n 3"]  # view within its example, row, column
     example_of_view: Int[np.ndarray, "*b v"]  # -1: an empty range
@@ -39,11 +39,11 @@ class Batch(NamedTuple):
     faults: Int[np.ndarray, "*b e"]  # records at fault that the example stands in for
 
 
-class Carried(NamedTuple):
+class BatchFields(NamedTuple):
     """What rows carry beside latents and token ids."""
 
-    pixels: bool = False  # pictures, for a codec inside the step
-    deviations: bool = False  # of encoded pictures
+    pixels: bool = False  # images, for a codec inside the step
+    deviations: bool = False  # of encoded images
     empty: EncodedPrompt | None = None  # states instead of ids: those of the empty prompt
     bare: Mapping[str, EncodedPrompt] | None = None  # and those of prompts without a caption
 
@@ -53,7 +53,7 @@ class Carried(NamedTuple):
         return ("text",) * (self.empty is None) + ("codec",) * self.pixels
 
 
-NOTHING_ELSE = Carried()
+NOTHING_ELSE = BatchFields()
 
 
 class Writer:
@@ -62,10 +62,10 @@ class Writer:
     def __init__(
         self,
         layout: Layout,
-        codec: Codec | LaterCodec,
+        codec: Codec | DeviceCodec,
         patch: int,
         tokenizer: Tokenizer,
-        carried: Carried = NOTHING_ELSE,
+        carried: BatchFields = NOTHING_ELSE,
     ):
         self._layout, self._codec, self._patch, self._tokenizer = layout, codec, patch, tokenizer
         self._carried = carried
@@ -111,19 +111,19 @@ class Writer:
             prompt = self._carried.bare[prompt] if self._carried.bare else prompt
         row.text[place], row.text_mask[place] = self._text(prompt)
         first, factor = example.views[0], self._codec.factor
-        encoded = isinstance(first, EncodedPicture)
+        encoded = isinstance(first, EncodedImage)
         size = tuple(factor * side for side in first.mean.shape[:2]) if encoded else example.size
         rows, columns = (side // (factor * self._patch) for side in size)
         for index, shown in enumerate(example.views):
             start = self._starts[view + index]
             tokens = slice(start, start + rows * columns)
-            if isinstance(self._codec, LaterCodec) and isinstance(shown, np.ndarray):
+            if isinstance(self._codec, DeviceCodec) and isinstance(shown, np.ndarray):
                 row.pixels[tokens] = patchify(shown, factor * self._patch)
                 row.encoded[view + index] = False
             else:
                 row.latents[tokens] = patchify(latents_of(shown, size, self._codec), self._patch)
-            if self._carried.deviations and isinstance(shown, EncodedPicture):
-                row.deviations[tokens] = patchify(shown.deviation, self._patch)
+            if self._carried.deviations and isinstance(shown, EncodedImage):
+                row.deviations[tokens] = patchify(shown.std, self._patch)
             row.positions[tokens, 0] = index
             row.positions[tokens, 1:] = grid_positions(columns, rows * columns)
             row.token_mask[tokens] = True
@@ -139,15 +139,15 @@ class Writer:
 
 
 def latents_of(
-    view: View, size: tuple[int, int], codec: Codec | LaterCodec
+    view: View, size: tuple[int, int], codec: Codec | DeviceCodec
 ) -> Float[np.ndarray, "H W c"]:
-    """Normalised latents of a picture by the codec, or of a camera's rays.
+    """Normalised latents of an image by the codec, or of a camera's rays.
 
     An encoded picture's are its means.
     """
     if isinstance(view, Camera):
         return ray_latents(view, size, codec.factor, codec.channels)
-    if isinstance(view, EncodedPicture):
+    if isinstance(view, EncodedImage):
         return view.mean.astype(np.float32)
     return codec.encode(view)
 

@@ -75,7 +75,7 @@ class DataConfig:
         default_factory=dict
     )  # name of a task -> shares of its numbers of views, where they are not equal; 0 of the rest
     row: tuple[SlotConfig, ...] = ()
-    aspects: str = "any"  # of pictures: the slot's grid nearest to each, or "square"
+    aspects: str = "any"  # of images: the slot's grid nearest to each, or "square"
     enlarge: float = 2.0  # of images, at most; those that need more count as bad records
     filter: str = "lanczos"  # for resizing images; or bicubic, bilinear, box, nearest
     conditions: ConditionConfig = ConditionConfig()

@@ -1,6 +1,6 @@
-"""What harms a picture: blur, compression, loss of resolution, holes.
+"""What harms an image: blur, compression, loss of resolution, holes.
 
-All but the holes are plain functions; the holes are drawn.  Beyond its border a picture is
+All but the holes are plain functions; the holes are drawn.  Beyond its border an image is
 mirrored.
 """
 
@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from onediff_jax.data.example import Picture
+from onediff_jax.data.example import RGB
 
-Hole = Bool[np.ndarray, "h w"]  # true where the picture is gone
+Hole = Bool[np.ndarray, "h w"]  # true where the image is gone
 
 
-def gaussian_blurred(picture: Picture, sigma: float) -> Picture:
-    """The picture under a Gaussian of standard deviation `sigma` pixels."""
-    return cv2.GaussianBlur(picture, (0, 0), sigma)
+def gaussian_blurred(image: RGB, sigma: float) -> RGB:
+    """The image under a Gaussian of standard deviation `sigma` pixels."""
+    return cv2.GaussianBlur(image, (0, 0), sigma)
 
 
 def motion_kernel(length: float, angle: float) -> Float[np.ndarray, "k k"]:
@@ -38,31 +38,31 @@ def motion_kernel(length: float, angle: float) -> Float[np.ndarray, "k k"]:
     return kernel / kernel.sum()
 
 
-def motion_blurred(picture: Picture, length: float, angle: float) -> Picture:
-    """The picture as taken by a camera that moves `length` pixels; the angle as in the kernel."""
-    return cv2.filter2D(picture, -1, motion_kernel(length, angle))
+def motion_blurred(image: RGB, length: float, angle: float) -> RGB:
+    """The image as taken by a camera that moves `length` pixels; the angle as in the kernel."""
+    return cv2.filter2D(image, -1, motion_kernel(length, angle))
 
 
-def jpeg(picture: Picture, quality: int) -> Picture:
-    """The picture after JPEG of a quality from 1 to 100, colour at half resolution."""
+def jpeg(image: RGB, quality: int) -> RGB:
+    """The image after JPEG of a quality from 1 to 100, color at half resolution."""
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), settings)
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
     return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def downscaled(picture: Picture, factor: float) -> Picture:
-    """The picture with both sides divided by `factor`; pixels are means over their area."""
-    height, width = (max(1, round(side / factor)) for side in picture.shape[:2])
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+def downscaled(image: RGB, factor: float) -> RGB:
+    """The image with both sides divided by `factor`; pixels are means over their area."""
+    height, width = (max(1, round(side / factor)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def upscaled(picture: Picture, height: int, width: int) -> Picture:
-    """The picture enlarged to a size, cubically."""
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+def upscaled(image: RGB, height: int, width: int) -> RGB:
+    """The image enlarged to a size, cubically."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def rectangular_hole(height: int, width: int, rng: np.random.Generator) -> Hole:
-    """A rectangle of a quarter to three quarters of each side, anywhere in the picture."""
+    """A rectangle of a quarter to three quarters of each side, anywhere in the image."""
     inside = np.zeros((height, width), bool)
     sides = [max(1, round(side * rng.uniform(0.25, 0.75))) for side in (height, width)]
     top, left = (
@@ -73,10 +73,10 @@ def rectangular_hole(height: int, width: int, rng: np.random.Generator) -> Hole:
 
 
 def free_form_hole(height: int, width: int, rng: np.random.Generator) -> Hole:
-    """One to four strokes of a round brush that zigzag across the picture.
+    """One to four strokes of a round brush that zigzag across the image.
 
     After algorithm 1 of Yu et al., Free-Form Image Inpainting with Gated Convolution (2019), in
-    proportion to the picture: a stroke starts anywhere, has 4 to 12 straight pieces at 72 +- 24
+    proportion to the image: a stroke starts anywhere, has 4 to 12 straight pieces at 72 +- 24
     degrees to its direction, left and right in turn, and a brush of 5 to 15 % of the shorter side.
     Lengths are normally distributed around an eighth of the diagonal (deviation a sixteenth).
     """

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from onediff_jax.copies import local_copy
-from onediff_jax.data.example import Picture
+from onediff_jax.data.example import RGB
 from onediff_jax.errors import InputError
 
 MEAN = np.array([122.67892, 116.66877, 104.00699], np.float32)  # of ImageNet's red, green, blue
@@ -28,7 +28,7 @@ Map = Float[np.ndarray, "h w c"]
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights; kernels are [row column in out]; colour is red first."""
+    """Names and shapes of the weights; kernels are [row column in out]; color is red first."""
     found, inputs = {}, 3
     for block, (count, width) in enumerate(zip(CONVOLUTIONS, WIDTHS, strict=True), start=1):
         for number in range(1, count + 1):
@@ -56,10 +56,10 @@ def weights_in(file: str) -> Weights:
     return weights
 
 
-def soft_edges(picture: Picture, weights: Weights) -> Float[np.ndarray, "h w"]:
+def soft_edges(image: RGB, weights: Weights) -> Float[np.ndarray, "h w"]:
     """The probability, 0 to 1, that a pixel lies on an edge."""
-    height, width = picture.shape[:2]
-    x = picture.astype(np.float32) - MEAN
+    height, width = image.shape[:2]
+    x = image.astype(np.float32) - MEAN
     total = weights["fusion/bias"]
     for block, count in enumerate(CONVOLUTIONS, start=1):
         if block > 1:
@@ -78,7 +78,7 @@ def convolved(
 ) -> Float[np.ndarray, "h w d"]:
     """Cross-correlation with a 3 x 3 kernel, zeros beyond the border.
 
-    The padded picture is laid out as one row of pixels, in which a shift by rows and columns is a
+    The padded image is laid out as one row of pixels, in which a shift by rows and columns is a
     contiguous piece: nine large matrix products, and no copy of the patches.  The two columns in
     which a piece runs on into the next row are cut off.
     """

@@ -1,8 +1,8 @@
-"""Condition pictures, made from a record at the size of its views.
+"""Condition images, made from a record at the size of its views.
 
 The functions that tasks name are seeded: (record, rng, config) -> Condition.  What they draw from
 is said with each; nobody has published what the released model was trained on.  The looks are those
-of its examples: depth is grey with near bright; a map is flat saturated colours on black; edges are
+of its examples: depth is grey with near bright; a map is flat saturated colors on black; edges are
 white on black; a hole is black.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from onediff_jax.data.conditions import degradations, edges, maps, skeleton
 from onediff_jax.data.conditions.hed import FETCH, soft_edges, weights_in
-from onediff_jax.data.example import Picture, Record
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.data.example import RGB, Record
+from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.paths import Location
 
 
@@ -53,14 +53,14 @@ class ConditionConfig:
 
 
 class Condition(NamedTuple):
-    """A condition's picture and the words that it adds to the prompt."""
+    """A condition's image and the words that it adds to the prompt."""
 
-    picture: Picture
+    image: RGB
     words: str = ""
 
 
 def blurred(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
-    """The picture out of focus or shaken, as often; every second one also compressed.
+    """The image out of focus or shaken, as often; every second one also compressed.
 
     With s pixels along the shorter side: a Gaussian of deviation 1 to 1 + s / 64 pixels (drawn
     evenly in its logarithm), or a straight motion of 3 to 3 + s / 16 pixels in any direction; then
@@ -69,17 +69,17 @@ def blurred(record: Record, rng: np.random.Generator, config: ConditionConfig) -
     side = min(record["image"].shape[:2])
     if rng.random() < 0.5:
         sigma = (1 + side / 64) ** rng.random()
-        picture = degradations.gaussian_blurred(record["image"], sigma)
+        image = degradations.gaussian_blurred(record["image"], sigma)
     else:
         length, angle = 3 + side / 16 * rng.random(), rng.uniform(0, math.pi)
-        picture = degradations.motion_blurred(record["image"], length, angle)
-    return Condition(compressed(picture, rng))
+        image = degradations.motion_blurred(record["image"], length, angle)
+    return Condition(compressed(image, rng))
 
 
 def low_resolution(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
-    """The picture at a half to an eighth of its resolution, shown at full size.
+    """The image at a half to an eighth of its resolution, shown at full size.
 
-    The factor is drawn from 2 to 8, evenly in its logarithm; every second small picture is
+    The factor is drawn from 2 to 8, evenly in its logarithm; every second small image is
     compressed as in `compressed`.
     """
     image = record["image"]
@@ -87,15 +87,15 @@ def low_resolution(record: Record, rng: np.random.Generator, config: ConditionCo
     return Condition(degradations.upscaled(compressed(small, rng), *image.shape[:2]))
 
 
-def compressed(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Every second picture after JPEG of quality 30 to 95, the others as they are."""
+def compressed(image: RGB, rng: np.random.Generator) -> RGB:
+    """Every second image after JPEG of quality 30 to 95, the others as they are."""
     if rng.random() < 0.5:
-        return picture
-    return degradations.jpeg(picture, int(rng.integers(30, 96)))
+        return image
+    return degradations.jpeg(image, int(rng.integers(30, 96)))
 
 
 def masked(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
-    """The picture with a black hole: a rectangle, or brush strokes for the share set."""
+    """The image with a black hole: a rectangle, or brush strokes for the share set."""
     image = record["image"]
     # Without a share nothing is drawn for it, so that rectangles stay where they always were.
     free = config.free_form_holes and rng.random() < config.free_form_holes
@@ -104,10 +104,10 @@ def masked(record: Record, rng: np.random.Generator, config: ConditionConfig) ->
 
 
 def canny(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
-    """Canny's edges of the picture.
+    """Canny's edges of the image.
 
     The upper threshold is drawn from 100 to 300, the lower from 0.3 to 0.6 of it (of grey levels,
-    as `edges.canny` counts), or both follow from the picture, as set.
+    as `edges.canny` counts), or both follow from the image, as set.
     """
     if config.canny_thresholds == "automatic":
         low, high = edges.automatic_thresholds(record["image"])
@@ -130,23 +130,23 @@ def hed(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Co
 
 def depth(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
     """The record's depth."""
-    return Condition(maps.depth_picture(field_of(record, "depth")))
+    return Condition(maps.depth_image(field_of(record, "depth")))
 
 
 def semantic(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
-    """The record's classes, as far as they can be seen, as a colour map with its legend."""
+    """The record's classes, as far as they can be seen, as a color map with its legend."""
     instances = field_of(record, "instances")
     numbers, places = np.unique(instances, return_inverse=True)
-    if numbers[0] > 0:  # no background; its colour stays the first
+    if numbers[0] > 0:  # no background; its color stays the first
         numbers, places = np.append(0, numbers), places + 1
     names = tuple(record["names"][number - 1] for number in numbers[1:])  # that can be seen
     colors = maps.class_colors(names, rng if config.map_colors == "drawn" else None)
-    picture = maps.class_map(places.reshape(instances.shape).astype(np.uint8), names, colors)
-    return Condition(picture, maps.legend(colors, "mask"))
+    image = maps.class_map(places.reshape(instances.shape).astype(np.uint8), names, colors)
+    return Condition(image, maps.legend(colors, "mask"))
 
 
 def boxes(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
-    """Filled boxes in their classes' colours, with their legend.
+    """Filled boxes in their classes' colors, with their legend.
 
     A record without `boxes` has them from its `instances`, as far as these can be seen.
     """
@@ -157,27 +157,27 @@ def boxes(record: Record, rng: np.random.Generator, config: ConditionConfig) -> 
         numbers, found = maps.boxes_of(field_of(record, "instances"))
         names = tuple(names[number - 1] for number in numbers)
     colors = maps.class_colors(names, rng if config.map_colors == "drawn" else None)
-    picture = maps.box_map(*record["image"].shape[:2], found, names, colors)
-    return Condition(picture, maps.legend(colors, "boundingbox"))
+    image = maps.box_map(*record["image"].shape[:2], found, names, colors)
+    return Condition(image, maps.legend(colors, "boundingbox"))
 
 
 def pose(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
     """The skeletons of the record's people; black where there is nobody."""
     height, width = record["image"].shape[:2]
-    return Condition(skeleton.pose_picture(field_of(record, "keypoints"), height, width))
+    return Condition(skeleton.pose_image(field_of(record, "keypoints"), height, width))
 
 
 def field_of(record: Record, name: str) -> np.ndarray:
-    """A record's annotation; raises Fault where it does not fit the picture or the names."""
+    """A record's annotation; raises Fault where it does not fit the image or the names."""
     field = record[name]
     if name in ("boxes", "keypoints"):
         shape = {"boxes": (len(field), 4), "keypoints": (len(field), 17, 3)}[name]
     else:  # a map: one number for every pixel
         shape = record["image"].shape[:2] if "image" in record else field.shape[:2]
     if field.shape != shape:
-        raise Fault(f"A record's {name} have the shape {field.shape}; expected {shape}.")
+        raise BadRecord(f"A record's {name} have the shape {field.shape}; expected {shape}.")
     if name == "instances" and field.max(initial=0) > len(record["names"]):
-        raise Fault(
+        raise BadRecord(
             f"A record's instances reach number {field.max()}; its names are only "
             f"{len(record['names'])}."
         )

@@ -1,8 +1,8 @@
-"""Annotations as pictures: depth in grey, classes and boxes in flat colours; and COCO's masks.
+"""Annotations as images: depth in grey, classes and boxes in flat colors; and COCO's masks.
 
 An instance map numbers every pixel: 0 is background, i the i-th of the record's names.  A box is
 (left, top, right, bottom) in pixels, half open: left and top are inside it, right and bottom are
-not.  Colours are those of the released prompt guide; the ground is black.
+not.  Colors are those of the released prompt guide; the ground is black.
 """
 
 import zlib
@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from pycocotools import mask as coco
 
-from onediff_jax.data.example import Picture
-from onediff_jax.errors import Fault
+from onediff_jax.data.example import RGB
+from onediff_jax.errors import BadRecord
 
-# The twenty colours of the released prompt guide.
+# The twenty colors of the released prompt guide.
 COLORS = {
     "red": "FF0000", "lime": "00FF00", "blue": "0000FF", "yellow": "FFFF00", "magenta": "FF00FF",
     "cyan": "00FFFF", "orange": "FFA500", "purple": "800080", "brown": "A52A2A", "green": "008000",
@@ -32,18 +32,18 @@ Mask = Bool[np.ndarray, "h w"]
 
 
 def rgb(color: str) -> tuple[int, int, int]:
-    """Red, green and blue of a named colour, 0 to 255."""
+    """Red, green and blue of a named color, 0 to 255."""
     return tuple(bytes.fromhex(COLORS[color]))
 
 
-def depth_picture(depth: Float[np.ndarray, "h w"]) -> Picture:
+def depth_image(depth: Float[np.ndarray, "h w"]) -> RGB:
     """Disparity as grey: nearest white, farthest (or infinite) black; one depth alone is black.
 
     Depth is positive, in any unit.  Raises Fault where it is not a number or not positive.
     """
     if not (depth > 0).all():
         wrong = depth[~(depth > 0)]
-        raise Fault(
+        raise BadRecord(
             f"A record's depth is {wrong[0]} in {wrong.size} of {depth.size} pixels; it must be "
             "above 0, and infinite where there is nothing or nothing is known."
         )
@@ -54,22 +54,22 @@ def depth_picture(depth: Float[np.ndarray, "h w"]) -> Picture:
 
 
 def class_colors(names: Sequence[str], rng: np.random.Generator | None) -> dict[str, str]:
-    """A colour for every class: drawn for this example; without `rng`, fixed by the class name.
+    """A color for every class: drawn for this example; without `rng`, fixed by the class name.
 
-    Raises Fault where a name is empty or there are more classes than colours.
+    Raises Fault where a name is empty or there are more classes than colors.
     """
     classes = list(dict.fromkeys(names))
     if not all(name.strip() for name in classes):
-        raise Fault(f"A record's names are {tuple(names)}; every instance needs a class name.")
+        raise BadRecord(f"A record's names are {tuple(names)}; every instance needs a class name.")
     if len(classes) > len(COLORS):
-        raise Fault(
-            f"A map of {len(classes)} classes needs as many colours; there are {len(COLORS)}."
+        raise BadRecord(
+            f"A map of {len(classes)} classes needs as many colors; there are {len(COLORS)}."
         )
     order, left, chosen = list(COLORS), list(COLORS), {}
     if rng is None:
         classes.sort()  # so that colliding names always resolve alike
     for name in classes:
-        if rng is None:  # its own colour; where that is taken, the next one left
+        if rng is None:  # its own color; where that is taken, the next one left
             own = zlib.crc32(name.encode()) % len(order)
             chosen[name] = next(color for color in order[own:] + order[:own] if color in left)
         else:
@@ -86,8 +86,8 @@ def legend(colors: dict[str, str], kind: str) -> str:
     return " ".join(f"<#{COLORS[color]} {color} {kind}: {name}>" for name, color in colors.items())
 
 
-def class_map(instances: Instances, names: Sequence[str], colors: dict[str, str]) -> Picture:
-    """Every instance in its class's colour on black; every number has its name."""
+def class_map(instances: Instances, names: Sequence[str], colors: dict[str, str]) -> RGB:
+    """Every instance in its class's color on black; every number has its name."""
     palette = np.array([(0, 0, 0), *(rgb(colors[name]) for name in names)], np.uint8)
     return palette[instances]
 
@@ -98,29 +98,29 @@ def box_map(
     boxes: Float[np.ndarray, "n 4"],
     names: Sequence[str],
     colors: dict[str, str],
-) -> Picture:
-    """Filled boxes in their classes' colours on black, smaller ones over larger ones.
+) -> RGB:
+    """Filled boxes in their classes' colors on black, smaller ones over larger ones.
 
     Edges are rounded to pixels, a box is at least one pixel wide and high, and what reaches beyond
-    the picture is cut.  Raises Fault where a box is empty or lies outside.
+    the image is cut.  Raises Fault where a box is empty or lies outside.
     """
     if len(boxes) != len(names):
-        raise Fault(f"A record has {len(boxes)} boxes and {len(names)} names; both must agree.")
+        raise BadRecord(f"A record has {len(boxes)} boxes and {len(names)} names; both must agree.")
     size = np.array([width, height])
     starts, ends = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], size)
     for box, start, end in zip(boxes, starts, ends, strict=True):
         if not (np.isfinite(box).all() and (start < end).all()):
-            raise Fault(
+            raise BadRecord(
                 f"A record's boxes have {box.tolist()}; left < right and top < bottom must hold "
-                f"inside the picture of {width} x {height} (width x height) pixels."
+                f"inside the image of {width} x {height} (width x height) pixels."
             )
     starts = np.minimum(np.round(starts), size - 1).astype(int)
     ends = np.maximum(np.round(ends).astype(int), starts + 1)
-    picture = np.zeros((height, width, 3), np.uint8)
+    image = np.zeros((height, width, 3), np.uint8)
     for i in np.argsort(-np.prod(ends - starts, axis=1), kind="stable"):
         (left, top), (right, bottom) = starts[i], ends[i]
-        picture[top:bottom, left:right] = rgb(colors[names[i]])
-    return picture
+        image[top:bottom, left:right] = rgb(colors[names[i]])
+    return image
 
 
 def boxes_of(instances: Instances) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n 4"]]:
@@ -147,7 +147,7 @@ def mask_of(segmentation: list | dict, height: int, width: int) -> Mask:
 
     Polygons are lists of x, y, x, y, ... in pixels, united; runs are {"size": [height, width],
     "counts": ...} down the columns, beginning outside the mask: a list of their lengths or COCO's
-    compressed string.  Raises Fault where the annotation does not fit the picture.
+    compressed string.  Raises Fault where the annotation does not fit the image.
     """
     try:
         if isinstance(segmentation, dict):
@@ -163,8 +163,8 @@ def mask_of(segmentation: list | dict, height: int, width: int) -> Mask:
         runs = coco.frPyObjects([p.ravel().tolist() for p in points], height, width)
         return coco.decode(coco.merge(runs)).astype(bool)
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise Fault(
-            f"A segmentation does not fit a picture of height {height} and width {width}: {error}; "
+        raise BadRecord(
+            f"A segmentation does not fit an image of height {height} and width {width}: {error}; "
             "it can be polygons of three points or more, or runs of that size."
         ) from None
 

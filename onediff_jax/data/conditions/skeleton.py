@@ -1,4 +1,4 @@
-"""Pose pictures: COCO's seventeen keypoints as a skeleton in the released look.
+"""Pose images: COCO's seventeen keypoints as a skeleton in the released look.
 
 Black ground, thin limbs and points; head and torso orange, the person's left green, right blue.
 """
@@ -6,15 +6,15 @@ Black ground, thin limbs and points; head and torso orange, the person's left gr
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from onediff_jax.data.example import Picture
-from onediff_jax.errors import Fault
+from onediff_jax.data.example import RGB
+from onediff_jax.errors import BadRecord
 
 KEYPOINTS = (
     "nose", "left eye", "right eye", "left ear", "right ear",
     "left shoulder", "right shoulder", "left elbow", "right elbow", "left wrist", "right wrist",
     "left hip", "right hip", "left knee", "right knee", "left ankle", "right ankle",
 )  # fmt: skip
-# The colours of MMPose with red and blue swapped, which is how the released examples look.
+# The colors of MMPose with red and blue swapped, which is how the released examples look.
 MIDDLE, LEFT, RIGHT = (255, 153, 51), (0, 255, 0), (0, 128, 255)
 LIMBS = {
     LEFT: ((5, 7), (7, 9), (11, 13), (13, 15)),
@@ -26,7 +26,7 @@ LIMBS = {
 }
 
 
-def pose_picture(keypoints: Float[np.ndarray, "people 17 3"], height: int, width: int) -> Picture:
+def pose_image(keypoints: Float[np.ndarray, "people 17 3"], height: int, width: int) -> RGB:
     """Everybody's skeleton on black; nobody is black.
 
     A keypoint is x, y in pixels (the first pixel's centre is (0.5, 0.5)) and COCO's visibility: 0
@@ -38,43 +38,43 @@ def pose_picture(keypoints: Float[np.ndarray, "people 17 3"], height: int, width
     points, visibility = keypoints[..., :2], keypoints[..., 2]
     if not (allowed := np.isin(visibility, (0, 1, 2))).all():
         wrong = visibility[~allowed][0]
-        raise Fault(f"A record's keypoints have visibility {wrong}; it can be 0, 1 or 2.")
+        raise BadRecord(f"A record's keypoints have visibility {wrong}; it can be 0, 1 or 2.")
     known = visibility > 0
     if not np.isfinite(points[known]).all():
         wrong = points[known & ~np.isfinite(points).all(-1)][0]
-        raise Fault(
+        raise BadRecord(
             f"A record's keypoints have a known point at {wrong.tolist()}; give it finite x and y, "
             "or visibility 0."
         )
-    picture = np.zeros((height, width, 3), np.uint8)
+    image = np.zeros((height, width, 3), np.uint8)
     thickness = max(1.0, min(height, width) / 256)
     for person, seen in zip(points, known, strict=True):
         for color, limbs in LIMBS.items():
             for a, b in limbs:
                 if seen[a] and seen[b]:
-                    draw_line(picture, person[a], person[b], thickness, color)
+                    draw_line(image, person[a], person[b], thickness, color)
         for i in np.flatnonzero(seen):
-            draw_line(picture, person[i], person[i], 3 * thickness, point_color(int(i)))
-    return picture
+            draw_line(image, person[i], person[i], 3 * thickness, point_color(int(i)))
+    return image
 
 
 def draw_line(
-    picture: UInt8[np.ndarray, "h w 3"],
+    image: UInt8[np.ndarray, "h w 3"],
     start: Float[np.ndarray, "2"],
     end: Float[np.ndarray, "2"],
     thickness: float,
     color: tuple[int, int, int],
 ) -> None:
-    """Draws into the picture a smooth line with round ends; a disc where its ends are one point.
+    """Draws into the image a smooth line with round ends; a disc where its ends are one point.
 
-    A pixel takes the share of the colour by which its centre lies inside, to half a pixel.
+    A pixel takes the share of the color by which its centre lies inside, to half a pixel.
     (OpenCV's smooth lines are wider than asked for and lean to one side.)
     """
     reach = thickness / 2 + 1
-    size = np.array([picture.shape[1], picture.shape[0]])
+    size = np.array([image.shape[1], image.shape[0]])
     low = np.clip(np.floor(np.minimum(start, end) - reach), 0, size).astype(int)
     high = np.clip(np.ceil(np.maximum(start, end) + reach), 0, size).astype(int)
-    part = picture[low[1] : high[1], low[0] : high[0]]
+    part = image[low[1] : high[1], low[0] : high[0]]
     x, y = np.meshgrid(*(np.arange(a, b) + 0.5 for a, b in zip(low, high, strict=True)))
     offset, along = np.stack([x, y], -1) - start, end - start
     share = np.clip(offset @ along / max(along @ along, 1e-12), 0, 1)
@@ -84,7 +84,7 @@ def draw_line(
 
 
 def point_color(keypoint: int) -> tuple[int, int, int]:
-    """A point's colour: the head's, or its side's."""
+    """A point's color: the head's, or its side's."""
     if keypoint < KEYPOINTS.index("left shoulder"):
         return MIDDLE
     return LEFT if KEYPOINTS[keypoint].startswith("left") else RIGHT

@@ -1,8 +1,8 @@
 """Procedural scenes: a few large objects on a plain ground, and captions that are true of them.
 
 A scene is a pure function of (seed, split, index).  Its objects are moved until each can be seen
-well, and named by where they are seen; the ray tracer that will draw the picture decides both, so
-that captions and pictures cannot disagree.
+well, and named by where they are seen; the ray tracer that will draw the image decides both, so
+that captions and images cannot disagree.
 """
 
 import dataclasses
@@ -43,9 +43,9 @@ LARGE = 0.65  # share of large objects
 DISTANCES = ((3.9, 5.2), (4.3, 6.0), (4.8, 6.6))  # of the camera, for one, two and three objects
 DEEP = (0.7, 1.5, 1.9)  # how far from the camera's target objects may be, in depth, likewise
 PROBE = 24  # pixels across the view on which a scene is judged
-VISIBLE = (0.025, 0.5)  # least and most share of the picture that an object covers
+VISIBLE = (0.025, 0.5)  # least and most share of the image that an object covers
 UNHIDDEN = 0.55  # least share of an object's outline that no other object hides
-CLEAR = 0.045  # least distance of an object from a border between places, in picture widths
+CLEAR = 0.045  # least distance of an object from a border between places, in image widths
 APART = 0.08  # least distance of two objects from left to right; their order would be moot
 ATTEMPTS = 5000
 
@@ -55,9 +55,9 @@ class Object:
     """A solid that stands on the ground; lengths in world units, yaw in radians about z."""
 
     shape: str
-    colour: str
+    color: str
     size: str
-    place: str  # the third of the picture that holds the centroid of its visible pixels
+    place: str  # the third of the image that holds the centroid of its visible pixels
     center: Triple
     half: Triple  # half extents
     yaw: float
@@ -92,7 +92,7 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All there is to know of a picture; objects from left to right, colours sRGB in [0, 1]."""
+    """All there is to know of an image; objects from left to right, colors sRGB in [0, 1]."""
 
     objects: tuple[Object, ...]
     camera: Camera
@@ -103,7 +103,7 @@ class Scene:
     ambient: float  # share of ambient light
 
     def arrays(self) -> render.SceneArrays:
-        """The scene as the ray tracer takes it; instance i of the picture is objects[i - 1]."""
+        """The scene as the ray tracer takes it; instance i of the image is objects[i - 1]."""
 
         def column(values: list, blank: object, dtype: type) -> np.ndarray:
             return np.array(values + [blank] * (render.MAX_OBJECTS - len(values)), dtype)
@@ -118,7 +118,7 @@ class Scene:
             center=column([o.center for o in objects], (0, 0, 0), np.float32),
             half=column([o.half for o in objects], (1, 1, 1), np.float32),
             yaw=column([o.yaw for o in objects], 0, np.float32),
-            albedo=column([PALETTE[o.colour] for o in objects], (0, 0, 0), np.float32),
+            albedo=column([PALETTE[o.color] for o in objects], (0, 0, 0), np.float32),
             ground=triple("ground"),
             horizon=triple("horizon"),
             zenith=triple("zenith"),
@@ -134,14 +134,14 @@ def stream(*key: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
 
 
-def _soft_colour(rng: np.random.Generator, most: float, low: float, high: float) -> Triple:
-    """A pale colour of any hue, of saturation up to `most` and brightness in [low, high]."""
+def _soft_color(rng: np.random.Generator, most: float, low: float, high: float) -> Triple:
+    """A pale color of any hue, of saturation up to `most` and brightness in [low, high]."""
     hue, pale, value = rng.uniform(0, 6), rng.uniform(0.15, 1) * most, rng.uniform(low, high)
     ramp = (min(max(abs((hue + turn) % 6 - 3) - 1, 0), 1) for turn in (0, 4, 2))
     return tuple(value * (1 - pale * (1 - c)) for c in ramp)
 
 
-def _new_object(rng: np.random.Generator, colour: str) -> Object:
+def _new_object(rng: np.random.Generator, color: str) -> Object:
     """An object that stands at the origin, its place unknown."""
     shape = SHAPES[rng.integers(len(SHAPES))]
     size = "large" if rng.random() < LARGE else "small"
@@ -149,7 +149,7 @@ def _new_object(rng: np.random.Generator, colour: str) -> Object:
     half = (radius, radius, radius)
     if shape == "box":  # a cube as wide as a sphere would look larger than it
         half = tuple(radius * rng.uniform(*r) for r in ((0.65, 0.9), (0.65, 0.9), (0.7, 1.1)))
-    return Object(shape, colour, size, "", (0.0, 0.0, half[2]), half, rng.uniform(0, math.pi))
+    return Object(shape, color, size, "", (0.0, 0.0, half[2]), half, rng.uniform(0, math.pi))
 
 
 def _new_camera(rng: np.random.Generator, count: int) -> Camera:
@@ -178,10 +178,10 @@ def is_clear(middle: float) -> bool:
 def placed_spots(
     rng: np.random.Generator, extents: list[tuple[float, float]], camera: Camera
 ) -> list[tuple[float, float]] | None:
-    """Spots on the ground for things, apart from each other and spread over the picture.
+    """Spots on the ground for things, apart from each other and spread over the image.
 
     Of every thing the radius of the ground that it takes up and half its height are given.  A
-    picture cuts off about a tenth of it at most.  None where that did not work.
+    image cuts off about a tenth of it at most.  None where that did not work.
     """
     _, _, (x, y, z) = camera.axes()
     level = math.hypot(x, y)
@@ -247,14 +247,14 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     """Scene `index` of a split; a pure function of its arguments."""
     rng = stream(seed, split, index)
     count = 1 + int(np.searchsorted(np.cumsum(COUNTS), rng.random()))
-    colours = list(PALETTE)
-    objects = [_new_object(rng, colours[i]) for i in rng.permutation(len(colours))[:count]]
-    ground = _soft_colour(rng, 0.2, 0.65, 0.92)
-    horizon, zenith = _soft_colour(rng, 0.1, 0.92, 1.0), _soft_colour(rng, 0.4, 0.7, 0.95)
+    colors = list(PALETTE)
+    objects = [_new_object(rng, colors[i]) for i in rng.permutation(len(colors))[:count]]
+    ground = _soft_color(rng, 0.2, 0.65, 0.92)
+    horizon, zenith = _soft_color(rng, 0.1, 0.92, 1.0), _soft_color(rng, 0.4, 0.7, 0.95)
     ambient = rng.uniform(0.42, 0.55)
     sun_height, sun_side = math.radians(rng.uniform(35, 65)), rng.uniform(-1.9, 1.9)
 
-    # Only the camera and the objects' positions are drawn again: counts, shapes, sizes and colours
+    # Only the camera and the objects' positions are drawn again: counts, shapes, sizes and colors
     # keep the shares they have above.
     for _ in range(ATTEMPTS):
         camera = _new_camera(rng, count)
@@ -278,10 +278,8 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
 
 
 def caption(scene: Scene, seed: int) -> str:
-    """Every object's size, colour, shape and place, from left to right; `seed` picks the words."""
+    """Every object's size, color, shape and place, from left to right; `seed` picks the words."""
     rng = stream("caption", seed)
     words = {name: pair[int(rng.random() < 0.25)] for name, pair in WORDS.items()}
-    *some, last = (
-        f"a {o.size} {o.colour} {words[o.shape]} {words[o.place]}" for o in scene.objects
-    )
+    *some, last = (f"a {o.size} {o.color} {words[o.shape]} {words[o.place]}" for o in scene.objects)
     return f"{', '.join(some)} and {last}" if some else last

@@ -76,9 +76,9 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
 
 class Scenes(Builder):
-    """Captioned pictures of procedural scenes with depth, instances, objects and cameras."""
+    """Captioned images of procedural scenes with depth, instances, objects and cameras."""
 
-    # The first number goes up when equal settings give other pictures or captions than before.
+    # The first number goes up when equal settings give other images or captions than before.
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -102,7 +102,7 @@ class Scenes(Builder):
                     "objects": features.Sequence(
                         {
                             "shape": features.Text(),
-                            "colour": features.Text(),
+                            "color": features.Text(),
                             "size": features.Text(),
                             "place": features.Text(doc="Third of the picture's width."),
                             "box": features.Tensor(
@@ -135,9 +135,9 @@ class Scenes(Builder):
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             batch = drawn(0)
             for start in range(0, len(indices), BATCH):
-                pictures = thread.submit(rendered, batch)
+                images = thread.submit(rendered, batch)
                 ahead = drawn(start + BATCH)
-                images, depths, instances = pictures.result()
+                images, depths, instances = images.result()
                 for i, scene in enumerate(batch):
                     index = indices[start + i]
                     yield index, _record(scene, images[i], depths[i], instances[i], index)
@@ -171,10 +171,10 @@ def _renderer(size: int) -> Callable[[list[scenes.Scene]], tuple[np.ndarray, ...
     return rendered
 
 
-def png_file(picture: np.ndarray) -> io.BytesIO:
-    """A picture as a PNG file in memory, which is what TFDS takes."""
+def png_file(image: np.ndarray) -> io.BytesIO:
+    """An image as a PNG file in memory, which is what TFDS takes."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "png", compress_level=1)
+    Image.fromarray(image).save(file, "png", compress_level=1)
     file.seek(0)
     return file
 
@@ -196,7 +196,7 @@ def _record(
         "objects": [
             {
                 "shape": item.shape,
-                "colour": item.colour,
+                "color": item.color,
                 "size": item.size,
                 "place": item.place,
                 "box": box_of(instances == i),

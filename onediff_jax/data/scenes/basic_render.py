@@ -5,7 +5,7 @@ World: right-handed, z up, the ground is z = 0; lengths are in world units.  Cam
 about z and moved to `center`: rays are taken into its frame, where lengths along a ray keep their
 value.
 
-k objects   m samples a pixel   n pixels   h w picture
+k objects   m samples a pixel   n pixels   h w image
 """
 
 import types
@@ -21,18 +21,18 @@ MAX_OBJECTS = 3
 FAR = 20.0  # depth of the sky, and of ground that lies further
 SUN_RADIUS = 0.09  # of the sun's disc, in radians; twenty times the real one, for soft shadows
 OCCLUSION = 0.75  # share of the ambient light that an object takes from a point it touches
-SKY_HEIGHT = 0.3  # sine of the elevation at which the sky has reached its zenith's colour
+SKY_HEIGHT = 0.3  # sine of the elevation at which the sky has reached its zenith's color
 
 
 class CameraArrays(NamedTuple):
-    """A pinhole camera with square pixels that looks along the middle of its square picture."""
+    """A pinhole camera with square pixels that looks along the middle of its square image."""
 
     focal: Float[Any, ""]  # focal length over the picture's width
     camera_to_world: Float[Any, "4 4"]
 
 
 class SceneArrays(NamedTuple):
-    """A scene in arrays of fixed shape, inactive beyond its last object; colours sRGB in [0, 1]."""
+    """A scene in arrays of fixed shape, inactive beyond its last object; colors sRGB in [0, 1]."""
 
     kind: Int[Any, "k"]  # row of PRIMITIVES
     active: Bool[Any, "k"]
@@ -49,7 +49,7 @@ class SceneArrays(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """What a camera sees; depth and instances at pixel centres, colour averaged over the pixel."""
+    """What a camera sees; depth and instances at pixel centres, color averaged over the pixel."""
 
     image: Float[Any, "h w 3"]  # sRGB in [0, 1]
     depth: Float[Any, "h w"]  # along the optical axis, at most FAR
@@ -92,10 +92,10 @@ def _frames(scene: SceneArrays, spread: Callable[[Any], Any], xp: types.ModuleTy
     return _Frames(center, inverse, spread(xp.cos(scene.yaw)), spread(xp.sin(scene.yaw)))
 
 
-def srgb_to_linear(colour: Float[Any, "*shape"], xp: types.ModuleType = np) -> Float[Any, "*shape"]:
+def srgb_to_linear(color: Float[Any, "*shape"], xp: types.ModuleType = np) -> Float[Any, "*shape"]:
     """Light in [0, 1] of sRGB values in [0, 1]."""
-    curve = ((colour + 0.055) / 1.055) ** 2.4
-    return xp.where(colour <= 0.04045, colour / 12.92, curve)
+    curve = ((color + 0.055) / 1.055) ** 2.4
+    return xp.where(color <= 0.04045, color / 12.92, curve)
 
 
 def linear_to_srgb(light: Float[Any, "*shape"], xp: types.ModuleType = np) -> Float[Any, "*shape"]:
@@ -106,7 +106,7 @@ def linear_to_srgb(light: Float[Any, "*shape"], xp: types.ModuleType = np) -> Fl
 
 
 def intrinsics(camera: CameraArrays, size: int, xp: types.ModuleType = np) -> Float[Any, "3 3"]:
-    """K in pixels of a size x size picture; the centre of the first pixel is (0.5, 0.5)."""
+    """K in pixels of a size x size image; the centre of the first pixel is (0.5, 0.5)."""
     focal, middle = camera.focal * size, xp.full_like(camera.focal, size / 2)
     zero, one = xp.zeros_like(focal), xp.ones_like(focal)
     return xp.stack([focal, zero, middle, zero, focal, middle, zero, zero, one]).reshape(3, 3)
@@ -115,7 +115,7 @@ def intrinsics(camera: CameraArrays, size: int, xp: types.ModuleType = np) -> Fl
 def camera_rays(
     camera: CameraArrays, size: int, supersample: int = 1, xp: types.ModuleType = np
 ) -> tuple[Vector, Vector]:
-    """Origin (numbers) and directions (m n) in the world of the rays of a size x size picture.
+    """Origin (numbers) and directions (m n) in the world of the rays of a size x size image.
 
     Of a pixel's m = supersample² rays the middle one, if m is odd, goes through its centre; the
     pixels go row by row.  A direction has length 1 along the optical axis: a length along a ray is
@@ -196,7 +196,7 @@ def _light(
 def render(
     scene: SceneArrays, size: int, supersample: int = 3, xp: types.ModuleType = np
 ) -> Rendered:
-    """The picture (size x size) of one scene, with its depth and instances.
+    """The image (size x size) of one scene, with its depth and instances.
 
     `supersample` is odd, so that a pixel's middle ray goes through its centre.  Each ray of a pixel
     sees the sun from another point of its disc.  With xp = jax.numpy it can be compiled and mapped
@@ -230,13 +230,13 @@ def render(
     plane, horizon, zenith = (
         Vector(*srgb_to_linear(c, xp)) for c in (scene.ground, scene.horizon, scene.zenith)
     )
-    colour = albedo.map(lambda c, p: xp.where(solid, c, p), plane)
-    colour = colour * _light(scene, point, normal, owner, sun, xp)
+    color = albedo.map(lambda c, p: xp.where(solid, c, p), plane)
+    color = color * _light(scene, point, normal, owner, sun, xp)
     height = direction.z / xp.sqrt(direction.dot(direction)) / SKY_HEIGHT
     sky = horizon + (zenith - horizon) * xp.clip(height, 0, 1)
-    colour = colour.map(lambda c, s: xp.where(solid | falls, c, s), sky)
+    color = color.map(lambda c, s: xp.where(solid | falls, c, s), sky)
 
-    image = xp.stack([c.mean(axis=0) for c in colour], axis=-1)
+    image = xp.stack([c.mean(axis=0) for c in color], axis=-1)
     middle = samples // 2
     return Rendered(
         image=linear_to_srgb(image, xp).reshape(size, size, 3),

@@ -57,20 +57,20 @@ class FullScenesConfig(ScenesConfig):
 class FullScenes(Builder):
     """Groups of scenes that share a figure or an object, with all that tasks can ask of them."""
 
-    # The first number goes up when equal settings give other pictures or captions than before.
+    # The first number goes up when equal settings give other images or captions than before.
     VERSION = tfds.core.Version("2.0.1")
 
     def _info(self) -> tfds.core.DatasetInfo:
         size, views, features = self.builder_config.size, self.builder_config.views, tfds.features
         tensor = functools.partial(features.Tensor, dtype=np.float32, encoding="bytes")
-        picture = functools.partial(features.Image, encoding_format="png")
+        image = functools.partial(features.Image, encoding_format="png")
         return self.dataset_info_from_configs(
             description="Solids and jointed figures on a plain ground, rendered analytically.",
             disable_shuffling=True,
             features=features.FeaturesDict(
                 {
-                    "image": picture(shape=(size, size, 3)),
-                    "more_views": picture(
+                    "image": image(shape=(size, size, 3)),
+                    "more_views": image(
                         shape=(max(views - 1, 1) * size, size, 3),
                         doc="What the other cameras see, from top to bottom.",
                     ),
@@ -78,17 +78,17 @@ class FullScenes(Builder):
                         shape=(size, size),
                         doc=f"Along the optical axis, in world units, at most {FAR}.",
                     ),
-                    "normals": picture(
+                    "normals": image(
                         shape=(size, size, 3),
                         doc="Outer normals along the camera's axes, 127 n + 128; 128 is sky.",
                     ),
-                    "instances": picture(
+                    "instances": image(
                         shape=(size, size, 1), doc="0: ground or sky; i: thing i, counted from 1."
                     ),
                     "things": features.Sequence(
                         {
                             "name": features.Text(),
-                            "colour": features.Text(doc="Of a person, the shirt's."),
+                            "color": features.Text(doc="Of a person, the shirt's."),
                             "place": features.Text(doc="Third of the picture's width."),
                             "box": features.Tensor(
                                 shape=(4,),
@@ -102,7 +102,7 @@ class FullScenes(Builder):
                         dtype=np.float32,
                         doc="COCO's, of every person: x, y in pixels, and visibility 0, 1 or 2.",
                     ),
-                    "edited": picture(shape=(size, size, 3)),
+                    "edited": image(shape=(size, size, 3)),
                     "instruction": features.Text(),
                     "caption": features.Text(),
                     "long_caption": features.Text(),
@@ -163,9 +163,9 @@ def records(seed: int, split: str, size: int, views: int, indices: range) -> lis
         ],
         size,
     )
-    pictures = [seen[i : i + views + 1] for i in range(0, len(seen), views + 1)]
+    images = [seen[i : i + views + 1] for i in range(0, len(seen), views + 1)]
     items = [noun(full_scenes.shared_thing(seed, split, index)) for index in indices]
-    return list(map(_record, indices, scenes, edited, pictures, items))
+    return list(map(_record, indices, scenes, edited, images, items))
 
 
 def _record(
@@ -185,7 +185,7 @@ def _record(
         "things": [
             {
                 "name": thing.name,
-                "colour": thing.colour,
+                "color": thing.color,
                 "place": thing.place,
                 "box": box_of(first.instances == i).astype(np.float32),
             }

@@ -1,4 +1,4 @@
-"""What can be said of a full scene's first picture: short and long captions, and an item's name.
+"""What can be said of a full scene's first image: short and long captions, and an item's name.
 
 Everything said follows from the scene or from what its first camera sees.
 """
@@ -39,7 +39,7 @@ def clothes(person: Person) -> str:
     shirt = f"{who.shirt} and {who.stripes} striped shirt" if who.stripes else f"{who.shirt} shirt"
     worn = [with_article(shirt), f"{who.trousers} {'shorts' if who.shorts else 'trousers'}"]
     if who.hat != "none":
-        worn.append(with_article(f"{who.hat_colour} {who.hat}"))
+        worn.append(with_article(f"{who.hat_color} {who.hat}"))
     return _joined(worn)
 
 

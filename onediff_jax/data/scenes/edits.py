@@ -14,7 +14,7 @@ import numpy as np
 from onediff_jax.data.scenes import figure
 from onediff_jax.data.scenes.basic import PALETTE, WORDS, placed_spots, stream
 from onediff_jax.data.scenes.objects import (
-    COLOURS,
+    COLORS,
     SHAPES,
     Person,
     Solid,
@@ -24,9 +24,9 @@ from onediff_jax.data.scenes.objects import (
 )
 from onediff_jax.data.scenes.placement import PROBE, FullScene, judged, projected, view
 
-CHANGED = 0.012  # least share of the first camera's picture that shows another thing or colour
-DISTINCT = 0.45  # least distance of an old and a new colour, in sRGB
-ASIDE = 0.12  # least move to the left or right, in picture widths
+CHANGED = 0.012  # least share of the first camera's image that shows another thing or color
+DISTINCT = 0.45  # least distance of an old and a new color, in sRGB
+ASIDE = 0.12  # least move to the left or right, in image widths
 RESIZED = 1.4  # factor of every length
 TRIES = 12  # of a kind of edit
 
@@ -56,37 +56,37 @@ def _apart(scene: FullScene) -> bool:
     )
 
 
-def _new_colour(rng: np.random.Generator, scene: FullScene, old: str) -> str:
-    """A colour that nothing in the scene has, easily told from an old one."""
-    taken = {thing.colour for thing in scene.things} | {old}
+def _new_color(rng: np.random.Generator, scene: FullScene, old: str) -> str:
+    """A color that nothing in the scene has, easily told from an old one."""
+    taken = {thing.color for thing in scene.things} | {old}
     for thing in scene.things:
         if isinstance(thing, Person):
-            taken |= {thing.who.trousers, thing.who.stripes, thing.who.hat_colour}
+            taken |= {thing.who.trousers, thing.who.stripes, thing.who.hat_color}
         else:
             taken.add(thing.second)
     free = [
         name
         for name in PALETTE
-        if name not in taken and math.dist(COLOURS[name], COLOURS[old]) > DISTINCT
+        if name not in taken and math.dist(COLORS[name], COLORS[old]) > DISTINCT
     ]
     return free[rng.integers(len(free))]
 
 
-def _recolour(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
+def _recolor(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
     thing = scene.things[place]
     if isinstance(thing, Solid):
-        colour = _new_colour(rng, scene, thing.colour)
-        changed = dataclasses.replace(thing, colour=colour)
-        return _with(scene, place, changed), f"make the {noun(thing)} {colour}"
-    clothes = ["shirt", "trousers"] + ["hat_colour"] * bool(thing.who.hat_colour)
+        color = _new_color(rng, scene, thing.color)
+        changed = dataclasses.replace(thing, color=color)
+        return _with(scene, place, changed), f"make the {noun(thing)} {color}"
+    clothes = ["shirt", "trousers"] + ["hat_color"] * bool(thing.who.hat_color)
     field = clothes[rng.integers(len(clothes))]
-    colour = _new_colour(rng, scene, getattr(thing.who, field))
-    who = dataclasses.replace(thing.who, **{field: colour})
+    color = _new_color(rng, scene, getattr(thing.who, field))
+    who = dataclasses.replace(thing.who, **{field: color})
     if field == "shirt":
         who = dataclasses.replace(who, stripes="")
     called = {"shirt": "shirt", "trousers": "shorts" if who.shorts else "trousers"}
     changed = _with(scene, place, dataclasses.replace(thing, who=who))
-    return changed, f"make the person's {called.get(field, who.hat)} {colour}"
+    return changed, f"make the person's {called.get(field, who.hat)} {color}"
 
 
 def _hat(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
@@ -94,13 +94,13 @@ def _hat(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
     if not isinstance(thing, Person):
         return None
     if thing.who.hat != "none":
-        who = dataclasses.replace(thing.who, hat="none", hat_colour="")
+        who = dataclasses.replace(thing.who, hat="none", hat_color="")
         return _with(scene, place, dataclasses.replace(thing, who=who)), "take off the hat"
     hat = figure.HATS[1 + rng.integers(len(figure.HATS) - 1)]
-    colour = _new_colour(rng, scene, thing.who.shirt)
-    who = dataclasses.replace(thing.who, hat=hat, hat_colour=colour)
+    color = _new_color(rng, scene, thing.who.shirt)
+    who = dataclasses.replace(thing.who, hat=hat, hat_color=color)
     changed = _with(scene, place, dataclasses.replace(thing, who=who))
-    return changed, f"give the person {with_article(colour)} {hat}"
+    return changed, f"give the person {with_article(color)} {hat}"
 
 
 def _remove(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
@@ -113,9 +113,9 @@ def _remove(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
 def _add(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
     if len(scene.things) == 3:
         return None
-    colour = _new_colour(rng, scene, scene.things[0].colour)
+    color = _new_color(rng, scene, scene.things[0].color)
     material = ("matte", "glossy", "striped", "checkered")[rng.integers(4)]
-    new = draw_solid(rng, colour, ["white", "black"], material)
+    new = draw_solid(rng, color, ["white", "black"], material)
     for _ in range(TRIES):
         spots = placed_spots(rng, [new.extent], scene.cameras[0])
         if spots is None:
@@ -169,7 +169,7 @@ def _reshape(scene: FullScene, place: int, rng: np.random.Generator) -> Try:
 
 
 EDITS: dict[str, Callable[[FullScene, int, np.random.Generator], Try]] = {
-    "recolour": _recolour,
+    "recolor": _recolor,
     "remove": _remove,
     "add": _add,
     "move": _move,
@@ -180,7 +180,7 @@ EDITS: dict[str, Callable[[FullScene, int, np.random.Generator], Try]] = {
 
 
 def changed_share(before: FullScene, after: FullScene) -> float:
-    """The share of the first camera's picture that shows another part or colour after an edit."""
+    """The share of the first camera's image that shows another part or color after an edit."""
 
     def looks(scene: FullScene) -> np.ndarray:
         seen, solids = view(scene, scene.cameras[0], PROBE), scene.solids()

@@ -29,7 +29,7 @@ Triple = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What stays with a figure from scene to scene; colours by their names."""
+    """What stays with a figure from scene to scene; colors by their names."""
 
     height: float
     build: float  # thickness of its limbs, 1 is usual
@@ -37,12 +37,12 @@ class Identity:
     skin: Triple
     hair: Triple
     shirt: str
-    stripes: str  # second colour of the shirt; empty: plain
+    stripes: str  # second color of the shirt; empty: plain
     trousers: str
     shorts: bool
     shoes: str
     hat: str
-    hat_colour: str  # empty without a hat
+    hat_color: str  # empty without a hat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +71,10 @@ POSES = (
 )
 
 
-def draw_identity(rng: np.random.Generator, colours: list[str]) -> Identity:
-    """A figure; its clothes' colours are all different."""
-    shirt, trousers, stripes, hat_colour, shoes = (
-        colours[i] for i in rng.permutation(len(colours))[:5]
+def draw_identity(rng: np.random.Generator, colors: list[str]) -> Identity:
+    """A figure; its clothes' colors are all different."""
+    shirt, trousers, stripes, hat_color, shoes = (
+        colors[i] for i in rng.permutation(len(colors))[:5]
     )
     hat = HATS[rng.integers(len(HATS))]
     return Identity(
@@ -89,7 +89,7 @@ def draw_identity(rng: np.random.Generator, colours: list[str]) -> Identity:
         shorts=bool(rng.random() < 0.4),
         shoes=shoes,
         hat=hat,
-        hat_colour="" if hat == "none" else hat_colour,
+        hat_color="" if hat == "none" else hat_color,
     )
 
 
@@ -203,17 +203,17 @@ def reaches(who: Identity) -> Float[np.ndarray, "17"]:
     return np.array([head] * 5 + [1.6 * radius[limb] for limb in limbs])
 
 
-def parts(who: Identity, pose: Pose, colours: dict[str, Triple]) -> list[Part]:
-    """The limbs and clothes in the body frame, feet first; `colours` maps names to sRGB."""
+def parts(who: Identity, pose: Pose, colors: dict[str, Triple]) -> list[Part]:
+    """The limbs and clothes in the body frame, feet first; `colors` maps names to sRGB."""
     joints, lift = _body(who, pose)
     at = {name: joint + (0, 0, lift) for name, joint in joints.items()}
     radius = _radii(who)
-    shirt, trousers, shoes = (colours[c] for c in (who.shirt, who.trousers, who.shoes))
+    shirt, trousers, shoes = (colors[c] for c in (who.shirt, who.trousers, who.shoes))
     found = [
         capsule(at[f"{side}ankle"], at[f"{side}toe"], radius["foot"], shoes)
         for side in ("left_", "right_")
     ]
-    bands = (colours[who.stripes], SHIRT_BANDS) if who.stripes else (shirt, 0.0)
+    bands = (colors[who.stripes], SHIRT_BANDS) if who.stripes else (shirt, 0.0)
     for side in ("left_", "right_"):
         hip, neck = at[f"{side}hip"], at[f"{side}shoulder"]
         inner = neck * (1, 0.55, 1) - (0, 0, 0.35 * radius["torso"])
@@ -238,28 +238,28 @@ def parts(who: Identity, pose: Pose, colours: dict[str, Triple]) -> list[Part]:
         ),
     ]
     found += [capsule(at[eye], at[eye], 0.2 * r, EYES) for eye in ("left_eye", "right_eye")]
-    return found + _hat(who, head, r, colours)
+    return found + _hat(who, head, r, colors)
 
 
-def _hat(who: Identity, head: np.ndarray, r: float, colours: dict[str, Triple]) -> list[Part]:
+def _hat(who: Identity, head: np.ndarray, r: float, colors: dict[str, Triple]) -> list[Part]:
     if who.hat == "none":
         return []
-    colour = colours[who.hat_colour]
+    color = colors[who.hat_color]
 
     def ball(x: float, z: float, size: float) -> Part:
         middle = head + r * np.array((x, 0, z))
-        return capsule(middle, middle, size * r, colour)
+        return capsule(middle, middle, size * r, color)
 
     def upright(z: float, width: float, tall: float, top: float) -> Part:
         return tapered(
-            head + r * np.array((-0.05, 0, z)), r * np.array((width, width, tall)), top, colour
+            head + r * np.array((-0.05, 0, z)), r * np.array((width, width, tall)), top, color
         )
 
     match who.hat:
         case "cap":
             brim = head + r * np.array((0.95, 0, 0.5))
             aside = np.array((0, 0.42 * r, 0))
-            return [ball(-0.08, 0.32, 0.98), capsule(brim - aside, brim + aside, 0.22 * r, colour)]
+            return [ball(-0.08, 0.32, 0.98), capsule(brim - aside, brim + aside, 0.22 * r, color)]
         case "bobble hat":
             return [ball(-0.08, 0.34, 1.0), ball(-0.08, 1.45, 0.38)]
         case "top hat":

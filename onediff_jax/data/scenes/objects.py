@@ -13,7 +13,7 @@ from onediff_jax.data.scenes.parts import Part
 
 SHAPES = ("sphere", "box", "cylinder", "cone", "capsule")
 MATERIALS = {"matte": 0.4, "glossy": 0.2, "striped": 0.2, "checkered": 0.2}  # and their shares
-COLOURS: dict[str, Triple] = {
+COLORS: dict[str, Triple] = {
     **PALETTE,
     "white": (0.95, 0.95, 0.95),
     "black": (0.06, 0.06, 0.07),
@@ -26,11 +26,11 @@ class Solid:
     """An object that stands on the ground; lengths in world units, yaw in radians about z."""
 
     shape: str
-    colour: str
+    color: str
     second: str  # of stripes or checks; empty where there are none
     material: str
     size: str
-    place: str  # the third of the picture that holds the centroid of its visible pixels
+    place: str  # the third of the image that holds the centroid of its visible pixels
     center: Triple
     half: Triple
     yaw: float
@@ -55,15 +55,15 @@ class Solid:
         x, y, z = self.half
         if self.shape in ("sphere", "capsule"):
             along = np.array((0, 0, z - x))
-            part = parts.capsule(-along, along, x, COLOURS[self.colour])
+            part = parts.capsule(-along, along, x, COLORS[self.color])
         elif self.shape == "box":
-            part = parts.box(np.zeros(3), np.array(self.half), COLOURS[self.colour])
+            part = parts.box(np.zeros(3), np.array(self.half), COLORS[self.color])
         else:
             top = 1.0 if self.shape == "cylinder" else 0.0
-            part = parts.tapered(np.zeros(3), np.array(self.half), top, COLOURS[self.colour])
+            part = parts.tapered(np.zeros(3), np.array(self.half), top, COLORS[self.color])
         part = dataclasses.replace(
             part,
-            second=COLOURS[self.second or self.colour],
+            second=COLORS[self.second or self.color],
             bands=5.0 if self.material == "striped" else 0.0,
             checks=3.0 if self.material == "checkered" else 0.0,
             gloss=float(self.material == "glossy"),
@@ -85,7 +85,7 @@ class Person:
     size = ""
 
     @property
-    def colour(self) -> str:
+    def color(self) -> str:
         """Of the shirt."""
         return self.who.shirt
 
@@ -118,11 +118,11 @@ class Person:
 
 @functools.lru_cache(8)  # it is asked for at every place where a person is tried
 def _body(who: figure.Identity, pose: figure.Pose) -> list[Part]:
-    return figure.parts(who, pose, COLOURS)
+    return figure.parts(who, pose, COLORS)
 
 
-def draw_solid(rng: np.random.Generator, colour: str, others: list[str], material: str) -> Solid:
-    """An object that stands at the origin; a second colour is one of `others`."""
+def draw_solid(rng: np.random.Generator, color: str, others: list[str], material: str) -> Solid:
+    """An object that stands at the origin; a second color is one of `others`."""
     shape = SHAPES[rng.integers(len(SHAPES))]
     size = "large" if rng.random() < LARGE else "small"
     radius = SIZES[size] * rng.uniform(0.94, 1.06)
@@ -137,7 +137,7 @@ def draw_solid(rng: np.random.Generator, colour: str, others: list[str], materia
     half = (x, y if shape == "box" else x, z)
     second = others[rng.integers(len(others))] if material in ("striped", "checkered") else ""
     yaw = rng.uniform(0, math.pi)
-    return Solid(shape, colour, second, material, size, "", (0.0, 0.0, half[2]), half, yaw)
+    return Solid(shape, color, second, material, size, "", (0.0, 0.0, half[2]), half, yaw)
 
 
 ADJECTIVES = {"matte": "", "glossy": "shiny", "striped": "striped", "checkered": "checkered"}
@@ -147,7 +147,7 @@ def noun(thing: Solid | Person) -> str:
     """What a thing is called, such as "striped red cone": it names it within a scene."""
     if isinstance(thing, Person):
         return "person"
-    words = (ADJECTIVES[thing.material], thing.colour, thing.shape)
+    words = (ADJECTIVES[thing.material], thing.color, thing.shape)
     return " ".join(word for word in words if word)
 
 

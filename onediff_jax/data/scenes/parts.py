@@ -28,7 +28,7 @@ class Part:
     first: np.ndarray  # centre, or a capsule's start
     last: np.ndarray  # half extents, or a capsule's end
     shape: float  # a tapered solid's top, a capsule's radius
-    colour: Triple
+    color: Triple
     second: Triple
     bands: float = 0.0
     checks: float = 0.0
@@ -43,28 +43,26 @@ class Part:
         return dataclasses.replace(self, first=first, last=last, yaw=self.yaw + yaw)
 
 
-def box(center: np.ndarray, half: np.ndarray, colour: Triple) -> Part:
+def box(center: np.ndarray, half: np.ndarray, color: Triple) -> Part:
     """A box by its centre and half extents."""
-    return Part(BOX, np.asarray(center), np.asarray(half), 0.0, colour, colour)
+    return Part(BOX, np.asarray(center), np.asarray(half), 0.0, color, color)
 
 
-def tapered(center: np.ndarray, half: np.ndarray, top: float, colour: Triple) -> Part:
+def tapered(center: np.ndarray, half: np.ndarray, top: float, color: Triple) -> Part:
     """A cylinder (top 1) or cone (top 0) by its centre and half extents."""
-    return Part(TAPERED, np.asarray(center), np.asarray(half), top, colour, colour)
+    return Part(TAPERED, np.asarray(center), np.asarray(half), top, color, color)
 
 
 def capsule(
     start: np.ndarray,
     end: np.ndarray,
     radius: float,
-    colour: Triple,
+    color: Triple,
     second: Triple | None = None,
     bands: float = 0.0,
 ) -> Part:
     """A capsule by its ends and radius, a ball where both ends are one."""
-    return Part(
-        CAPSULE, np.asarray(start), np.asarray(end), radius, colour, second or colour, bands
-    )
+    return Part(CAPSULE, np.asarray(start), np.asarray(end), radius, color, second or color, bands)
 
 
 def packed(things: Sequence[Sequence[Part]]) -> Solids:
@@ -85,6 +83,6 @@ def packed(things: Sequence[Sequence[Part]]) -> Solids:
         values = [getattr(part, name) for part, _ in numbered]
         return np.array(values, np.float32).reshape(-1, *shape)
 
-    colours = column("colour", 3), column("second", 3)
+    colors = column("color", 3), column("second", 3)
     instance = np.array([number for _, number in numbered], np.int32)
-    return Solids(*tables, instance, *colours, *map(column, ("bands", "checks", "gloss")))
+    return Solids(*tables, instance, *colors, *map(column, ("bands", "checks", "gloss")))

@@ -31,7 +31,7 @@ from onediff_jax.data.scenes.basic import (
     stream,
 )
 from onediff_jax.data.scenes.culling import balls, seen_rays
-from onediff_jax.data.scenes.objects import COLOURS, MATERIALS, Person, Solid, draw_solid
+from onediff_jax.data.scenes.objects import COLORS, MATERIALS, Person, Solid, draw_solid
 from onediff_jax.data.scenes.primitives import Vector
 from onediff_jax.data.scenes.render import Surroundings
 from onediff_jax.data.scenes.solids import Solids, entries, nearest, pairs_of
@@ -53,8 +53,8 @@ SKIES: dict[str, tuple[Triple, Triple]] = {  # horizon and zenith
 }
 PROBE = 24  # pixels across a view that is judged
 GLANCE = 16  # and across one that only has to show everything
-LEAST = 0.004  # share of another camera's picture that every thing covers
-INSIDE = 15  # least number of a figure's keypoints in the picture
+LEAST = 0.004  # share of another camera's image that every thing covers
+INSIDE = 15  # least number of a figure's keypoints in the image
 ATTEMPTS = 400
 
 
@@ -68,15 +68,15 @@ class Light(NamedTuple):
 
     def arrays(self) -> Surroundings:
         """As the ray tracer takes them."""
-        colours = (GROUNDS[self.ground], *SKIES[self.sky], self.sun)
+        colors = (GROUNDS[self.ground], *SKIES[self.sky], self.sun)
         return Surroundings(
-            *(np.array(c, np.float32) for c in colours), np.asarray(self.ambient, np.float32)
+            *(np.array(c, np.float32) for c in colors), np.asarray(self.ambient, np.float32)
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class FullScene:
-    """All there is to know of a scene's pictures; things from left to right in the first."""
+    """All there is to know of a scene's images; things from left to right in the first."""
 
     things: tuple[Solid | Person, ...]
     cameras: tuple[Camera, ...]
@@ -139,7 +139,7 @@ def views_of(scene: FullScene, cameras: Sequence[Camera], pixels: int) -> list[V
 def projected(
     camera: Camera, points: Float[np.ndarray, "n 3"]
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
-    """Where points of the world are in a picture, from 0 to 1, and how far ahead of the camera."""
+    """Where points of the world are in an image, from 0 to 1, and how far ahead of the camera."""
     local = (points - np.array(camera.eye)) @ np.array(camera.axes()).T
     return local[:, :2] / local[:, 2:] * camera.focal + 0.5, local[:, 2]
 
@@ -184,22 +184,22 @@ def shared_thing(seed: int, split: str, index: int) -> Solid | Person:
     group, member = divmod(index, GROUP)
     rng = stream("full", seed, split, "group", group)
     if kind_of(index) == "figures":
-        who = figure.draw_identity(rng, list(COLOURS))
+        who = figure.draw_identity(rng, list(COLORS))
         pose = figure.POSES[rng.permutation(len(figure.POSES))[member]]
         posing = stream("full", seed, split, "pose", index)
         return Person(who, figure.draw_pose(posing, pose), "", (0.0, 0.0), 0.0)
-    colour = list(PALETTE)[rng.integers(len(PALETTE))]
-    others = [name for name in COLOURS if name not in (colour, "brown")]
+    color = list(PALETTE)[rng.integers(len(PALETTE))]
+    others = [name for name in COLORS if name not in (color, "brown")]
     material = ("striped", "checkered", "glossy")[rng.choice(3, p=(0.4, 0.4, 0.2))]
-    return draw_solid(rng, colour, others, material)
+    return draw_solid(rng, color, others, material)
 
 
 def _with_others(rng: np.random.Generator, shared: Solid | Person) -> list[Solid | Person]:
-    """What a group shares, and up to two more objects of other colours."""
+    """What a group shares, and up to two more objects of other colors."""
     if isinstance(shared, Person):
-        taken = {shared.who.shirt, shared.who.trousers, shared.who.hat_colour}
+        taken = {shared.who.shirt, shared.who.trousers, shared.who.hat_color}
     else:
-        taken = {shared.colour, shared.second}
+        taken = {shared.color, shared.second}
     free, things = [name for name in PALETTE if name not in taken], [shared]
     for i in rng.permutation(len(free))[: rng.choice(3, p=COUNTS)]:
         material = list(MATERIALS)[rng.choice(len(MATERIALS), p=list(MATERIALS.values()))]
@@ -299,9 +299,9 @@ def draw_full_scene(seed: int, split: str, index: int, views: int) -> FullScene:
 
 
 def seen_keypoints(scene: FullScene) -> Float[np.ndarray, "people 17 3"]:
-    """Every figure's keypoints in the first camera's picture: x and y from 0 to 1, visibility.
+    """Every figure's keypoints in the first camera's image: x and y from 0 to 1, visibility.
 
-    Visibility as in COCO: 2 is visible, 1 is hidden by something, 0 is outside of the picture (x
+    Visibility as in COCO: 2 is visible, 1 is hidden by something, 0 is outside of the image (x
     and y are 0 then).
     """
     camera, solids = scene.cameras[0], scene.solids()

@@ -1,9 +1,9 @@
 """Pictures of the full scenes: boxes, cylinders, cones, balls, capsules, and what they are made of.
 
 World, camera and light are those of `render`.  A pixel's ray through its centre decides depth,
-normal and instance; where the picture changes, four more rays share in its colour.
+normal and instance; where the image changes, four more rays share in its color.
 
-n rays, of all shots one after the other   h w picture
+n rays, of all shots one after the other   h w image
 """
 
 from collections.abc import Sequence
@@ -40,11 +40,11 @@ OFFSETS = np.array([(0, 0), (-0.2, -0.4), (0.4, -0.2), (0.2, 0.4), (-0.4, 0.2)],
 SHINE = 0.55  # light of a glossy solid's highlight, added
 SHARPNESS = 40  # exponent of the highlight (Blinn and Phong)
 CONTRAST = 0.08  # difference of neighbours from which a pixel gets all its rays, of 1
-SOFTNESS = 32  # the edge of a shadow is at most this part of the picture on either side
+SOFTNESS = 32  # the edge of a shadow is at most this part of the image on either side
 
 
 class Surroundings(NamedTuple):
-    """Ground, sky and light; colours sRGB in [0, 1]."""
+    """Ground, sky and light; colors sRGB in [0, 1]."""
 
     ground: Float[np.ndarray, "3"]
     horizon: Float[np.ndarray, "3"]
@@ -54,7 +54,7 @@ class Surroundings(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a camera sees; all but the colours at pixel centres."""
+    """What a camera sees; all but the colors at pixel centres."""
 
     image: Float[np.ndarray, "h w 3"]  # sRGB in [0, 1]
     depth: Float[np.ndarray, "h w"]  # along the optical axis, at most FAR
@@ -168,22 +168,22 @@ def _shaded(
 
 
 def _uneven(shaded: _Shaded, size: int) -> Bool[np.ndarray, "v n"]:
-    """The pixels of each shot near which colour, solid or sunlight changes."""
+    """The pixels of each shot near which color, solid or sunlight changes."""
 
-    def change(pictures: np.ndarray, reach: int) -> np.ndarray:
+    def change(images: np.ndarray, reach: int) -> np.ndarray:
         square = np.ones((2 * reach + 1,) * 2, np.uint8)
-        pictures = pictures.astype(np.float32).reshape(-1, size, size)
-        return np.stack([cv2.morphologyEx(p, cv2.MORPH_GRADIENT, square) for p in pictures])
+        images = images.astype(np.float32).reshape(-1, size, size)
+        return np.stack([cv2.morphologyEx(p, cv2.MORPH_GRADIENT, square) for p in images])
 
     colors = change(np.sqrt(shaded.color), 1).reshape(3, -1, size, size)  # nearly sRGB
-    # The edge of a shadow is as soft at any size of the picture.
+    # The edge of a shadow is as soft at any size of the image.
     shadows = change(shaded.direct == 0, -(-size // SOFTNESS))
     found = (colors > CONTRAST).any(axis=0) | (change(shaded.owner, 1) > 0) | (shadows > 0)
     return found.reshape(-1, size * size)
 
 
 def render(shots: Sequence[Shot], size: int) -> list[Seen]:
-    """The pictures (size x size) of shots, with what they show."""
+    """The images (size x size) of shots, with what they show."""
     slopes = [central_slopes(shot.camera, size) for shot in shots]
     balls_of = {id(shot.solids): balls(shot.solids) for shot in shots}  # shots may share solids
     around = [balls_of[id(shot.solids)] for shot in shots]

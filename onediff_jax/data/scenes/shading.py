@@ -22,13 +22,13 @@ def attributes(solids: Solids) -> Float[np.ndarray, "s a"]:
     place = np.concatenate([upright[:, :6], solids.capsules[:, :6]])
     shape = np.concatenate([np.zeros(b, np.float32), solids.tapered[:, 7], solids.capsules[:, 6]])
     family = np.repeat(np.eye(3, dtype=np.float32), [b, t, c], axis=0)
-    linear = [srgb_to_linear(colour) for colour in (solids.color, solids.second)]
+    linear = [srgb_to_linear(color) for color in (solids.color, solids.second)]
     single = np.stack([shape, solids.bands, solids.checks, solids.gloss], axis=1)
     return np.concatenate([place, turns, family, *linear, single], axis=1)
 
 
 class Surface(NamedTuple):
-    """Points of solids, as light needs them; colours linear."""
+    """Points of solids, as light needs them; colors linear."""
 
     normal: Vector
     color: Vector

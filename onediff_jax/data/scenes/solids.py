@@ -25,7 +25,7 @@ class Solids(NamedTuple):
     """What stands in a scene: first boxes, then tapered solids, then capsules.
 
     A box or tapered solid is its unit primitive scaled by `half`, turned by `yaw` about z and moved
-    to `center`.  Colours are sRGB in [0, 1].
+    to `center`.  Colors are sRGB in [0, 1].
     """
 
     boxes: Float[np.ndarray, "b 7"]  # center, half, yaw

@@ -67,7 +67,7 @@ class SceneRecords(Source):
         "depth": ("depth", lambda scene: scene["depth"]),
         "instances": ("instances", lambda scene: scene["instances"][..., 0]),
         "names": ("objects", lambda scene: words(scene["objects"]["shape"])),
-        "colors": ("objects", lambda scene: words(scene["objects"]["colour"])),
+        "colors": ("objects", lambda scene: words(scene["objects"]["color"])),
         "places": ("objects", lambda scene: words(scene["objects"]["place"])),
         "caption": ("caption", lambda scene: scene["caption"].decode()),
     }
@@ -103,7 +103,7 @@ class SceneRecords(Source):
         return Record(**{name: self.stored[name][1](scene) for name in fields})
 
     def caption(self, index: int) -> str:
-        """The caption of a scene, no picture of which is decoded."""
+        """The caption of a scene, no image of which is decoded."""
         return self.taken(index, ("caption",))["caption"]
 
     def _part(self, fields: frozenset[str]) -> Any:
@@ -118,7 +118,7 @@ class SceneRecords(Source):
 
 
 class FullRecords(Source):
-    """Full scenes read by TFDS at random access; pictures are decoded when asked for."""
+    """Full scenes read by TFDS at random access; images are decoded when asked for."""
 
     fields = frozenset(
         {"image", "caption", "long_caption", "depth", "normals", "instances", "names", "colors"}
@@ -147,9 +147,9 @@ class FullRecords(Source):
         self.fields = FullRecords.fields | self.grouped[settings.groups]
         self._caption = CAPTIONS[settings.captions]
         self._features = builder.info.features
-        pictures = ("image", "more_views", "normals", "instances", "edited")
+        images = ("image", "more_views", "normals", "instances", "edited")
         self._scenes = builder.as_data_source(
-            split=split, decoders={name: tfds.decode.SkipDecoding() for name in pictures}
+            split=split, decoders={name: tfds.decode.SkipDecoding() for name in images}
         )
         self._views, self._group = settings.views, full_scenes.GROUP
         mates = self._group - 1
@@ -167,7 +167,7 @@ class FullRecords(Source):
         scene, number = self._scenes[self._numbers[index]], self._numbers[index]
 
         def frames() -> tuple[np.ndarray, ...]:
-            more = self._picture(scene, "more_views") if self._views > 1 else ()
+            more = self._image(scene, "more_views") if self._views > 1 else ()
             size = len(record["image"])
             return (record["image"], *(more[i : i + size] for i in range(0, len(more), size)))
 
@@ -176,18 +176,18 @@ class FullRecords(Source):
             return tuple(Camera(*pair) for pair in pairs)
 
         makers = {
-            "image": lambda: self._picture(scene, "image"),
+            "image": lambda: self._image(scene, "image"),
             "caption": lambda: scene[self._caption].decode(),
             "long_caption": lambda: scene["long_caption"].decode(),
             "depth": lambda: scene["depth"],
-            "normals": lambda: (self._picture(scene, "normals").astype(np.float32) - 128) / 127,
-            "instances": lambda: self._picture(scene, "instances")[..., 0],
+            "normals": lambda: (self._image(scene, "normals").astype(np.float32) - 128) / 127,
+            "instances": lambda: self._image(scene, "instances")[..., 0],
             "names": lambda: words(scene["things"]["name"]),
-            "colors": lambda: words(scene["things"]["colour"]),
+            "colors": lambda: words(scene["things"]["color"]),
             "places": lambda: words(scene["things"]["place"]),
             "boxes": lambda: np.asarray(scene["things"]["box"], np.float32).reshape(-1, 4),
             "keypoints": lambda: scene["keypoints"],
-            "edited": lambda: self._picture(scene, "edited"),
+            "edited": lambda: self._image(scene, "edited"),
             "instruction": lambda: scene["instruction"].decode(),
             "frames": frames,
             "cameras": cameras,
@@ -202,14 +202,14 @@ class FullRecords(Source):
         return record
 
     def caption(self, index: int) -> str:
-        """The caption of a scene, no picture of which is decoded."""
+        """The caption of a scene, no image of which is decoded."""
         return self[index]["caption"]
 
-    def _picture(self, scene: Mapping[str, Any], name: str) -> np.ndarray:
+    def _image(self, scene: Mapping[str, Any], name: str) -> np.ndarray:
         return self._features[name].decode_example_np(scene[name])
 
     def _image_of(self, scene: Mapping[str, Any]) -> np.ndarray:
-        return self._picture(scene, "image")
+        return self._image(scene, "image")
 
     def _caption_of(self, scene: Mapping[str, Any]) -> str:
         return scene[self._caption].decode()

@@ -1,13 +1,13 @@
 """Caches: the examples of a source, made and encoded once, in files that are read at random access.
 
-    DIR/SOURCE/plan.json        what is in it: encoders, sizes of pictures, ways of conditions, seed
+    DIR/SOURCE/plan.json        what is in it: encoders, sizes of images, ways of conditions, seed
                assets.npz       what a run needs of the data before it begins: codec and vocabulary
                PART-NNNNN.array_record
                manifest.json    the plan, files with counts and checksums; written last
                validation/      the same of held-out records, where the source has any
 
 A *part* holds the examples of one task with so many views of so many tokens.  An example is one
-msgpack map: its pictures as means and log-variances of normalised latents, bfloat16; its cameras;
+msgpack map: its images as means and log-variances of normalised latents, bfloat16; its cameras;
 its prompt as text, and as token ids or as states, bfloat16, of the tokens that count.
 """
 
@@ -22,7 +22,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed, Record
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed, Record
 from onediff_jax.data.records import Source, SourceSettings, few_files_at
 from onediff_jax.data.sources.arrayrecord import RecordFiles, sizes_in
 from onediff_jax.data.sources.shards import HALF, packed_array, refuse_changed, unpacked_array
@@ -71,8 +71,8 @@ def packed_example(placed: Placed, record: int) -> bytes:
             if isinstance(view, Camera)
             else {
                 "mean": packed_array(view.mean.astype(HALF)),
-                "log_variance": view.deviation is not None
-                and packed_array(log_variance_of(view.deviation).astype(HALF)),
+                "log_variance": view.std is not None
+                and packed_array(log_variance_of(view.std).astype(HALF)),
             }
             for view in example.views
         ],
@@ -86,9 +86,9 @@ def unpacked_example(data: bytes, source: int) -> Placed:
     views = tuple(
         Camera(*map(unpacked_array, view["camera"]))
         if "camera" in view
-        else EncodedPicture(
+        else EncodedImage(
             unpacked_array(view["mean"]).astype(np.float32),
-            deviation_of(unpacked_array(view["log_variance"])) if view["log_variance"] else None,
+            std_of(unpacked_array(view["log_variance"])) if view["log_variance"] else None,
         )
         for view in values["views"]
     )
@@ -96,12 +96,12 @@ def unpacked_example(data: bytes, source: int) -> Placed:
     return Placed(Example(values["task"], views, prompt), source, values["faults"])
 
 
-def log_variance_of(deviation: np.ndarray) -> np.ndarray:
+def log_variance_of(std: np.ndarray) -> np.ndarray:
     """The logarithm of a variance, no less than diffusers' least."""
-    return 2 * np.log(np.maximum(deviation, np.exp(-15, dtype=np.float32)))
+    return 2 * np.log(np.maximum(std, np.exp(-15, dtype=np.float32)))
 
 
-def deviation_of(log_variance: np.ndarray) -> np.ndarray:
+def std_of(log_variance: np.ndarray) -> np.ndarray:
     """The inverse of `log_variance_of`, float32."""
     return np.exp(0.5 * log_variance.astype(np.float32))
 
@@ -162,7 +162,7 @@ class CachedSource(Source):
 
     @property
     def holds_deviations(self) -> bool:
-        """Whether pictures are distributions, and not just means."""
+        """Whether images are distributions, and not just means."""
         return bool(self.manifest["plan"]["codec"]["deviations"])
 
     def assets(self) -> dict[str, np.ndarray]:

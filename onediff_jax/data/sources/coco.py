@@ -22,12 +22,12 @@ from onediff_jax.data.example import Caption, Record
 from onediff_jax.data.records import (
     Source,
     SourceSettings,
-    StoredPicture,
+    StoredImage,
     StoredRecord,
     folder_at,
     numbers_of_split,
 )
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.paths import Location
 
 MOST = 65_535  # instances of an image, whose map has 16 bits
@@ -96,7 +96,7 @@ class CocoImages(Source):
     def __getitem__(self, index: int) -> Record:
         image, where = self._image(index), self.where(index)
         file = self.folder / image["file_name"]
-        stored: dict[str, Any] = {"image": StoredPicture(f"{where}: {file}", file.read_bytes)}
+        stored: dict[str, Any] = {"image": StoredImage(f"{where}: {file}", file.read_bytes)}
         if "instances" in image:
             annotations, size = image["instances"], (image["height"], image["width"])
             stored["names"] = tuple(a["name"] for a in annotations)
@@ -113,7 +113,7 @@ class CocoImages(Source):
         record, image = super().taken(index, fields), self._image(index)
         if "image" in record and record["image"].shape[:2] != (image["height"], image["width"]):
             found = "{} x {}".format(*record["image"].shape[:2])
-            raise Fault(
+            raise BadRecord(
                 f"{self.where(index)}: the image is {found} (height x width); its annotations are "
                 f"for {image['height']} x {image['width']}."
             )
@@ -204,7 +204,7 @@ def boxes_of(annotations: list[dict[str, Any]], where: str) -> Float[np.ndarray,
     try:
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
     except (TypeError, ValueError):
-        raise Fault(f"{where}: bbox must be 4 numbers, left, top, width and height.") from None
+        raise BadRecord(f"{where}: bbox must be 4 numbers, left, top, width and height.") from None
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
@@ -214,11 +214,11 @@ def map_of(annotations: list[dict[str, Any]], size: tuple[int, int], where: str)
     Smaller ones lie over larger ones.  Raises Fault.
     """
     if len(annotations) > MOST:
-        raise Fault(f"{where}: {len(annotations)} instances; a map holds {MOST}.")
+        raise BadRecord(f"{where}: {len(annotations)} instances; a map holds {MOST}.")
     try:
         masks = [mask_of(a["segmentation"], *size) for a in annotations]
     except InputError as error:
-        raise Fault(f"{where}: {error}") from None
+        raise BadRecord(f"{where}: {error}") from None
     instances = instances_of(np.stack(masks))
     return instances.astype(np.uint8) if len(annotations) < 256 else instances
 
@@ -232,6 +232,6 @@ def keypoints_of(annotations: list[dict[str, Any]], where: str) -> Float[np.ndar
     try:
         keypoints = np.array([a["keypoints"] for a in annotations], np.float32).reshape(-1, 17, 3)
     except (TypeError, ValueError):
-        raise Fault(f"{where}: keypoints must be 17 times x, y and visibility.") from None
+        raise BadRecord(f"{where}: keypoints must be 17 times x, y and visibility.") from None
     present = keypoints[..., 2:] > 0
     return (keypoints + np.array([0.5, 0.5, 0], np.float32)) * present

@@ -1,7 +1,7 @@
-"""Image folders: pictures, captions, and conditions that were made elsewhere.
+"""Image folders: images, captions, and conditions that were made elsewhere.
 
-Hugging Face's imagefolder convention.  A line of `metadata.jsonl` names a picture, says what it
-shows, in one text or in a list of several, and may name pictures that are its conditions or its
+Hugging Face's imagefolder convention.  A line of `metadata.jsonl` names an image, says what it
+shows, in one text or in a list of several, and may name images that are its conditions or its
 edited version:
 
     {"file_name": "1.png", "text": "a red kite", "depth": "depth/1.png"}
@@ -12,10 +12,10 @@ import dataclasses
 from onediff_jax.data.example import Caption, Record
 from onediff_jax.data.records import (
     READY,
-    NamedPictures,
+    NamedImages,
     Source,
     SourceSettings,
-    StoredPicture,
+    StoredImage,
     StoredRecord,
     folder_at,
     numbers_of_split,
@@ -24,7 +24,7 @@ from onediff_jax.data.sources.listing import ListedFiles, is_caption, listing_in
 from onediff_jax.errors import InputError
 from onediff_jax.paths import Location
 
-# Columns with the name of a picture that is a task's second view.
+# Columns with the name of an image that is a task's second view.
 VIEWS = ("blurred", "masked", "small", "canny", "depth", "hed", "pose", "semantic", "boxes")
 TEXTS = {"text": "caption", "instruction": "instruction", "item": "item"}  # column -> field
 FILES = (*VIEWS, "edited")
@@ -37,7 +37,7 @@ class Folder(SourceSettings):
 
     path: Location = ""  # of the folder
     columns: tuple[str, ...] = ()  # of the listing that are used; empty: all that are known
-    validation: int = 64  # pictures held out, spread evenly over the listing
+    validation: int = 64  # images held out, spread evenly over the listing
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,7 +49,7 @@ class Folder(SourceSettings):
                 )
 
     def records(self, split: str) -> Source:
-        """The pictures of a split."""
+        """The images of a split."""
         return FolderRecords(self, split)
 
 
@@ -62,7 +62,7 @@ class FolderRecords(Source):
         if listing is None:
             raise InputError(
                 f"{self.folder / 'metadata.jsonl'} is missing; write a line "
-                '{"file_name": "a.png", "text": "a caption"} for every picture.'
+                '{"file_name": "a.png", "text": "a caption"} for every image.'
             )
         self._listing = listing
         self._columns = self._indexed(frozenset(settings.columns) or COLUMNS)
@@ -111,21 +111,21 @@ class FolderRecords(Source):
     def __getitem__(self, index: int) -> Record:
         entry, where = self._listing[self._numbers.item(index)], self.where(index)
 
-        def picture(column: str) -> StoredPicture:
+        def image(column: str) -> StoredImage:
             file = self.folder / entry[column]
-            return StoredPicture(f"{where}: {column} {entry[column]}", file.read_bytes)
+            return StoredImage(f"{where}: {column} {entry[column]}", file.read_bytes)
 
-        views = {name: picture(name) for name in self._columns if name in VIEWS}
+        views = {name: image(name) for name in self._columns if name in VIEWS}
         texts = {field: entry[name] for name, field in TEXTS.items() if name in self._columns}
-        edited = {"edited": picture("edited")} if "edited" in self._columns else {}
-        ready = {"pictures": NamedPictures(views)} if views else {}
-        return StoredRecord({"image": picture("file_name")} | texts | edited | ready)
+        edited = {"edited": image("edited")} if "edited" in self._columns else {}
+        ready = {"pictures": NamedImages(views)} if views else {}
+        return StoredRecord({"image": image("file_name")} | texts | edited | ready)
 
     def caption(self, index: int) -> Caption:
-        """The caption of a picture, or its several; it is not opened."""
+        """The caption of an image, or its several; it is not opened."""
         entry = self._listing[self._numbers.item(index)]
         return entry["text"] if "text" in self._columns else ""
 
     def where(self, index: int) -> str:
-        """The listing and the line that names a picture."""
+        """The listing and the line that names an image."""
         return self._listing.where(self._numbers.item(index))

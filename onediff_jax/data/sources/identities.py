@@ -1,9 +1,9 @@
-"""Identity folders: one folder for every person or thing, with pictures of it inside.
+"""Identity folders: one folder for every person or thing, with images of it inside.
 
     DIR/SUBJECT/a.jpg, DIR/SUBJECT/b.jpg ...
     DIR/metadata.jsonl    {"file_name": "SUBJECT/a.jpg", "text": "...", "item": "..."}, optional
 
-A record is a picture; its references are the other pictures of the same subject.
+A record is an image; its references are the other images of the same subject.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from onediff_jax.data.example import Caption, Record
 from onediff_jax.data.records import (
     Source,
     SourceSettings,
-    StoredPicture,
-    StoredPictures,
+    StoredImage,
+    StoredImages,
     StoredRecord,
     folder_at,
     numbers_of_split,
@@ -38,7 +38,7 @@ class Identities(SourceSettings):
 
     path: Location = ""  # of the folder of folders
     subjects: str = "person"  # or thing: which task's fields the records have
-    least: int = 2  # pictures of a subject; subjects with fewer are left out
+    least: int = 2  # images of a subject; subjects with fewer are left out
     validation: int = 1  # subjects held out, spread evenly by name
 
     def __post_init__(self):
@@ -50,25 +50,25 @@ class Identities(SourceSettings):
             )
         if self.least < 2:
             raise InputError(
-                f"least of a data source of kind 'identities' is {self.least}; a picture and its "
+                f"least of a data source of kind 'identities' is {self.least}; an image and its "
                 "reference are 2."
             )
 
     def records(self, split: str) -> Source:
-        """The pictures of a split's subjects."""
-        return IdentityPictures(self, split)
+        """The images of a split's subjects."""
+        return IdentityImages(self, split)
 
 
-class IdentityPictures(Source):
+class IdentityImages(Source):
     """Pictures with the others of the same subject."""
 
     def __init__(self, settings: Identities, split: str):
         self.folder = folder_at(settings.path, "identities")
         listing = listing_in(self.folder)
         if listing is None:
-            subjects, columns = pictures_in(self.folder), frozenset()
+            subjects, columns = images_in(self.folder), frozenset()
         else:
-            subjects, columns = listed_pictures(listing)
+            subjects, columns = listed_images(listing)
         enough = [name for name in sorted(subjects) if len(subjects[name]) >= settings.least]
         if not enough:
             raise InputError(
@@ -79,12 +79,12 @@ class IdentityPictures(Source):
             split,
             len(enough),
             settings.validation,
-            f"subjects with enough pictures in {self.folder}",
+            f"subjects with enough images in {self.folder}",
         )
         self._names = [enough[i] for i in numbers]
         # Names of files, or numbers of entries in the listing.
-        self._pictures = [subjects[name] for name in self._names]
-        self._ends = np.cumsum([len(pictures) for pictures in self._pictures])
+        self._images = [subjects[name] for name in self._names]
+        self._ends = np.cumsum([len(images) for images in self._images])
         self._listing, self._columns = listing, columns
         self._thing = settings.subjects == "thing"
         others = "item" if self._thing else "reference"
@@ -106,20 +106,20 @@ class IdentityPictures(Source):
         subject = int(np.searchsorted(self._ends, index, side="right"))
         return subject, index - (int(self._ends[subject - 1]) if subject else 0)
 
-    def _entry(self, subject: int, picture: int) -> dict[str, Any]:
-        """What is known of a picture: its file, and what the listing says."""
-        kept = self._pictures[subject][picture]
+    def _entry(self, subject: int, image: int) -> dict[str, Any]:
+        """What is known of an image: its file, and what the listing says."""
+        kept = self._images[subject][image]
         if self._listing is not None:
             return self._listing[kept]
         return {"file_name": f"{self._names[subject]}/{kept}"}
 
     def __getitem__(self, index: int) -> Record:
         subject, chosen = self._place(index)
-        entries = [self._entry(subject, i) for i in range(len(self._pictures[subject]))]
+        entries = [self._entry(subject, i) for i in range(len(self._images[subject]))]
         own = entries.pop(chosen)
         stored = {
             "image": self._stored(own),
-            self._several: StoredPictures([self._stored(entry) for entry in entries]),
+            self._several: StoredImages([self._stored(entry) for entry in entries]),
         }
         if self._thing:
             name = pathlib.PurePath(self._names[subject]).name.replace("_", " ")
@@ -129,24 +129,24 @@ class IdentityPictures(Source):
             stored[self._texts] = [entry["text"] for entry in entries]
         return StoredRecord(stored)
 
-    def _stored(self, entry: dict[str, Any]) -> StoredPicture:
+    def _stored(self, entry: dict[str, Any]) -> StoredImage:
         file = self.folder / entry["file_name"]
-        return StoredPicture(str(file), file.read_bytes)
+        return StoredImage(str(file), file.read_bytes)
 
     def caption(self, index: int) -> Caption:
-        """The caption of a picture, or its several; it is not opened."""
+        """The caption of an image, or its several; it is not opened."""
         return self._entry(*self._place(index))["text"] if "text" in self._columns else ""
 
     def where(self, index: int) -> str:
         """The picture's file, or the line that names it."""
-        subject, picture = self._place(index)
+        subject, image = self._place(index)
         if self._listing is not None:
-            return self._listing.where(self._pictures[subject][picture])
-        return str(self.folder / self._entry(subject, picture)["file_name"])
+            return self._listing.where(self._images[subject][image])
+        return str(self.folder / self._entry(subject, image)["file_name"])
 
 
-def pictures_in(folder: pathlib.Path) -> dict[str, Sequence[str]]:
-    """Names of the picture files in every folder of a folder."""
+def images_in(folder: pathlib.Path) -> dict[str, Sequence[str]]:
+    """Names of the image files in every folder of a folder."""
     subjects = {}
     with os.scandir(folder) as inner:
         for subject in inner:
@@ -157,10 +157,10 @@ def pictures_in(folder: pathlib.Path) -> dict[str, Sequence[str]]:
     return subjects
 
 
-def listed_pictures(listing: Listing) -> tuple[dict[str, Sequence[int]], frozenset[str]]:
+def listed_images(listing: Listing) -> tuple[dict[str, Sequence[int]], frozenset[str]]:
     """Numbers of the entries of every subject, and which columns the listing has.
 
-    Raises InputError where only some lines have a column, or a picture lies in no folder.
+    Raises InputError where only some lines have a column, or an image lies in no folder.
     """
     subjects: dict[str, list[int]] = {}
     files, columns = ListedFiles(listing), None

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from onediff_jax.data.validate import refuse_wrong_camera
-from onediff_jax.errors import Fault
+from onediff_jax.errors import BadRecord
 from onediff_jax.ops.cameras import (
     Camera,
     focal_from_angle,
@@ -34,7 +34,7 @@ def entries_in(data: bytes, where: str) -> list[dict[str, Any]]:
         if not entries:
             raise ValueError("no frames")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Fault(
+        raise BadRecord(
             f"{where}: expected frames, each with file_path and transform_matrix; found "
             f"{type(error).__name__} {error}."
         ) from None
@@ -42,7 +42,7 @@ def entries_in(data: bytes, where: str) -> list[dict[str, Any]]:
 
 
 def camera_of(
-    entry: Mapping[str, Any], where: str, picture: tuple[int, int] | None = None
+    entry: Mapping[str, Any], where: str, image: tuple[int, int] | None = None
 ) -> tuple[Camera, tuple[float, float]]:
     """The camera of a frame, and the size (height, width) in pixels that its intrinsics are for.
 
@@ -51,7 +51,7 @@ def camera_of(
     numbers that are none, cameras that are not a pinhole's, and poses that are not rigid and
     right-handed.
     """
-    K, size = intrinsics_of(entry, where, picture)
+    K, size = intrinsics_of(entry, where, image)
     try:
         pose = np.array(entry["transform_matrix"], np.float64)
     except (KeyError, TypeError, ValueError):
@@ -59,7 +59,7 @@ def camera_of(
     if pose.shape == (3, 4):
         pose = np.vstack([pose, [0, 0, 0, 1]])
     if pose.shape != (4, 4):
-        raise Fault(
+        raise BadRecord(
             f"{where}: transform_matrix is {entry.get('transform_matrix')!r}; it must be 4 rows of "
             "4 numbers, or 3."
         )
@@ -70,21 +70,21 @@ def camera_of(
 
 
 def intrinsics_of(
-    entry: Mapping[str, Any], where: str, picture: tuple[int, int] | None = None
+    entry: Mapping[str, Any], where: str, image: tuple[int, int] | None = None
 ) -> tuple[Float[np.ndarray, "3 3"], tuple[float, float]]:
     """K of a frame, and the size (height, width) in pixels that it is for.
 
     Focal lengths are `fl_x` and `fl_y` or follow from `camera_angle_x` and `camera_angle_y` in
     radians; one serves for both.  A missing `cx` or `cy` is the middle.  The size is `h` and `w`;
-    where nothing is in pixels, as in Blender's files, it may be that of the `picture`.  Raises
+    where nothing is in pixels, as in Blender's files, it may be that of the `image`.  Raises
     Fault that names field, value and what was expected.
     """
     model = entry.get("camera_model", PINHOLES[0])
     if model not in PINHOLES:
-        raise Fault(f"{where}: camera_model is {model!r}; it can be {', '.join(PINHOLES)}.")
+        raise BadRecord(f"{where}: camera_model is {model!r}; it can be {', '.join(PINHOLES)}.")
     known = (None, None)
-    if picture and all(entry.get(name) is None for name in IN_PIXELS):
-        known = picture
+    if image and all(entry.get(name) is None for name in IN_PIXELS):
+        known = image
     height = number(entry, "h", where, known[0])
     width = number(entry, "w", where, known[1])
     focal: dict[str, float] = {}
@@ -114,5 +114,5 @@ def number(
     """A number of an entry between two; raises Fault for another, or for none without default."""
     value = default if entry.get(name) is None else entry[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
-        raise Fault(f"{where}: {name} is {value!r}; it must be {expected}.")
+        raise BadRecord(f"{where}: {name} is {value!r}; it must be {expected}.")
     return float(value)

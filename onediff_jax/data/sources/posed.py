@@ -1,12 +1,12 @@
 """Scenes with known cameras: folders with a `transforms.json`, as nerfstudio and DL3DV keep them.
 
     DIR/SCENE/transforms.json    intrinsics, and for every frame its file and its camera-to-world
-    DIR/SCENE/images/...         and the same pictures smaller in images_2, images_4, images_8
+    DIR/SCENE/images/...         and the same images smaller in images_2, images_4, images_8
     DIR/SCENE/depth/...          PNG of 16 bits, as frames' depth_file_path says; optional
     DIR/metadata.jsonl           {"file_name": "SCENE", "text": "a caption"}, optional
 
 Scenes may lie at any depth below DIR, and DIR may be a scene itself.  Lens distortion is not
-undone: pictures are taken for those of a pinhole camera, as the released model took them.
+undone: images are taken for those of a pinhole camera, as the released model took them.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from onediff_jax.data.example import Caption, Picture, Record
+from onediff_jax.data.example import RGB, Caption, Record
 from onediff_jax.data.records import (
     Source,
     SourceSettings,
-    StoredPicture,
-    StoredPictures,
+    StoredImage,
+    StoredImages,
     StoredRecord,
     folder_at,
     numbers_of_split,
 )
 from onediff_jax.data.sources.listing import is_caption, listing_in
 from onediff_jax.data.sources.nerfstudio import camera_of, entries_in, number
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.ops.cameras import Camera, resized_intrinsics
 from onediff_jax.paths import Location
 
@@ -43,11 +43,11 @@ MILLIMETRES = 1e-3  # a unit of depth where the file says nothing, as in nerfstu
 
 @dataclasses.dataclass(frozen=True)
 class Posed(SourceSettings):
-    """Scenes of pictures with known cameras, in folders with a transforms.json."""
+    """Scenes of images with known cameras, in folders with a transforms.json."""
 
     path: Location = ""  # of the folder of scenes, or of one scene
-    pictures: str = ""  # folder of a scene's pictures, such as images_4; empty: as its frames say
-    depth: bool = False  # of a scene's first picture, from the file that its frame names
+    pictures: str = ""  # folder of a scene's images, such as images_4; empty: as its frames say
+    depth: bool = False  # of a scene's first image, from the file that its frame names
     least: int = 2  # frames; scenes with fewer are left out
     validation: int = 1  # scenes held out, spread evenly by name
 
@@ -61,7 +61,7 @@ class PosedScenes(Source):
 
     def __init__(self, settings: Posed, split: str):
         self.folder = folder_at(settings.path, "posed")
-        self._pictures, self._depth = settings.pictures, settings.depth
+        self._images, self._depth = settings.pictures, settings.depth
         scenes = sorted(scenes_in(self.folder))
         if not scenes:
             raise InputError(
@@ -92,9 +92,9 @@ class PosedScenes(Source):
 
     def __getitem__(self, index: int) -> Record:
         scene, where = self._scenes[index], self.where(index)
-        views = views_of(self.folder / scene, self._pictures, where)
+        views = views_of(self.folder / scene, self._images, where)
         if len(views) < self.least["frames"]:
-            raise Fault(
+            raise BadRecord(
                 f"{where}: there are {len(views)} frames; the source promises "
                 f"{self.least['frames']}."
             )
@@ -116,17 +116,17 @@ class PosedScenes(Source):
         return str(self.folder / self._scenes[index] / TRANSFORMS)
 
 
-class Frames(StoredPictures):
+class Frames(StoredImages):
     """Pictures of a scene, and the sizes of those that were read."""
 
-    def __init__(self, stored: Sequence[StoredPicture]):
+    def __init__(self, stored: Sequence[StoredImage]):
         super().__init__(stored)
         self._sizes: dict[int, tuple[int, int]] = {}
 
-    def __getitem__(self, index: int) -> Picture:
-        picture = super().__getitem__(index)
-        self._sizes[range(len(self))[index]] = picture.shape[:2]
-        return picture
+    def __getitem__(self, index: int) -> RGB:
+        image = super().__getitem__(index)
+        self._sizes[range(len(self))[index]] = image.shape[:2]
+        return image
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a frame, which is read where it has not been yet."""
@@ -136,7 +136,7 @@ class Frames(StoredPictures):
 
 
 class Cameras(Sequence):
-    """Cameras of a scene's frames, with intrinsics for the pictures as they are."""
+    """Cameras of a scene's frames, with intrinsics for the images as they are."""
 
     def __init__(self, frames: Frames, entries: Sequence[Mapping[str, Any]], where: str):
         self._frames, self._entries, self._where = frames, entries, where
@@ -150,8 +150,8 @@ class Cameras(Sequence):
         size = self._frames.size(index)
         camera, (height, width) = camera_of(self._entries[index], where, size)
         if abs(size[0] * width - size[1] * height) > width + height:  # more than a rounded pixel
-            raise Fault(
-                f"{where}: the picture is {size[0]} x {size[1]}; by its cameras it is a resized "
+            raise BadRecord(
+                f"{where}: the image is {size[0]} x {size[1]}; by its cameras it is a resized "
                 f"{height:g} x {width:g} (height x width)."
             )
         return camera._replace(
@@ -166,7 +166,7 @@ def depth_of(entry: Mapping[str, Any], scene: pathlib.Path, where: str) -> Float
     """
     unit = number(entry, "depth_unit_scale_factor", where, MILLIMETRES)
     if not isinstance(entry.get("depth_file_path"), str):
-        raise Fault(
+        raise BadRecord(
             f"{where}: depth_file_path is {entry.get('depth_file_path')!r}; it must name a file, "
             "or the source's depth be false."
         )
@@ -175,9 +175,9 @@ def depth_of(entry: Mapping[str, Any], scene: pathlib.Path, where: str) -> Float
         with Image.open(io.BytesIO(data)) as image:
             levels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Fault(f"{where}: {entry['depth_file_path']} cannot be read: {error}") from error
+        raise BadRecord(f"{where}: {entry['depth_file_path']} cannot be read: {error}") from error
     if levels.ndim != 2 or levels.dtype not in (np.uint16, np.int32):
-        raise Fault(
+        raise BadRecord(
             f"{where}: {entry['depth_file_path']} holds {levels.dtype} of shape {levels.shape}; "
             "depth is a grey PNG of 16 bits."
         )
@@ -185,8 +185,8 @@ def depth_of(entry: Mapping[str, Any], scene: pathlib.Path, where: str) -> Float
 
 
 def views_of(
-    scene: pathlib.Path, pictures: str, where: str
-) -> list[tuple[StoredPicture, dict[str, Any]]]:
+    scene: pathlib.Path, images: str, where: str
+) -> list[tuple[StoredImage, dict[str, Any]]]:
     """Pictures of a scene with their cameras' entries, ordered by file name; raises Fault.
 
     The order in the file is often that of reconstruction; names follow the camera's path.
@@ -196,13 +196,13 @@ def views_of(
     for i, entry in enumerate(entries):
         path = entry.get("file_path")
         if not isinstance(path, str) or not pathlib.PurePosixPath(path).name:
-            raise Fault(f"{where}: frames[{i}].file_path is {path!r}; it must name a picture.")
+            raise BadRecord(f"{where}: frames[{i}].file_path is {path!r}; it must name an image.")
         names.append(pathlib.PurePosixPath(path))
     views = []
     for name, entry in sorted(zip(names, entries, strict=True), key=lambda view: view[0]):
         name = name if name.suffix else name.with_suffix(".png")  # Blender's scenes
-        file = scene / pictures / name.name if pictures else scene / name
-        views.append((StoredPicture(f"{where}: {file}", file.read_bytes), entry))
+        file = scene / images / name.name if images else scene / name
+        views.append((StoredImage(f"{where}: {file}", file.read_bytes), entry))
     return views
 
 
@@ -210,7 +210,7 @@ def scenes_in(folder: pathlib.Path) -> Iterator[str]:
     """Paths, inside of a folder, of the scenes in it; the folder itself is '.'."""
     for inner, folders, files in os.walk(folder, followlinks=True):
         if TRANSFORMS in files:
-            folders.clear()  # pictures
+            folders.clear()  # images
             yield str(pathlib.PurePath(inner).relative_to(folder))
 
 

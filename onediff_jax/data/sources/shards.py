@@ -2,7 +2,7 @@
 
 A folder of ArrayRecord files and `fields.json`, which says what is in them and is written last, so
 that a folder without it is known to be incomplete.  It may lie in object storage (gs://...), which
-ArrayRecord reads by itself.  A record is one msgpack map: pictures are the bytes of their PNG, JPEG
+ArrayRecord reads by itself.  A record is one msgpack map: images are the bytes of their PNG, JPEG
 or WebP files, arrays their type, shape and bytes.
 """
 
@@ -22,11 +22,11 @@ from etils import epath
 from onediff_jax.data.example import Record
 from onediff_jax.data.images import png
 from onediff_jax.data.records import (
-    NamedPictures,
+    NamedImages,
     Source,
     SourceSettings,
-    StoredPicture,
-    StoredPictures,
+    StoredImage,
+    StoredImages,
     StoredRecord,
     few_files_at,
 )
@@ -53,19 +53,19 @@ SEVERAL_TEXTS = ("names", "colors", "places", "reference_captions", "item_captio
 
 
 def packed(record: Record) -> bytes:
-    """A record as bytes; pictures that are kept in files stay as they are, others become PNG."""
+    """A record as bytes; images that are kept in files stay as they are, others become PNG."""
     kept = record.stored if isinstance(record, StoredRecord) else {}
     values: dict[str, Any] = {}
     for name in record:
         if name in PICTURE:
             stored = kept.get(name)
-            values[name] = encoded(stored if isinstance(stored, StoredPicture) else record[name])
+            values[name] = encoded(stored if isinstance(stored, StoredImage) else record[name])
         elif name == "pictures":
             views = getattr(record[name], "stored", record[name])
-            values[name] = {view: encoded(picture) for view, picture in views.items()}
+            values[name] = {view: encoded(image) for view, image in views.items()}
         elif name in PICTURES:
-            pictures = getattr(record[name], "stored", record[name])
-            values[name] = [encoded(picture) for picture in pictures]
+            images = getattr(record[name], "stored", record[name])
+            values[name] = [encoded(image) for image in images]
         elif name in ARRAYS:
             values[name] = packed_array(record[name])
         elif name == "cameras":
@@ -80,21 +80,21 @@ def packed(record: Record) -> bytes:
 
 
 def unpacked(data: bytes, where: str) -> StoredRecord:
-    """The inverse of `packed`: a record whose pictures are decoded when they are asked for."""
+    """The inverse of `packed`: a record whose images are decoded when they are asked for."""
     values = msgpack.unpackb(data)
 
-    def picture(name: str, content: bytes) -> StoredPicture:
-        return StoredPicture(f"{where}: {name}", lambda: content)
+    def image(name: str, content: bytes) -> StoredImage:
+        return StoredImage(f"{where}: {name}", lambda: content)
 
     for name, value in values.items():
         if name in PICTURE:
-            values[name] = picture(name, value)
+            values[name] = image(name, value)
         elif name == "pictures":
-            views = {view: picture(f"pictures.{view}", data) for view, data in value.items()}
-            values[name] = NamedPictures(views)
+            views = {view: image(f"pictures.{view}", data) for view, data in value.items()}
+            values[name] = NamedImages(views)
         elif name in PICTURES:
-            pictures = [picture(f"{name}[{i}]", data) for i, data in enumerate(value)]
-            values[name] = StoredPictures(pictures)
+            images = [image(f"{name}[{i}]", data) for i, data in enumerate(value)]
+            values[name] = StoredImages(images)
         elif name in ARRAYS:
             values[name] = unpacked_array(value)
         elif name == "cameras":
@@ -104,9 +104,9 @@ def unpacked(data: bytes, where: str) -> StoredRecord:
     return StoredRecord(values)
 
 
-def encoded(picture: np.ndarray | StoredPicture) -> bytes:
+def encoded(image: np.ndarray | StoredImage) -> bytes:
     """The bytes of a picture's file."""
-    return picture.encoded() if isinstance(picture, StoredPicture) else png(picture)
+    return image.encoded() if isinstance(image, StoredImage) else png(image)
 
 
 def packed_array(array: np.ndarray) -> list[Any]:

@@ -17,16 +17,16 @@ from PIL import Image
 from onediff_jax.data.example import Record
 from onediff_jax.data.records import (
     READY,
-    NamedPictures,
+    NamedImages,
     Source,
     SourceSettings,
-    StoredPicture,
+    StoredImage,
     StoredRecord,
     few_files_at,
     numbers_of_split,
 )
 from onediff_jax.data.sources.arrayrecord import RecordFiles
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.paths import Location
 
 PICTURE = ("image", "edited")
@@ -135,20 +135,20 @@ class TfdsRecords(Source):
         where = self.where(index)
         try:
             example = self._records[self._numbers.item(index)]
-        except (AttributeError, ValueError) as error:  # a picture that OpenCV cannot decode
-            raise Fault(f"{where} cannot be decoded: {one_line(error)}") from None
+        except (AttributeError, ValueError) as error:  # an image that OpenCV cannot decode
+            raise BadRecord(f"{where} cannot be decoded: {one_line(error)}") from None
         except RuntimeError as error:
             raise InputError(
                 f"{where} is damaged ({one_line(error)}); prepare the data set again."
             ) from None
         stored: dict[str, Any] = {}
-        views: dict[str, StoredPicture] = {}
+        views: dict[str, StoredImage] = {}
         for field, found in self._found.items():
             value = found.of(example)
             if field.startswith(READY):
-                views[field.removeprefix(READY)] = stored_picture(value, f"{where}: {field}")
+                views[field.removeprefix(READY)] = stored_image(value, f"{where}: {field}")
             elif field in PICTURE:
-                stored[field] = stored_picture(value, f"{where}: {field}")
+                stored[field] = stored_image(value, f"{where}: {field}")
             elif field in PICTURES:
                 stored[field] = list(value)
             elif field in TEXT and not found.several:
@@ -162,7 +162,7 @@ class TfdsRecords(Source):
                 stored[field] = boxes_of(value, found.feature, image, f"{where}: image")
             else:
                 stored[field] = measured(value, field)
-        return StoredRecord(stored | ({"pictures": NamedPictures(views)} if views else {}))
+        return StoredRecord(stored | ({"pictures": NamedImages(views)} if views else {}))
 
     def where(self, index: int) -> str:
         """The data set, its split and the record's number in it."""
@@ -246,9 +246,9 @@ def fits(found: Found, field: str) -> bool:
     return flat and not several and (whole or field == "depth")
 
 
-def stored_picture(data: bytes, name: str) -> StoredPicture:
-    """A picture of the bytes that TFDS keeps."""
-    return StoredPicture(name, lambda: data)
+def stored_image(data: bytes, name: str) -> StoredImage:
+    """An image of the bytes that TFDS keeps."""
+    return StoredImage(name, lambda: data)
 
 
 def text_of(value: Any, feature: Any, where: str) -> str:
@@ -258,7 +258,7 @@ def text_of(value: Any, feature: Any, where: str) -> str:
             return value.decode() if isinstance(value, bytes) else value
         return feature.int2str(int(value))
     except ValueError as error:
-        raise Fault(f"{where} is {value!r}: {one_line(error)}") from None
+        raise BadRecord(f"{where} is {value!r}: {one_line(error)}") from None
 
 
 def measured(value: Any, field: str) -> np.ndarray:
@@ -281,9 +281,11 @@ def boxes_of(value: Any, feature: Any, image: bytes, where: str) -> Float[np.nda
         with Image.open(io.BytesIO(image)) as opened:
             size, turned = opened.size, opened.getexif().get(ORIENTATION, 1)
     except (OSError, ValueError, SyntaxError) as error:  # of its content: no file is read here
-        raise Fault(f"{where} cannot be read as a picture: {one_line(error)}") from None
+        raise BadRecord(f"{where} cannot be read as an image: {one_line(error)}") from None
     if turned != 1:
-        raise Fault(f"{where} is turned by EXIF (orientation {turned}); its boxes are ambiguous.")
+        raise BadRecord(
+            f"{where} is turned by EXIF (orientation {turned}); its boxes are ambiguous."
+        )
     boxes, kind = np.asarray(value, np.float32).reshape(-1, 4), feature.bbox_format.value
     if kind.endswith("YXYX"):
         boxes = boxes[:, [1, 0, 3, 2]]

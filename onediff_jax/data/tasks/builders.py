@@ -1,7 +1,7 @@
 """Forms of examples: what a family of tasks takes from a record, and the views that it makes of it.
 
 An example is made in two steps.  `choose` takes what an example of so many views needs out of a
-record, so that no other picture is read; then everything is brought to the slot's size; then `make`
+record, so that no other image is read; then everything is brought to the slot's size; then `make`
 turns it into views and words.  Both are seeded.
 """
 
@@ -12,14 +12,14 @@ import numpy as np
 
 from onediff_jax.data.conditions.make import Condition, ConditionConfig
 from onediff_jax.data.example import Record, View
-from onediff_jax.errors import Fault
+from onediff_jax.errors import BadRecord
 from onediff_jax.ops.cameras import Camera, relative_cameras, scaled_cameras
 
 Make = Callable[[Record, np.random.Generator, ConditionConfig], Condition]
 Choose = Callable[[Record, int, np.random.Generator, ConditionConfig], Record]
 
 
-class Made(NamedTuple):
+class GeneratedView(NamedTuple):
     """The views of an example in order, and what its prompt says after the task's token."""
 
     views: tuple[View, ...]
@@ -33,34 +33,34 @@ class Direction(NamedTuple):
     wanted: tuple[str, ...]
 
 
-class Form(NamedTuple):
+class ExampleBuilder(NamedTuple):
     """How examples of a task are made."""
 
     counts: tuple[int, ...]  # numbers of views that an example can have
     names: Callable[[int], tuple[str, ...]]  # of an example's views; the target comes first
     choose: Choose
-    make: Callable[[Record, np.random.Generator, ConditionConfig], Made]
+    make: Callable[[Record, np.random.Generator, ConditionConfig], GeneratedView]
     directions: Callable[[int], tuple[Direction, ...]]
-    several: str = ""  # the field that holds several pictures
+    several: str = ""  # the field that holds several images
     of_them: Callable[[int], int] = int  # how many of them an example of so many views takes
     bare: Callable[[int], tuple[str, ...]] = lambda views: ()  # words of a prompt without captions
 
 
-# --- one picture, and one condition ---------------------------------------------------------------
+# --- one image, and one condition ---------------------------------------------------------------
 
 
-def alone() -> Form:
-    """A picture and its caption."""
+def alone() -> ExampleBuilder:
+    """An image and its caption."""
 
-    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Made:
-        return Made((record["image"],), (record.get("caption", ""),))
+    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> GeneratedView:
+        return GeneratedView((record["image"],), (record.get("caption", ""),))
 
     directions = (Direction("image", ("image",)),)
-    return Form((1,), lambda _: ("image",), everything, make, lambda _: directions)
+    return ExampleBuilder((1,), lambda _: ("image",), everything, make, lambda _: directions)
 
 
-def conditioned(view: str, condition: Make) -> Form:
-    """A picture and a condition that is made from its record, or comes with it."""
+def conditioned(view: str, condition: Make) -> ExampleBuilder:
+    """An image and a condition that is made from its record, or comes with it."""
 
     def choose(
         record: Record, views: int, rng: np.random.Generator, config: ConditionConfig
@@ -70,15 +70,15 @@ def conditioned(view: str, condition: Make) -> Form:
         ready = {view: record["pictures"][view]}
         return {"image": record["image"], "caption": record.get("caption", ""), "pictures": ready}
 
-    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Made:
+    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> GeneratedView:
         if "pictures" in record:
             made = Condition(record["pictures"][view])
         else:
             made = condition(record, rng, config)
-        return Made((record["image"], made.picture), (made.words, record.get("caption", "")))
+        return GeneratedView((record["image"], made.image), (made.words, record.get("caption", "")))
 
     directions = (Direction("image", ("image",)), Direction(view, (view,)))
-    return Form((2,), lambda _: ("image", view), choose, make, lambda _: directions)
+    return ExampleBuilder((2,), lambda _: ("image", view), choose, make, lambda _: directions)
 
 
 def everything(
@@ -91,24 +91,26 @@ def everything(
 # --- editing --------------------------------------------------------------------------------------
 
 
-def edited() -> Form:
-    """A picture after an instruction, and before."""
+def edited() -> ExampleBuilder:
+    """An image after an instruction, and before."""
 
-    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Made:
-        return Made((record["edited"], record["image"]), (record["instruction"],))
+    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> GeneratedView:
+        return GeneratedView((record["edited"], record["image"]), (record["instruction"],))
 
     directions = (Direction("image", ("image",)), Direction("source", ("source",)))
-    return Form((2,), lambda _: ("image", "source"), everything, make, lambda _: directions)
+    return ExampleBuilder(
+        (2,), lambda _: ("image", "source"), everything, make, lambda _: directions
+    )
 
 
 # --- subjects -------------------------------------------------------------------------------------
 
 
-def subject(pictures: str, captions: str, most: int, item: str = "") -> Form:
-    """A picture of somebody or something, and up to `most` others of the same.
+def subject(images: str, captions: str, most: int, item: str = "") -> ExampleBuilder:
+    """An image of somebody or something, and up to `most` others of the same.
 
-    `pictures` and `captions` are the record's fields that hold the others, `item` the one that
-    holds its name, if it has one.  The prompt counts the pictures: [[img0]] caption of the target
+    `images` and `captions` are the record's fields that hold the others, `item` the one that
+    holds its name, if it has one.  The prompt counts the images: [[img0]] caption of the target
     [[img1]] caption of the first other.
     """
 
@@ -118,8 +120,8 @@ def subject(pictures: str, captions: str, most: int, item: str = "") -> Form:
     def choose(
         record: Record, views: int, rng: np.random.Generator, config: ConditionConfig
     ) -> Record:
-        others = record[pictures]
-        refuse_few(pictures, len(others), views - 1)
+        others = record[images]
+        refuse_few(images, len(others), views - 1)
         chosen = rng.permutation(len(others))[: views - 1]
         texts = record.get(captions) or [""] * len(others)
         return {
@@ -130,18 +132,18 @@ def subject(pictures: str, captions: str, most: int, item: str = "") -> Form:
             "reference_captions": tuple(texts[i] for i in chosen),
         }
 
-    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Made:
+    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> GeneratedView:
         texts = (record["caption"], *record["reference_captions"])
         words = subject_words(record["item"], texts)
-        return Made((record["image"], *record["references"]), words)
+        return GeneratedView((record["image"], *record["references"]), words)
 
-    return Form(
+    return ExampleBuilder(
         tuple(range(2, most + 2)),
         names,
         choose,
         make,
         lambda _: (Direction("image", ("image",)),),
-        pictures,
+        images,
         lambda views: views - 1,
         lambda views: subject_words("", [""] * views),
     )
@@ -154,9 +156,9 @@ def subject_words(item: str, texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def refuse_few(field: str, found: int, needed: int) -> None:
-    """Raises where a record has fewer pictures than an example takes."""
+    """Raises where a record has fewer images than an example takes."""
     if found < needed:
-        raise Fault(f"{field} holds {found} pictures; an example takes {needed}.")
+        raise BadRecord(f"{field} holds {found} images; an example takes {needed}.")
 
 
 # --- several views of one scene -------------------------------------------------------------------
@@ -167,8 +169,8 @@ def is_ray(name: str) -> bool:
     return name.startswith("ray_")
 
 
-def multiview(most: int) -> Form:
-    """2 to `most` pictures of a scene, each followed by its camera: image_0 ray_0 image_1 ray_1 ...
+def multiview(most: int) -> ExampleBuilder:
+    """2 to `most` images of a scene, each followed by its camera: image_0 ray_0 image_1 ray_1 ...
 
     The first camera is the world, and the point that all look at lies at a set distance from it.
     """
@@ -190,21 +192,23 @@ def multiview(most: int) -> Form:
             "cameras": tuple(record["cameras"][i] for i in chosen),
         }
 
-    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Made:
+    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> GeneratedView:
         rig = Camera(*(np.stack(parts) for parts in zip(*record["cameras"], strict=True)))
         rig = relative_cameras(scaled_cameras(rig))
         pairs = zip(record["frames"], map(Camera, *rig), strict=True)
-        return Made(tuple(view for pair in pairs for view in pair), (record["caption"],))
+        return GeneratedView(tuple(view for pair in pairs for view in pair), (record["caption"],))
 
     def directions(views: int) -> tuple[Direction, ...]:
         images, rays = names(views)[::2], names(views)[1::2]
         half = len(images) // 2
         return (
-            Direction("images", images[1:]),  # from one picture and all cameras
-            Direction("cameras", rays),  # from all pictures, no camera known
+            Direction("images", images[1:]),  # from one image and all cameras
+            Direction("cameras", rays),  # from all images, no camera known
             Direction("images_from_text", images),
             Direction("both", (*images[-half:], *rays[1:-half])),  # of some, either is known
         )
 
     counts = tuple(range(4, 2 * most + 1, 2))
-    return Form(counts, names, choose, make, directions, "frames", lambda views: views // 2)
+    return ExampleBuilder(
+        counts, names, choose, make, directions, "frames", lambda views: views // 2
+    )

@@ -1,6 +1,6 @@
 """Records brought to the size of a slot: the grid that fits, the crop, and what moves with it.
 
-A picture is cut at its centre to the grid's aspect and resized with antialiasing; measurements are
+An image is cut at its centre to the grid's aspect and resized with antialiasing; measurements are
 picked, places are moved, intrinsics follow.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from onediff_jax.data.example import Picture, Record
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.data.example import RGB, Record
+from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.ops.cameras import Camera, cropped_intrinsics, resized_intrinsics
 
 LONGEST = 4  # sides of a grid are at most 1 : LONGEST
@@ -43,7 +43,7 @@ class Fitting:
 
 @functools.cache
 def grids(tokens: int) -> tuple[tuple[int, int], ...]:
-    """The grids (rows, columns) of at most `tokens` tokens that a picture is brought to.
+    """The grids (rows, columns) of at most `tokens` tokens that an image is brought to.
 
     For every number of rows or of columns the longest that fits, if it fills the slot to FULL;
     where there is none, the fullest.
@@ -70,7 +70,7 @@ USUAL = Fitting()
 
 
 class Crop(NamedTuple):
-    """The middle of a picture, of some aspect: where it begins, and its size, in pixels."""
+    """The middle of an image, of some aspect: where it begins, and its size, in pixels."""
 
     left: float
     top: float
@@ -79,7 +79,7 @@ class Crop(NamedTuple):
 
 
 def crop_of(size: tuple[float | int, float | int], height: int, width: int) -> Crop:
-    """The largest central crop of a picture of `size` (height, width) with an aspect."""
+    """The largest central crop of an image of `size` (height, width) with an aspect."""
     scale = min(size[0] / height, size[1] / width)
     w, h = width * scale, height * scale
     return Crop((size[1] - w) / 2, (size[0] - h) / 2, w, h)
@@ -91,7 +91,7 @@ def resized(
     width: int,
     resample: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> np.ndarray:
-    """A picture or map cut at its centre to the aspect of height x width, then resized to it."""
+    """An image or map cut at its centre to the aspect of height x width, then resized to it."""
     size = field.shape[:2]
     if size == (height, width):
         return field
@@ -101,25 +101,25 @@ def resized(
 
 
 def fitted(record: Record, height: int, width: int, fitting: Fitting = USUAL) -> Record:
-    """The record with everything that has a place in a picture brought to height x width.
+    """The record with everything that has a place in an image brought to height x width.
 
-    Raises Fault where a picture would have to be cut or grown too much.
+    Raises Fault where an image would have to be cut or grown too much.
     """
     size = (height, width)
     result = dict(record)
     for name in ("image", "edited"):
         if name in record:
-            result[name] = resized_picture(record[name], name, size, fitting)
+            result[name] = resized_image(record[name], name, size, fitting)
     for name in ("references", "frames"):
         if name in record:
-            pictures = enumerate(record[name])
+            images = enumerate(record[name])
             result[name] = tuple(
-                resized_picture(picture, f"{name}[{i}]", size, fitting) for i, picture in pictures
+                resized_image(image, f"{name}[{i}]", size, fitting) for i, image in images
             )
     if "pictures" in record:
         result["pictures"] = {
-            name: resized(picture, *size, FILTERS[fitting.filter])
-            for name, picture in record["pictures"].items()
+            name: resized(image, *size, FILTERS[fitting.filter])
+            for name, image in record["pictures"].items()
         }
     for name in ("depth", "instances"):
         if name in record:
@@ -143,61 +143,61 @@ def fitted(record: Record, height: int, width: int, fitting: Fitting = USUAL) ->
     return result
 
 
-def resized_picture(
-    picture: Picture, name: str, size: tuple[int, int], fitting: Fitting
-) -> Picture:
-    """A picture brought to `size`; raises Fault where that would spoil it."""
-    height, width = picture.shape[:2]
+def resized_image(image: RGB, name: str, size: tuple[int, int], fitting: Fitting) -> RGB:
+    """An image brought to `size`; raises Fault where that would spoil it."""
+    height, width = image.shape[:2]
     crop = crop_of((height, width), *size)
     if size[0] > fitting.enlarge * crop.height:
-        raise Fault(
-            f"{name} is {height} x {width}; views of {size[0]} x {size[1]} need a picture at least "
+        raise BadRecord(
+            f"{name} is {height} x {width}; views of {size[0]} x {size[1]} need an image at least "
             f"{1 / fitting.enlarge:.2g} times as large, since data.enlarge is {fitting.enlarge:g}."
         )
     if crop.width * crop.height < KEPT * width * height:
-        raise Fault(
+        raise BadRecord(
             f"{name} is {height} x {width}; cut to the aspect of {size[0]} x {size[1]} it would "
             f"lose more than {1 - KEPT:.0%}."
         )
-    return resized(picture, *size, FILTERS[fitting.filter])
+    return resized(image, *size, FILTERS[fitting.filter])
 
 
 def refuse_other_size(record: Record, name: str) -> None:
     """Raises where a map is not as large as its image."""
     found, expected = record[name].shape, record["image"].shape[:2]
     if found != expected:
-        raise Fault(f"{name} has the shape {found}; its image is {expected[0]} x {expected[1]}.")
+        raise BadRecord(
+            f"{name} has the shape {found}; its image is {expected[0]} x {expected[1]}."
+        )
 
 
 def moved(
-    points: Float[np.ndarray, "*many 2"], picture: Picture, size: tuple[int, int]
+    points: Float[np.ndarray, "*many 2"], image: RGB, size: tuple[int, int]
 ) -> Float[np.ndarray, "*many 2"]:
-    """Where points (x, y) of a picture lie after it was cut and resized."""
-    crop = crop_of(picture.shape[:2], *size)
+    """Where points (x, y) of an image lie after it was cut and resized."""
+    crop = crop_of(image.shape[:2], *size)
     scale = (size[1] / crop.width, size[0] / crop.height)
     return (points - (crop.left, crop.top)) * scale
 
 
 def moved_boxes(
-    boxes: Float[np.ndarray, "n 4"], picture: Picture, size: tuple[int, int]
+    boxes: Float[np.ndarray, "n 4"], image: RGB, size: tuple[int, int]
 ) -> Float[np.ndarray, "n 4"]:
     """Boxes likewise, cut at the picture's edges; one that is cut off whole is empty."""
-    inside = (boxes[:, :2] < picture.shape[1::-1]) & (boxes[:, 2:] > 0)
+    inside = (boxes[:, :2] < image.shape[1::-1]) & (boxes[:, 2:] > 0)
     wrong = ~np.all(inside & (boxes[:, :2] < boxes[:, 2:]), axis=1)
     for box in boxes[wrong]:
-        raise Fault(
+        raise BadRecord(
             f"boxes have {box.tolist()}; left < right and top < bottom must hold inside the "
             f"picture of {picture.shape[1]} x {picture.shape[0]} (width x height) pixels."
         )
-    corners = moved(boxes.reshape(-1, 2, 2).astype(np.float64), picture, size)
+    corners = moved(boxes.reshape(-1, 2, 2).astype(np.float64), image, size)
     return np.clip(corners, 0, (size[1], size[0])).reshape(-1, 4).astype(np.float32)
 
 
 def moved_keypoints(
-    keypoints: Float[np.ndarray, "people 17 3"], picture: Picture, size: tuple[int, int]
+    keypoints: Float[np.ndarray, "people 17 3"], image: RGB, size: tuple[int, int]
 ) -> Float[np.ndarray, "people 17 3"]:
     """Keypoints likewise; those that are cut off are absent."""
-    places = moved(keypoints[..., :2].astype(np.float64), picture, size)
+    places = moved(keypoints[..., :2].astype(np.float64), image, size)
     inside = np.all((places >= 0) & (places < (size[1], size[0])), -1)
     present = inside & (keypoints[..., 2] > 0)
     found = np.concatenate([places, keypoints[..., 2:]], -1) * present[..., None]
@@ -207,7 +207,7 @@ def moved_keypoints(
 def moved_camera(
     camera: Camera, shape: tuple[float | int, float | int], size: tuple[int, int]
 ) -> Camera:
-    """A camera that sees a picture of `shape` after it was cut and resized."""
+    """A camera that sees an image of `shape` after it was cut and resized."""
     crop = crop_of(shape, *size)
     cut = cropped_intrinsics(camera.intrinsics, crop.top, crop.left)
     return camera._replace(intrinsics=resized_intrinsics(cut, (crop.height, crop.width), size))

@@ -14,7 +14,7 @@ from onediff_jax.data.conditions import make as conditions
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.example import Caption, Example, Record, texts_of
 from onediff_jax.data.tasks.builders import (
-    Form,
+    ExampleBuilder,
     Make,
     alone,
     conditioned,
@@ -32,7 +32,7 @@ class Task:
 
     token: str
     needs: tuple[frozenset[str], ...]  # any one of these sets
-    form: Form
+    form: ExampleBuilder
 
     def takes(self, fields: Set[str]) -> frozenset[str] | None:
         """The first of the needed sets that `fields` hold, and captions; None if there is none."""
@@ -51,7 +51,7 @@ def sets(*alternatives: str) -> tuple[frozenset[str], ...]:
 def condition(token: str, view: str, make: Make, *needs: str) -> Task:
     """A task with one condition, made of the image and of the fields of one of `needs`."""
     made = (f"image {fields}" for fields in needs or ("",))
-    return Task(token, sets(f"image pictures.{view}", *made), conditioned(view, make))
+    return Task(token, sets(f"image images.{view}", *made), conditioned(view, make))
 
 
 TASKS = {
@@ -107,7 +107,7 @@ def bare_prompt(task: str, views: int) -> str:
     """The prompt of an example of so many views that loses its caption.
 
     It is what `sample` sends where no prompt is given: the task's token and, of subjects, the
-    numbers of their pictures.
+    numbers of their images.
     """
     return prompt_of(task, TASKS[task].form.bare(views))
 
@@ -138,7 +138,7 @@ def example_of(
 ) -> Example:
     """The example of so many views that `task` makes of a record.
 
-    `size` answers the shape of the first picture with the height and width of all views.  Where the
+    `size` answers the shape of the first image with the height and width of all views.  Where the
     record has several captions, one is drawn.
     """
     form = TASKS[task].form
@@ -153,7 +153,7 @@ def mixtures() -> dict[str, dict[str, float]]:
 
     `four` draws text to image, a condition, a person and several views equally often (paper,
     section 3.3); `three` the first two and several views, persons apart (supplement, section 10;
-    their share, a tenth, is ours); `text` pictures from text alone (stage 1).
+    their share, a tenth, is ours); `text` images from text alone (stage 1).
     """
     conditioned = [name for name, task in TASKS.items() if task.form.counts == (2,)]
 

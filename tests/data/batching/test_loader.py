@@ -19,7 +19,7 @@ from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.records import Source
 from onediff_jax.data.tasks.fitting import fitted, grid_for
 from onediff_jax.data.tasks.table import TASKS, bare_prompt
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 
 ALL = frozenset({"image", "depth", "instances", "names", "caption"})
 
@@ -172,10 +172,10 @@ def test_rows_hold_their_examples_views_places_tasks_and_prompts():
         for place, view, example in examples_of(rows, number):
             tasks[place] = TASK_NAMES.index(example.task)
             held[view : view + len(example.views)] = place
-            for index, picture in enumerate(example.views):
-                high, wide = (side // EDGE for side in picture.shape[:2])
+            for index, image in enumerate(example.views):
+                high, wide = (side // EDGE for side in image.shape[:2])
                 found = decoded(row, view + index, layout, high)
-                np.testing.assert_array_equal(found, picture)
+                np.testing.assert_array_equal(found, image)
                 own = (layout.view_of_token == view + index) & row.token_mask
                 expected = [[index, y, x] for y in range(high) for x in range(wide)]
                 assert row.positions[own].tolist() == expected
@@ -189,7 +189,7 @@ def test_rows_hold_their_examples_views_places_tasks_and_prompts():
     assert padding > 0  # else nothing was shown of it
 
 
-def test_the_picture_of_an_example_is_its_record_at_the_grid_nearest_to_its_aspect():
+def test_the_image_of_an_example_is_its_record_at_the_grid_nearest_to_its_aspect():
     rows = rows_of()
     sizes = set()
     for number in range(20):
@@ -200,7 +200,7 @@ def test_the_picture_of_an_example_is_its_record_at_the_grid_nearest_to_its_aspe
             high, wide = grid_for(*given["image"].shape[:2], tokens)
             expected = fitted({"image": given["image"]}, high * EDGE, wide * EDGE)
             np.testing.assert_array_equal(example.views[0], expected["image"])
-            assert len({picture.shape for picture in example.views}) == 1
+            assert len({image.shape for image in example.views}) == 1
             sizes.add((high, wide))
     assert {high > wide for high, wide in sizes} == {True, False} and len(sizes) > 8
 
@@ -257,7 +257,7 @@ def test_captions_are_dropped_at_the_set_rate_and_keep_the_token_of_their_task(p
         assert abs(counts[name] / (4 * count) - share) <= spread
 
 
-def test_subjects_without_captions_keep_the_numbers_of_their_pictures():
+def test_subjects_without_captions_keep_the_numbers_of_their_images():
     config = dataclasses.replace(
         one_kind(3, {"faceid": 1.0}), caption_dropout=1.0, prompt_dropout=0.0
     )
@@ -270,7 +270,7 @@ def test_subjects_without_captions_keep_the_numbers_of_their_pictures():
 
 
 class Faulty(Drawn):
-    """Records of which some hold no picture."""
+    """Records of which some hold no image."""
 
     def __init__(self, name: str, count: int, faulty):
         super().__init__(name, count)
@@ -278,7 +278,7 @@ class Faulty(Drawn):
 
     def __getitem__(self, index):
         if index in self.faulty:
-            raise Fault(f"{self.name} {index}: image is missing.")
+            raise BadRecord(f"{self.name} {index}: image is missing.")
         return super().__getitem__(index)
 
 
@@ -338,7 +338,7 @@ def test_packed_slots_bring_view_counts_in_the_proportions_asked_for():
         assert found[views] / total == pytest.approx(share / 4, abs=0.05)
 
 
-def test_a_source_with_too_few_pictures_is_refused_before_anything_is_read():
+def test_a_source_with_too_few_images_is_refused_before_anything_is_read():
     config = one_kind(5, {"faceid": 1.0})
     few = Blobs()
     few.least = {"references": 3}

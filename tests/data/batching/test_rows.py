@@ -6,7 +6,7 @@ from einops import rearrange
 from tiny import orbit
 
 from onediff_jax.data.batching.rows import TASK_NAMES, Batch, Writer, grid_positions, stack
-from onediff_jax.data.codecs import LinearCodec, fit, picture_of
+from onediff_jax.data.codecs import LinearCodec, fit, image_of
 from onediff_jax.data.example import Example, Placed
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.data.text import Tokenizer, vocabulary_of
@@ -24,8 +24,8 @@ PROMPTS = [f"{task.token} a thing numbered {i}" for i in range(30) for task in T
 @functools.cache
 def full_codec() -> LinearCodec:
     """A codec that loses nothing: as many channels as a block has numbers."""
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    return fit([picture], FACTOR, 3 * FACTOR**2, 0.5)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return fit([image], FACTOR, 3 * FACTOR**2, 0.5)
 
 
 @functools.cache
@@ -60,10 +60,10 @@ def written(drop: int | None = None) -> Batch:
 
 
 def decoded(row: Batch, view: int, layout: Layout, rows: int) -> np.ndarray:
-    """The picture in a view range of a row, `rows` tokens high."""
+    """The image in a view range of a row, `rows` tokens high."""
     tokens = (layout.view_of_token == view) & row.token_mask
     latents = unpatchify(row.latents[tokens], rows, PATCH)
-    return picture_of(full_codec().decode(latents))
+    return image_of(full_codec().decode(latents))
 
 
 def test_an_empty_row_is_marked_empty_and_its_places_hold_the_empty_prompt():
@@ -76,12 +76,12 @@ def test_an_empty_row_is_marked_empty_and_its_places_hold_the_empty_prompt():
     assert (row.text == ids).all() and (row.text_mask == mask).all()
 
 
-def test_every_view_stands_in_its_range_and_decodes_to_its_picture():
+def test_every_view_stands_in_its_range_and_decodes_to_its_image():
     row = written()
     for example, _, view in PLACED:
-        for index, picture in enumerate(example.views):
-            found = decoded(row, view + index, LAYOUT, picture.shape[0] // EDGE)
-            np.testing.assert_array_equal(found, picture)
+        for index, image in enumerate(example.views):
+            found = decoded(row, view + index, LAYOUT, image.shape[0] // EDGE)
+            np.testing.assert_array_equal(found, image)
 
 
 def test_ranges_are_filled_from_their_beginning_and_padded_at_their_end():
@@ -117,8 +117,8 @@ def test_places_name_their_source_and_the_faults_before_it():
 
 def test_a_camera_is_written_as_its_rays():
     rig = [Camera(*map(np.asarray, camera)) for camera in orbit(8, 8, np.random.default_rng(0))]
-    pictures = [np.full((8, 8, 3), i, np.uint8) for i in range(2)]
-    example = Example("multiview", (pictures[0], rig[0], pictures[1], rig[1]), "[[multiview]]")
+    images = [np.full((8, 8, 3), i, np.uint8) for i in range(2)]
+    example = Example("multiview", (images[0], rig[0], images[1], rig[1]), "[[multiview]]")
     layout = Layout((Slot(4, 5),))
     writer = Writer(layout, full_codec(), PATCH, small_tokenizer())
     writer.place(Placed(example, 0, 0), 0, 0)
@@ -135,8 +135,8 @@ def test_a_camera_is_written_as_its_rays():
 def test_positions_count_views_from_each_examples_first_and_rows_and_columns_from_each_views():
     row = written()
     for example, _, view in PLACED:
-        for index, picture in enumerate(example.views):
-            rows, columns = (side // EDGE for side in picture.shape[:2])
+        for index, image in enumerate(example.views):
+            rows, columns = (side // EDGE for side in image.shape[:2])
             tokens = (LAYOUT.view_of_token == view + index) & row.token_mask
             expected = [[index, y, x] for y in range(rows) for x in range(columns)]
             assert row.positions[tokens].tolist() == expected

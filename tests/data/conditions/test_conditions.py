@@ -47,7 +47,7 @@ def small_shapes(monkeypatch):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_every_condition_is_a_picture_of_its_record_s_size_and_a_function_of_its_generator(
+def test_every_condition_is_an_image_of_its_record_s_size_and_a_function_of_its_generator(
     config, name
 ):
     make = getattr(conditions, name)
@@ -55,14 +55,14 @@ def test_every_condition_is_a_picture_of_its_record_s_size_and_a_function_of_its
     for field in ("image", "depth", "instances", "keypoints"):
         given[field].flags.writeable = False  # as data sets may give them
     made = make(given, rng(3), config)
-    assert isinstance(made, Condition) and made.picture.dtype == np.uint8
-    assert made.picture.shape == given["image"].shape and made.picture.any()
+    assert isinstance(made, Condition) and made.image.dtype == np.uint8
+    assert made.image.shape == given["image"].shape and made.image.any()
     again = make(given, rng(3), config)
-    np.testing.assert_array_equal(again.picture, made.picture)
+    np.testing.assert_array_equal(again.image, made.image)
     assert again.words == made.words
-    drawn = {(made.picture.tobytes(), made.words)}
+    drawn = {(made.image.tobytes(), made.words)}
     more = [make(given, rng(seed), config) for seed in range(4, 9)]
-    drawn |= {(m.picture.tobytes(), m.words) for m in more}
+    drawn |= {(m.image.tobytes(), m.words) for m in more}
     assert (len(drawn) > 1) == (name not in ("hed", "depth", "pose"))
     for field, value in same.items():
         np.testing.assert_array_equal(given[field], value)
@@ -84,20 +84,20 @@ def test_depth_maps_and_rectangles_are_those_that_the_published_scores_were_meas
             for make in (conditions.depth, conditions.semantic, conditions.masked):
                 generator = rng(seed)
                 made = make(given, generator, config)
-                digest.update(made.picture.tobytes() + made.words.encode())
+                digest.update(made.image.tobytes() + made.words.encode())
                 digest.update(str(generator.integers(1 << 60)).encode())  # as much was drawn
     assert digest.hexdigest() == "1ec639365c2f9ecf29a6f141f785887bfaecb7c592f909e68e68163f771fe05e"
 
 
 @pytest.fixture
 def drawn(monkeypatch) -> dict[str, list]:
-    """Arguments with which the pictures were harmed, by function, in the order of the calls."""
+    """Arguments with which the images were harmed, by function, in the order of the calls."""
     calls: dict[str, list] = {}
 
     def noted(module, name):
-        def call(picture, *arguments):
+        def call(image, *arguments):
             calls.setdefault(name, []).append(arguments)
-            return picture
+            return image
 
         monkeypatch.setattr(module, name, call)
 
@@ -107,12 +107,12 @@ def drawn(monkeypatch) -> dict[str, list]:
     return calls
 
 
-def picture(height: int = 32, width: int = 48) -> dict:
+def image(height: int = 32, width: int = 48) -> dict:
     return {"image": rng().integers(0, 256, (height, width, 3), dtype=np.uint8)}
 
 
 def test_half_of_the_blurs_are_gaussian_and_half_of_all_are_compressed(drawn):
-    given = picture(128, 192)
+    given = image(128, 192)
     for seed in range(400):
         conditions.blurred(given, rng(seed), DRAWN)
     sigmas = np.array(drawn["gaussian_blurred"])[:, 0]
@@ -128,37 +128,37 @@ def test_half_of_the_blurs_are_gaussian_and_half_of_all_are_compressed(drawn):
 
 def test_resolution_is_lost_twofold_to_eightfold_and_half_of_it_compressed(drawn):
     for seed in range(400):
-        conditions.low_resolution(picture(), rng(seed), DRAWN)
+        conditions.low_resolution(image(), rng(seed), DRAWN)
     factors = np.array(drawn["downscaled"])[:, 0]
     assert 2 <= factors.min() < 2.05 and 7.8 < factors.max() <= 8
     assert np.median(factors) == pytest.approx(4, rel=0.1)
     assert 160 < len(drawn["jpeg"]) < 240
 
 
-def test_a_low_resolution_is_the_small_picture_enlarged(monkeypatch):
-    monkeypatch.setattr(conditions, "compressed", lambda picture, rng: picture)
-    given, generator = picture(), rng(4)
+def test_a_low_resolution_is_the_small_image_enlarged(monkeypatch):
+    monkeypatch.setattr(conditions, "compressed", lambda image, rng: image)
+    given, generator = image(), rng(4)
     factor = 2 * 4 ** rng(4).random()
     small = degradations.downscaled(given["image"], factor)
     expected = degradations.upscaled(small, 32, 48)
-    found = conditions.low_resolution(given, generator, DRAWN).picture
+    found = conditions.low_resolution(given, generator, DRAWN).image
     np.testing.assert_array_equal(found, expected)
 
 
 def test_canny_s_thresholds_are_drawn_or_automatic_as_set(drawn):
     for seed in range(300):
-        conditions.canny(picture(), rng(seed), DRAWN)
+        conditions.canny(image(), rng(seed), DRAWN)
     low, high = np.array(drawn["canny"]).T
     assert 100 <= high.min() < 103 and 297 < high.max() <= 300
     assert 0.3 <= (low / high).min() < 0.31 and 0.59 < (low / high).max() <= 0.6
     drawn.clear()
     automatic = ConditionConfig(canny_thresholds="automatic")
     for seed in range(3):
-        conditions.canny(picture(), rng(seed), automatic)
-    assert set(drawn["canny"]) == {edges.automatic_thresholds(picture()["image"])}
+        conditions.canny(image(), rng(seed), automatic)
+    assert set(drawn["canny"]) == {edges.automatic_thresholds(image()["image"])}
 
 
-def test_a_masked_picture_is_black_in_the_hole_and_itself_elsewhere():
+def test_a_masked_image_is_black_in_the_hole_and_itself_elsewhere():
     image = record()["image"]  # which has no black
     masked, words = conditions.masked(record(), rng(3), DRAWN)
     black = (masked == 0).all(-1)
@@ -171,14 +171,14 @@ def test_a_masked_picture_is_black_in_the_hole_and_itself_elsewhere():
 def test_the_share_of_free_form_holes_is_as_set(share):
     config = ConditionConfig(free_form_holes=share)
     given = {"image": np.full((48, 48, 3), 255, np.uint8)}
-    holes = [conditions.masked(given, rng(i), config).picture[..., 0] == 0 for i in range(200)]
+    holes = [conditions.masked(given, rng(i), config).image[..., 0] == 0 for i in range(200)]
     rectangles = [h.sum() == h.any(0).sum() * h.any(1).sum() for h in holes]
     assert 1 - np.mean(rectangles) == pytest.approx(share, abs=0.1 if 0 < share < 1 else 0.02)
 
 
 def test_soft_edges_are_grey_from_the_network_that_is_set(config):
-    given = picture(20, 30)
-    found = conditions.hed(given, rng(), config).picture
+    given = image(20, 30)
+    found = conditions.hed(given, rng(), config).image
     probability = hed.soft_edges(given["image"], conditions.weights_in("a file"))
     np.testing.assert_array_equal(found[..., 1], np.round(255 * probability))
     assert (found == found[..., :1]).all() and np.ptp(found) > 5
@@ -186,11 +186,11 @@ def test_soft_edges_are_grey_from_the_network_that_is_set(config):
 
 def test_without_a_network_soft_edges_say_which_command_brings_it():
     with pytest.raises(InputError, match=r"data\.conditions\.hed is empty.*tools/fetch_hed\.py"):
-        conditions.hed(picture(), rng(), DRAWN)
+        conditions.hed(image(), rng(), DRAWN)
 
 
 def legend(words: str, kind: str) -> dict[str, tuple[int, ...]]:
-    """Colours by class, as the words say them."""
+    """Colors by class, as the words say them."""
     found = {}
     for entry in filter(None, words.removesuffix(">").split("> ")):
         code, name = entry.split(f" {kind}: ")
@@ -202,7 +202,7 @@ def legend(words: str, kind: str) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("config", [DRAWN, FIXED])
 @pytest.mark.parametrize("names", [(), ("box",), ("sphere", "box", "sphere"), CLASSES])
-def test_the_map_shows_every_instance_in_the_colour_that_the_legend_names(config, names):
+def test_the_map_shows_every_instance_in_the_color_that_the_legend_names(config, names):
     given = record(names)
     shown, words = conditions.semantic(given, rng(), config)
     colors = legend(words, "mask")
@@ -226,28 +226,28 @@ def test_boxes_come_from_the_record_or_from_its_instances_with_their_legend(conf
     stripes = np.stack([left, np.full_like(left, 2), left + 3, np.full_like(left, 9)], -1)
     del given["instances"]
     again = conditions.boxes(given | {"boxes": stripes}, rng(), config)
-    np.testing.assert_array_equal(again.picture, shown)
+    np.testing.assert_array_equal(again.image, shown)
     assert again.words == words
 
 
 def test_boxes_of_the_record_count_before_its_instances_and_hidden_instances_have_none():
     given = record() | {"boxes": np.array([[0.0, 0, 1, 1]] * 3)}
-    assert conditions.boxes(given, rng(), FIXED).picture.any(-1).sum() == 1
+    assert conditions.boxes(given, rng(), FIXED).image.any(-1).sum() == 1
     hidden = record()
     hidden["instances"][hidden["instances"] == 2] = 0
     assert ": box>" not in conditions.boxes(hidden, rng(), FIXED).words
     assert "sphere" in conditions.boxes(hidden, rng(), FIXED).words
 
 
-def test_map_colours_are_drawn_or_fixed_as_set():
+def test_map_colors_are_drawn_or_fixed_as_set():
     for make in (conditions.semantic, conditions.boxes):
         assert len({make(record(), rng(seed), DRAWN).words for seed in range(9)}) > 4
         assert len({make(record(), rng(seed), FIXED).words for seed in range(9)}) == 1
 
 
-def test_nobody_is_a_black_picture():
+def test_nobody_is_a_black_image():
     given = record() | {"keypoints": np.zeros((0, 17, 3))}
-    assert not conditions.pose(given, rng(), DRAWN).picture.any()
+    assert not conditions.pose(given, rng(), DRAWN).image.any()
 
 
 @pytest.mark.parametrize(

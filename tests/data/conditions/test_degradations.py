@@ -14,7 +14,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def photograph(height: int = 96, width: int = 120) -> np.ndarray:
-    """Smooth colours with some grain, as a photograph has."""
+    """Smooth colors with some grain, as a photograph has."""
     y, x = np.mgrid[:height, :width] / 20
     waves = np.stack([np.sin(x + 2 * y), np.cos(2 * x - y), np.sin(x * y / 3)], -1)
     return np.clip(128 + 90 * waves + rng().normal(0, 6, waves.shape), 0, 255).astype(np.uint8)
@@ -22,9 +22,9 @@ def photograph(height: int = 96, width: int = 120) -> np.ndarray:
 
 @pytest.mark.parametrize("sigma", [0.8, 2.0, 5.3])
 def test_a_gaussian_spreads_a_step_into_its_integral(sigma):
-    picture = np.zeros((40, 80, 3), np.uint8)
-    picture[:, 40:] = 200
-    found = degradations.gaussian_blurred(picture, sigma)
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 40:] = 200
+    found = degradations.gaussian_blurred(image, sigma)
     # Pixels are samples: the integral is a sum.
     weights = [math.exp(-(x**2) / (2 * sigma**2)) for x in range(-100, 101)]
     sums = np.cumsum(weights)[60:140] / sum(weights)
@@ -34,9 +34,9 @@ def test_a_gaussian_spreads_a_step_into_its_integral(sigma):
 
 
 def test_a_gaussian_spreads_a_delta_alike_in_both_directions():
-    picture = np.zeros((31, 31, 3), np.uint8)
-    picture[15, 15] = 255
-    found = degradations.gaussian_blurred(picture, 1.5)
+    image = np.zeros((31, 31, 3), np.uint8)
+    image[15, 15] = 255
+    found = degradations.gaussian_blurred(image, 1.5)
     y, x = np.mgrid[-15:16, -15:16]
     gaussian = np.exp(-(x**2 + y**2) / (2 * 1.5**2)) / (2 * math.pi * 1.5**2)
     np.testing.assert_allclose(found[..., 0], 255 * gaussian, atol=1)
@@ -70,11 +70,11 @@ def test_a_level_motion_is_a_box_and_angles_turn_from_x_to_y():
 
 
 def test_a_motion_spreads_a_delta_into_its_weights():
-    picture = np.zeros((31, 31, 3), np.uint8)
-    picture[15, 15] = 255
+    image = np.zeros((31, 31, 3), np.uint8)
+    image[15, 15] = 255
     kernel = degradations.motion_kernel(9.0, 0.6)
     reach = len(kernel) // 2
-    found = degradations.motion_blurred(picture, 9.0, 0.6)
+    found = degradations.motion_blurred(image, 9.0, 0.6)
     spread = found[15 - reach : 16 + reach, 15 - reach : 16 + reach, 1]
     np.testing.assert_allclose(spread, 255 * kernel, atol=1)
     assert found.astype(int).sum() == spread.astype(int).sum() * 3
@@ -82,28 +82,26 @@ def test_a_motion_spreads_a_delta_into_its_weights():
 
 @pytest.mark.parametrize("quality", [30, 60, 95])
 def test_jpeg_is_pillow_s_jpeg(quality):
-    picture = photograph()
+    image = photograph()
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "jpeg", quality=quality, subsampling="4:2:0")
+    Image.fromarray(image).save(file, "jpeg", quality=quality, subsampling="4:2:0")
     theirs = np.asarray(Image.open(file)).astype(int)
-    ours = degradations.jpeg(picture, quality).astype(int)
+    ours = degradations.jpeg(image, quality).astype(int)
     assert np.abs(ours - theirs).mean() < 0.5
-    assert np.abs(ours - picture).mean() > 4 * np.abs(ours - theirs).mean()
+    assert np.abs(ours - image).mean() > 4 * np.abs(ours - theirs).mean()
 
 
 def test_jpeg_of_lower_quality_loses_more():
-    picture = photograph()
-    lost = [
-        np.abs(degradations.jpeg(picture, q).astype(int) - picture).mean() for q in (95, 60, 20)
-    ]
+    image = photograph()
+    lost = [np.abs(degradations.jpeg(image, q).astype(int) - image).mean() for q in (95, 60, 20)]
     assert lost == sorted(lost) and lost[2] > 1.5 * lost[0]
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_downscaled_pixels_are_means_over_their_area(factor):
-    picture = photograph(factor * 10, factor * 14)
-    blocks = picture.reshape(10, factor, 14, factor, 3).mean((1, 3))
-    found = degradations.downscaled(picture, float(factor))
+    image = photograph(factor * 10, factor * 14)
+    blocks = image.reshape(10, factor, 14, factor, 3).mean((1, 3))
+    found = degradations.downscaled(image, float(factor))
     np.testing.assert_allclose(found, blocks, atol=0.51)
 
 
@@ -111,7 +109,7 @@ def test_downscaled_pixels_are_means_over_their_area(factor):
     ("size", "factor", "small"),
     [((96, 120), 8.0, (12, 15)), ((90, 61), 2.5, (36, 24)), ((3, 40), 8.0, (1, 5))],
 )
-def test_a_downscaled_picture_has_its_sides_divided_and_never_none(size, factor, small):
+def test_a_downscaled_image_has_its_sides_divided_and_never_none(size, factor, small):
     assert degradations.downscaled(photograph(*size), factor).shape == (*small, 3)
 
 
@@ -130,7 +128,7 @@ def test_upscaling_keeps_a_ramp_a_ramp_and_goes_back_over_downscaling():
     assert np.abs(back.astype(int) - smooth).mean() < 1
 
 
-def test_one_colour_stays_that_colour_and_the_picture_is_left_alone():
+def test_one_color_stays_that_color_and_the_image_is_left_alone():
     plain = np.full((20, 24, 3), (200, 40, 90), np.uint8)
     plain.flags.writeable = False
     for found in (
@@ -172,7 +170,7 @@ def test_strokes_are_drawn_from_the_generator_and_reach_everywhere(height, width
     assert np.any(holes, axis=0).all()
 
 
-def test_strokes_are_one_to_four_connected_lines_of_a_brush_and_never_most_of_the_picture():
+def test_strokes_are_one_to_four_connected_lines_of_a_brush_and_never_most_of_the_image():
     holes = [degradations.free_form_hole(128, 128, rng(seed)) for seed in range(200)]
     pieces = [cv2.connectedComponents(hole.astype(np.uint8))[0] - 1 for hole in holes]
     assert set(pieces) == {1, 2, 3, 4}

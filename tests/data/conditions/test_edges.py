@@ -6,9 +6,9 @@ from onediff_jax.data.conditions import edges
 
 def step(grey: int, height: int = 20, width: int = 30, column: int = 15) -> np.ndarray:
     """Black left of a column, grey from there on."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[:, column:] = grey
-    return picture
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, column:] = grey
+    return image
 
 
 @pytest.mark.parametrize("grey", [30, 60, 200])
@@ -49,9 +49,9 @@ def otsu(values: np.ndarray) -> float:
 
 def test_automatic_thresholds_are_half_of_otsu_s_and_otsu_s():
     rng = np.random.default_rng(2)
-    picture = np.clip(step(120).astype(int) + rng.integers(0, 12, (20, 30, 1)), 0, 255)
-    low, high = edges.automatic_thresholds(picture.astype(np.uint8))
-    grey = np.pad(picture[..., 0], 1, mode="reflect").astype(int)
+    image = np.clip(step(120).astype(int) + rng.integers(0, 12, (20, 30, 1)), 0, 255)
+    low, high = edges.automatic_thresholds(image.astype(np.uint8))
+    grey = np.pad(image[..., 0], 1, mode="reflect").astype(int)
     dx = sum(w * (grey[i : i + 20, 2:] - grey[i : i + 20, :-2]) for i, w in enumerate((1, 2, 1)))
     dy = sum(w * (grey[2:, j : j + 30] - grey[:-2, j : j + 30]) for j, w in enumerate((1, 2, 1)))
     assert high == otsu(np.abs(dx) + np.abs(dy)) and low == high / 2
@@ -60,13 +60,13 @@ def test_automatic_thresholds_are_half_of_otsu_s_and_otsu_s():
 def test_automatic_thresholds_find_the_edge_and_not_the_grain_bright_or_dim():
     rng = np.random.default_rng(2)
     for grey in (40, 200):
-        picture = step(grey).astype(int) + rng.integers(0, grey // 20, (20, 30, 1))
-        picture = np.clip(picture, 0, 255).astype(np.uint8)
-        found = edges.canny(picture, *edges.automatic_thresholds(picture))[..., 0]
+        image = step(grey).astype(int) + rng.integers(0, grey // 20, (20, 30, 1))
+        image = np.clip(image, 0, 255).astype(np.uint8)
+        found = edges.canny(image, *edges.automatic_thresholds(image))[..., 0]
         assert found[:, 14:16].any(1).all()
         assert np.delete(found, range(12, 18), 1).mean() < 0.03 * 255
 
 
-def test_one_colour_has_no_edges():
+def test_one_color_has_no_edges():
     plain = np.full((9, 9, 3), 77, np.uint8)
     assert not edges.canny(plain, *edges.automatic_thresholds(plain)).any()

@@ -62,8 +62,8 @@ def literal_enlargement(side, height, width):
     return np.stack([np.interp(rows, np.arange(h), c) for c in np.transpose(columns)], 1)
 
 
-def literal_edges(picture, weights):
-    x = picture.astype(np.float64) - (122.67892, 116.66877, 104.00699)
+def literal_edges(image, weights):
+    x = image.astype(np.float64) - (122.67892, 116.66877, 104.00699)
     logits = float(weights["fusion/bias"])
     for block, count in enumerate((2, 2, 3, 3, 3), start=1):
         x = literal_pooling(x) if block > 1 else x
@@ -73,22 +73,22 @@ def literal_edges(picture, weights):
             x = np.maximum(x, 0)
         side = (x * weights[f"side{block}/kernel"]).sum(-1) + weights[f"side{block}/bias"]
         share = weights["fusion/kernel"][block - 1]
-        logits = logits + share * literal_enlargement(side, *picture.shape[:2])
+        logits = logits + share * literal_enlargement(side, *image.shape[:2])
     return 1 / (1 + np.exp(-logits))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 21), (1, 5)])
 def test_the_forward_pass_is_the_published_one_written_out(weights, size):
-    picture = rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
     weights = {n: w / (60 if n == "block1/convolution1/kernel" else 1) for n, w in weights.items()}
     weights = {n: np.asarray(w, np.float32) for n, w in weights.items()}
-    expected = literal_edges(picture, weights)
-    found = hed.soft_edges(picture, weights)
+    expected = literal_edges(image, weights)
+    found = hed.soft_edges(image, weights)
     assert found.shape == size and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-5)
     for name in weights:  # each of them counts
         changed = weights | {name: weights[name] + np.float32(0.2)}
-        assert np.abs(hed.soft_edges(picture, changed) - expected).max() > 1e-4 or size == (1, 5)
+        assert np.abs(hed.soft_edges(image, changed) - expected).max() > 1e-4 or size == (1, 5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 1), (6, 7)])

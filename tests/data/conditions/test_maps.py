@@ -19,7 +19,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 @pytest.mark.parametrize("unit", [0.001, 1.0, 1000.0])
 def test_depth_is_grey_disparity_from_black_far_to_white_near(unit):
     depth = np.array([[1.0, 2.0], [4.0, 1.5]])
-    found = maps.depth_picture(depth * unit)
+    found = maps.depth_image(depth * unit)
     assert found.dtype == np.uint8 and (found == found[..., :1]).all()
     share = (1 / depth - 1 / 4) / (1 - 1 / 4)
     np.testing.assert_array_equal(found[..., 0], np.round(255 * share))
@@ -29,20 +29,20 @@ def test_depth_is_grey_disparity_from_black_far_to_white_near(unit):
 def test_nearer_is_never_darker():
     depth = rng().uniform(1, 9, (12, 14))
     order = np.argsort(depth.ravel())
-    grey = maps.depth_picture(depth)[..., 0].ravel()[order].astype(int)
+    grey = maps.depth_image(depth)[..., 0].ravel()[order].astype(int)
     assert (np.diff(grey) <= 0).all() and (grey[0], grey[-1]) == (255, 0)
 
 
 def test_what_is_infinitely_far_is_black():
     depth = np.array([[np.inf, 2.0], [4.0, np.inf]])
-    grey = maps.depth_picture(depth)[..., 0]
+    grey = maps.depth_image(depth)[..., 0]
     assert grey.tolist() == [[0, 255], [128, 0]]
     nowhere = np.full((3, 3), np.inf)
-    assert (maps.depth_picture(nowhere) == 0).all()
+    assert (maps.depth_image(nowhere) == 0).all()
 
 
 def test_a_plane_at_one_depth_is_black():
-    assert (maps.depth_picture(np.full((3, 4), 2.5)) == 0).all()
+    assert (maps.depth_image(np.full((3, 4), 2.5)) == 0).all()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, 0.0, -1.0, -np.inf])
@@ -50,10 +50,10 @@ def test_depth_that_is_no_distance_is_refused(wrong):
     depth = np.full((3, 4), 2.5)
     depth[1, 2] = depth[0, 0] = wrong
     with pytest.raises(InputError, match=f"depth is {wrong} in 2 of 12 pixels; it must be above 0"):
-        maps.depth_picture(depth)
+        maps.depth_image(depth)
 
 
-def test_there_are_twenty_colours_all_different():
+def test_there_are_twenty_colors_all_different():
     assert len(COLORS) == len({maps.rgb(color) for color in COLORS}) == 20
     assert maps.rgb("orange") == (255, 165, 0)
     assert (0, 0, 0) not in map(maps.rgb, COLORS)  # the background's
@@ -61,14 +61,14 @@ def test_there_are_twenty_colours_all_different():
 
 @pytest.mark.parametrize("count", [1, 5, 20])
 @pytest.mark.parametrize("fixed", [False, True])
-def test_every_class_has_one_colour_of_the_list_and_no_two_share_it(count, fixed):
+def test_every_class_has_one_color_of_the_list_and_no_two_share_it(count, fixed):
     names = tuple(f"thing {i}" for i in range(count)) * 2
     colors = maps.class_colors(names, None if fixed else rng())
     assert set(colors) == set(names) and set(colors.values()) <= set(COLORS)
     assert len(set(colors.values())) == count
 
 
-def test_drawn_colours_follow_the_generator_and_reach_the_whole_list():
+def test_drawn_colors_follow_the_generator_and_reach_the_whole_list():
     found = [maps.class_colors(CLASSES, rng(seed)) for seed in range(300)]
     again = [maps.class_colors(CLASSES, rng(seed)) for seed in range(300)]
     assert found == again
@@ -76,7 +76,7 @@ def test_drawn_colours_follow_the_generator_and_reach_the_whole_list():
         assert {colors[name] for colors in found} == set(COLORS)
 
 
-def test_a_fixed_colour_depends_on_the_class_and_not_on_its_company_or_order():
+def test_a_fixed_color_depends_on_the_class_and_not_on_its_company_or_order():
     alone = {name: maps.class_colors((name,), None)[name] for name in CLASSES}
     assert len(set(alone.values())) == len(CLASSES)  # these five do not collide
     for size in range(1, 6):
@@ -85,7 +85,7 @@ def test_a_fixed_colour_depends_on_the_class_and_not_on_its_company_or_order():
             assert colors == {name: alone[name] for name in names}
 
 
-def test_fixed_colours_that_collide_do_not_depend_on_order():
+def test_fixed_colors_that_collide_do_not_depend_on_order():
     names = tuple(f"thing {i}" for i in range(15))
     colors = maps.class_colors(names, None)
     assert [maps.class_colors((name,), None)[name] for name in names] != [
@@ -95,7 +95,7 @@ def test_fixed_colours_that_collide_do_not_depend_on_order():
         assert maps.class_colors(tuple(rng(seed).permutation(names).tolist()), None) == colors
 
 
-def test_more_classes_than_colours_and_classes_without_a_name_are_refused():
+def test_more_classes_than_colors_and_classes_without_a_name_are_refused():
     with pytest.raises(InputError, match="A map of 21 classes .* there are 20"):
         maps.class_colors(tuple(map(str, range(21))), rng())
     with pytest.raises(InputError, match=r"names are \('box', ' '\); every instance needs a"):
@@ -112,11 +112,11 @@ def test_the_legend_is_written_as_released():
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_a_class_map_shows_every_instance_in_its_class_s_colour(kind):
+def test_a_class_map_shows_every_instance_in_its_class_s_color(kind):
     instances = np.array([[0, 1, 2], [3, 3, 0]], kind)
-    picture = maps.class_map(instances, ("a", "b", "a"), {"a": "red", "b": "navy"})
+    image = maps.class_map(instances, ("a", "b", "a"), {"a": "red", "b": "navy"})
     black, red, navy = [0, 0, 0], [255, 0, 0], [0, 0, 128]
-    assert picture.tolist() == [[black, red, navy], [red, red, black]]
+    assert image.tolist() == [[black, red, navy], [red, red, black]]
     many = np.arange(600, dtype=np.uint16).reshape(20, 30)
     assert (maps.class_map(many, ("a",) * 599, {"a": "red"})[..., 0] == 255).sum() == 599
 
@@ -127,11 +127,11 @@ def box_map(boxes, names=("a",), size=(6, 8)):
 
 
 def test_a_box_is_filled_from_left_and_top_up_to_right_and_bottom():
-    picture = box_map([[2, 1, 5, 4]])
+    image = box_map([[2, 1, 5, 4]])
     expected = np.zeros((6, 8), bool)
     expected[1:4, 2:5] = True
-    np.testing.assert_array_equal((picture == (255, 0, 0)).all(-1), expected)
-    assert (picture[~expected] == 0).all()
+    np.testing.assert_array_equal((image == (255, 0, 0)).all(-1), expected)
+    assert (image[~expected] == 0).all()
     assert (box_map([], ()) == 0).all()
 
 
@@ -148,10 +148,10 @@ def test_a_small_box_lies_over_a_large_one_whatever_their_order():
         ([2.4, 1.6, 5.4, 3.6], (2, 4), (2, 5)),  # rounded to pixels
         ([3.1, 2.1, 3.2, 2.2], (2, 3), (3, 4)),  # never less than a pixel
         ([7.9, 5.9, 8.0, 6.0], (5, 6), (7, 8)),  # nor beyond the last
-        ([-3, -1, 2, 99], (0, 6), (0, 2)),  # cut at the picture
+        ([-3, -1, 2, 99], (0, 6), (0, 2)),  # cut at the image
     ],
 )
-def test_a_box_between_pixels_or_reaching_beyond_the_picture(box, rows, columns):
+def test_a_box_between_pixels_or_reaching_beyond_the_image(box, rows, columns):
     drawn = box_map([box]).any(-1)
     expected = np.zeros((6, 8), bool)
     expected[slice(*rows), slice(*columns)] = True

@@ -5,7 +5,7 @@ from onediff_jax.data.conditions import skeleton
 from onediff_jax.data.conditions.skeleton import KEYPOINTS, LEFT, MIDDLE, RIGHT
 from onediff_jax.errors import InputError
 
-# Somebody who faces the viewer, in a picture of 120 x 100: their left is on the right.
+# Somebody who faces the viewer, in an image of 120 x 100: their left is on the right.
 PLACES = {
     "nose": (50, 20), "left eye": (55, 15), "right eye": (45, 15), "left ear": (62, 18),
     "right ear": (38, 18), "left shoulder": (70, 40), "right shoulder": (30, 40),
@@ -20,7 +20,7 @@ def person(visibility: int = 2) -> np.ndarray:
 
 
 def drawn(*people: np.ndarray, size: tuple[int, int] = (120, 100)) -> np.ndarray:
-    return skeleton.pose_picture(np.reshape(people, (-1, 17, 3)), *size)
+    return skeleton.pose_image(np.reshape(people, (-1, 17, 3)), *size)
 
 
 def only(*names: str) -> np.ndarray:
@@ -49,12 +49,12 @@ def test_the_order_is_coco_s():
         *((f"left {p}", f"right {p}", MIDDLE) for p in ("eye", "shoulder", "hip")),
     ],
 )
-def test_a_limb_joins_its_ends_in_its_colour_and_is_missing_where_an_end_is(a, b, color):
+def test_a_limb_joins_its_ends_in_its_color_and_is_missing_where_an_end_is(a, b, color):
     ends = np.array([PLACES[a], PLACES[b]], float)
-    picture = drawn(only(a, b)).astype(int)
+    image = drawn(only(a, b)).astype(int)
     for share in (0.4, 0.5, 0.6):
         x, y = np.floor((1 - share) * ends[0] + share * ends[1]).astype(int)
-        brightest = picture[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).max(0)
+        brightest = image[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).max(0)
         assert np.abs(brightest / brightest.max() - np.array(color) / 255).max() < 0.02
         assert brightest.max() > 120
     for one in (a, b):
@@ -66,8 +66,8 @@ def test_head_and_torso_are_orange_left_is_green_and_right_is_blue():
     assert [*map(skeleton.point_color, range(5))] == [MIDDLE] * 5
     assert [*map(skeleton.point_color, range(5, 17))] == [LEFT, RIGHT] * 6
     assert MIDDLE[0] > MIDDLE[1] > MIDDLE[2] and max(LEFT) == LEFT[1] and max(RIGHT) == RIGHT[2]
-    picture = drawn(person())
-    points = {name: picture[y, x] for name, (x, y) in PLACES.items()}
+    image = drawn(person())
+    points = {name: image[y, x] for name, (x, y) in PLACES.items()}
     for i, name in enumerate(KEYPOINTS):
         assert np.abs(points[name].astype(int) - skeleton.point_color(i)).max() <= 60, name
 
@@ -107,7 +107,7 @@ def test_nobody_is_black_and_several_people_are_all_there():
 
 
 @pytest.mark.parametrize(("side", "thickness"), [(30, 1), (256, 1), (512, 2), (1000, 3.9)])
-def test_lines_grow_with_the_picture_and_points_are_three_times_as_wide(side, thickness):
+def test_lines_grow_with_the_image_and_points_are_three_times_as_wide(side, thickness):
     keypoints = np.zeros((17, 3))
     keypoints[5:7] = (0.25 * side, 10.3, 2), (0.75 * side, 12.9, 2)  # the shoulders, off the grid
     light = drawn(keypoints, size=(side, 2 * side))[..., 0] / 255
@@ -119,15 +119,15 @@ def test_lines_grow_with_the_picture_and_points_are_three_times_as_wide(side, th
 
 @pytest.mark.parametrize("end", [(40.0, 20.0), (33.7, 41.2), (20.0, 12.5)])
 def test_a_line_has_round_ends_and_the_area_of_geometry(end):
-    picture = np.zeros((60, 50, 3), np.uint8)
-    skeleton.draw_line(picture, np.array([20.0, 20.0]), np.array(end), 6.0, (255, 51, 0))
+    image = np.zeros((60, 50, 3), np.uint8)
+    skeleton.draw_line(image, np.array([20.0, 20.0]), np.array(end), 6.0, (255, 51, 0))
     length = np.hypot(end[0] - 20, end[1] - 20)
-    assert picture[..., 0].sum() / 255 == pytest.approx(6 * length + np.pi * 9, rel=0.02)
-    whole = (picture[..., 0] == 255).sum()
+    assert image[..., 0].sum() / 255 == pytest.approx(6 * length + np.pi * 9, rel=0.02)
+    whole = (image[..., 0] == 255).sum()
     assert 0.7 < whole / (6 * length + np.pi * 9) < 1
 
 
-def test_a_person_in_a_mirror_is_the_picture_in_a_mirror_with_left_and_right_exchanged():
+def test_a_person_in_a_mirror_is_the_image_in_a_mirror_with_left_and_right_exchanged():
     keypoints = person()
     keypoints[3:9, :2] += 1.37  # not symmetric
     swapped = [
@@ -160,7 +160,7 @@ def test_a_known_point_that_is_nowhere_is_refused(place):
         drawn(keypoints)
 
 
-def test_a_point_outside_the_picture_pulls_its_limbs_there():
+def test_a_point_outside_the_image_pulls_its_limbs_there():
     keypoints = only("left shoulder", "left elbow")
     keypoints[7, 0] = 400
     far = drawn(keypoints)

@@ -1,4 +1,4 @@
-"""Captions are true of the first picture."""
+"""Captions are true of the first image."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from onediff_jax.data.scenes import basic as scenes
 from onediff_jax.data.scenes import captions
 from onediff_jax.data.scenes import placement as full_scenes
 from onediff_jax.data.scenes import render as full_render
-from onediff_jax.data.scenes.objects import COLOURS, Person, noun
+from onediff_jax.data.scenes.objects import COLORS, Person, noun
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 NUMBER, SIZE = 40, 64
@@ -79,7 +79,7 @@ def test_the_seed_picks_the_words():
 def test_relations_are_true_of_depth_and_masks():
     said = set()
     for i, scene in enumerate(drawn()):
-        picture = seen(i)
+        image = seen(i)
         for sentence in sentences(i):
             kinds = "to the left of|in front of|behind"
             found = re.fullmatch(rf"The (.+?) is ({kinds})(.*) the (.+)", sentence)
@@ -87,9 +87,9 @@ def test_relations_are_true_of_depth_and_masks():
                 continue
             a, b = (thing_called(scene, found[k])[0] for k in (1, 4))
             assert b == a + 1
-            columns = [np.nonzero(picture.instances == k)[1] for k in (a, b)]
+            columns = [np.nonzero(image.instances == k)[1] for k in (a, b)]
             assert columns[0].mean() < columns[1].mean()
-            depths = [np.median(picture.depth[picture.instances == k]) for k in (a, b)]
+            depths = [np.median(image.depth[image.instances == k]) for k in (a, b)]
             said.add((found[2], found[3].strip()))
             if found[2] == "in front of" or "nearer" in found[3]:
                 assert depths[0] < depths[1]
@@ -100,9 +100,9 @@ def test_relations_are_true_of_depth_and_masks():
     assert len(said) >= 4
 
 
-def hue_near(colour, pixels):
-    """The share of pixels whose direction from grey is a colour's."""
-    target = np.array(COLOURS[colour])
+def hue_near(color, pixels):
+    """The share of pixels whose direction from grey is a color's."""
+    target = np.array(COLORS[color])
     if np.ptp(target) < 0.2:
         return 1.0
     flat = pixels - pixels.mean(axis=-1, keepdims=True)
@@ -111,16 +111,16 @@ def hue_near(colour, pixels):
     return (cosine > 0.9).mean()
 
 
-def test_colours_that_are_named_are_there():
+def test_colors_that_are_named_are_there():
     for i, scene in enumerate(drawn()):
         for number, thing in enumerate(scene.things, 1):
             pixels = seen(i).image[seen(i).instances == number]
             described = sentences(i)[number - 1]
-            assert thing.colour in described
-            assert hue_near(thing.colour, pixels) > (0.03 if isinstance(thing, Person) else 0.2)
+            assert thing.color in described
+            assert hue_near(thing.color, pixels) > (0.03 if isinstance(thing, Person) else 0.2)
             if isinstance(thing, Person):
                 assert thing.who.trousers in described and thing.pose.name in described
-                hat = f"{thing.who.hat_colour} {thing.who.hat}"
+                hat = f"{thing.who.hat_color} {thing.who.hat}"
                 assert (hat in described) == (thing.who.hat != "none")
                 assert ("shorts" in described) == thing.who.shorts
             elif thing.second:
@@ -153,7 +153,7 @@ def test_the_side_of_a_figure_is_the_side_that_the_camera_is_on():
     assert len(said) >= 3
 
 
-def test_ground_sky_and_sun_are_the_pictures():
+def test_ground_sky_and_sun_are_the_images():
     sides, skies = set(), set()
     for i, scene in enumerate(drawn()):
         last = sentences(i)[-1]

@@ -11,7 +11,7 @@ from onediff_jax.data.scenes import edits, figure
 from onediff_jax.data.scenes import placement as full_scenes
 from onediff_jax.data.scenes import render as full_render
 from onediff_jax.data.scenes.basic import PLACES, WORDS
-from onediff_jax.data.scenes.objects import COLOURS, Person, noun
+from onediff_jax.data.scenes.objects import COLORS, Person, noun
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 NUMBER, SIZE = 48, 48
@@ -62,30 +62,30 @@ def tried(kind, number=6):
                     yield scene, thing, *found, place
 
 
-def test_new_colours_are_unlike_the_old_one_and_clothes_are_called_what_they_are():
+def test_new_colors_are_unlike_the_old_one_and_clothes_are_called_what_they_are():
     said = set()
-    for scene, old, after, instruction, place in tried("recolour"):
-        new, colour = after.things[place], instruction.split()[-1]
+    for scene, old, after, instruction, place in tried("recolor"):
+        new, color = after.things[place], instruction.split()[-1]
         if isinstance(old, Person):
             *_, what, _ = re.split("person's | (?=[a-z]+$)", instruction)
             field = {"shirt": "shirt", "trousers": "trousers", "shorts": "trousers"}
-            field = field.get(what, "hat_colour")
+            field = field.get(what, "hat_color")
             was, stripes = getattr(old.who, field), "" if what == "shirt" else old.who.stripes
-            assert dataclasses.replace(old.who, **{field: colour, "stripes": stripes}) == new.who
+            assert dataclasses.replace(old.who, **{field: color, "stripes": stripes}) == new.who
             assert what in ("shirt", "shorts" if old.who.shorts else "trousers", old.who.hat)
             said.add(field)
         else:
-            was = old.colour
-        assert np.linalg.norm(np.subtract(COLOURS[colour], COLOURS[was])) > 0.4
-        assert f" {colour} " not in f" {' '.join(map(str, looks(scene)))} "
-    assert said == {"shirt", "trousers", "hat_colour"}
+            was = old.color
+        assert np.linalg.norm(np.subtract(COLORS[color], COLORS[was])) > 0.4
+        assert f" {color} " not in f" {' '.join(map(str, looks(scene)))} "
+    assert said == {"shirt", "trousers", "hat_color"}
 
 
 def looks(scene):
-    """The colours of all things and clothes."""
+    """The colors of all things and clothes."""
     for thing in scene.things:
         who = thing.who if isinstance(thing, Person) else thing
-        names = ("shirt", "trousers", "stripes", "hat_colour", "colour", "second")
+        names = ("shirt", "trousers", "stripes", "hat_color", "color", "second")
         yield from (getattr(who, name) for name in names if hasattr(who, name))
 
 
@@ -94,10 +94,10 @@ def test_hats_are_taken_off_or_given():
     for _, old, after, instruction, place in tried("hat"):
         who = after.things[place].who
         if old.who.hat == "none":
-            article = "an" if who.hat_colour == "orange" else "a"
-            assert instruction == f"give the person {article} {who.hat_colour} {who.hat}"
+            article = "an" if who.hat_color == "orange" else "a"
+            assert instruction == f"give the person {article} {who.hat_color} {who.hat}"
         else:
-            assert (instruction, who.hat, who.hat_colour) == ("take off the hat", "none", "")
+            assert (instruction, who.hat, who.hat_color) == ("take off the hat", "none", "")
         said.add(who.hat)
     assert said == set(figure.HATS)
 
@@ -147,17 +147,17 @@ def test_at_most_one_thing_changes():
             assert len(before.things) == len(pair[edit.kind == "remove"])
 
 
-def test_recolouring_says_what_and_which_colour():
-    for before, edit in of_kind("recolour"):
+def test_recoloring_says_what_and_which_color():
+    for before, edit in of_kind("recolor"):
         [(old, new)] = changed_things(before, edit)
         said = re.fullmatch(r"make the (.+) (\w+)", edit.instruction)
         if isinstance(old, Person):
             what = said[1].removeprefix("person's ")
             worn = {"shirt": "shirt", "trousers": "trousers", "shorts": "trousers"}
-            assert getattr(new.who, worn.get(what, "hat_colour")) == said[2]
+            assert getattr(new.who, worn.get(what, "hat_color")) == said[2]
         else:
-            assert said[1] == noun(old) and new.colour == said[2] != old.colour
-            assert dataclasses.replace(new, colour=old.colour, place=old.place) == old
+            assert said[1] == noun(old) and new.color == said[2] != old.color
+            assert dataclasses.replace(new, color=old.color, place=old.place) == old
 
 
 def test_moving_is_to_the_side_that_is_said():
@@ -176,7 +176,7 @@ def test_moving_is_to_the_side_that_is_said():
         assert (middles[1] - middles[0]) * (1 if side == "right" else -1) > 0.08
 
 
-def test_every_move_is_far_enough_and_stays_in_the_picture():
+def test_every_move_is_far_enough_and_stays_in_the_image():
     for scene, old, after, instruction, place in tried("move"):
         centers = np.array([after.things[place].center, old.center])
         (x, y), (before, _) = full_scenes.projected(scene.cameras[0], centers)[0]
@@ -192,7 +192,7 @@ def test_resizing_reshaping_removing_adding_and_hats_do_what_they_say():
     for before, edit in of_kind("reshape"):
         [(old, new)] = changed_things(before, edit)
         assert edit.instruction == f"turn the {noun(old)} into a {new.shape}"
-        assert new.shape != old.shape and new.colour == old.colour
+        assert new.shape != old.shape and new.color == old.color
     for before, edit in of_kind("remove"):
         left = [dataclasses.replace(thing, place="") for thing in edit.scene.things]
         [gone] = [t for t in before.things if dataclasses.replace(t, place="") not in left]
@@ -204,7 +204,7 @@ def test_resizing_reshaping_removing_adding_and_hats_do_what_they_say():
         mask = rendered(edit.scene).instances == len(edit.scene.things)
         middle = (mask * (np.arange(SIZE) + 0.5)).sum() / mask.sum() / SIZE
         assert new.place == PLACES[int(3 * middle)]
-        assert new.colour not in [thing.colour for thing in before.things]
+        assert new.color not in [thing.color for thing in before.things]
     for before, edit in of_kind("hat"):
         [(old, new)] = changed_things(before, edit)
         if new.who.hat == "none":
@@ -235,7 +235,7 @@ def test_every_edit_can_be_seen_and_leaves_other_things_where_they_were():
             others = first.instances[other & ~one], second.instances[one & ~other]
             assert (others[0] > 0).mean() > 0.9 if others[0].size > 3 else True
             assert (others[1] > 0).mean() > 0.9 if others[1].size > 3 else True
-            # Its colour keeps its hue: only shadow and highlight may differ.
+            # Its color keeps its hue: only shadow and highlight may differ.
             both = one & other
             assert np.abs(first.normals[both] - second.normals[both]).max() < 1e-4
             assert np.abs(first.depth[both] - second.depth[both]).max() < 1e-4

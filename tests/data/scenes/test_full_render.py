@@ -16,9 +16,9 @@ VIEW = scenes.Camera((0.5, -6.0, 2.0), (0.0, 0.0, 0.6), 45.0).arrays()
 
 
 def surroundings(ambient=0.4):
-    colours = ((0.8, 0.8, 0.8), (0.95, 0.95, 0.95), (0.6, 0.7, 0.9), SUN)
+    colors = ((0.8, 0.8, 0.8), (0.95, 0.95, 0.95), (0.6, 0.7, 0.9), SUN)
     return full_render.Surroundings(
-        *(np.array(c, np.float32) for c in colours), np.asarray(ambient, np.float32)
+        *(np.array(c, np.float32) for c in colors), np.asarray(ambient, np.float32)
     )
 
 

@@ -36,7 +36,7 @@ def identity(thing):
     """What must stay with a thing from scene to scene."""
     if isinstance(thing, Person):
         return thing.who
-    return thing.shape, thing.colour, thing.second, thing.material, thing.half
+    return thing.shape, thing.color, thing.second, thing.material, thing.half
 
 
 def test_a_scene_is_a_function_of_seed_split_and_index():
@@ -110,8 +110,8 @@ def test_all_shapes_materials_and_counts_occur():
     assert {solid.material for solid in solids} == set(things.MATERIALS)
     assert {len(scene.things) for scene in drawn()} == {1, 2, 3}
     for scene in drawn():
-        colours = [thing.colour for thing in scene.things]
-        assert len(set(colours)) == len(colours)
+        colors = [thing.color for thing in scene.things]
+        assert len(set(colors)) == len(colors)
 
 
 def test_things_are_seen_well_by_the_first_camera_and_a_little_by_every_other():
@@ -127,7 +127,7 @@ def test_things_are_seen_well_by_the_first_camera_and_a_little_by_every_other():
         assert (inside >= 15).all()
 
 
-def test_a_figure_that_the_picture_cuts_off_is_refused():
+def test_a_figure_that_the_image_cuts_off_is_refused():
     alone = [s for s in drawn() if s.kind == "figures" and len(s.things) == 1]
     accepted = refused = 0
     for scene in alone:
@@ -182,7 +182,7 @@ def test_every_camera_sees_everything_and_no_two_are_alike():
     assert np.median(np.ptp(distances, axis=1)) > 0.02
 
 
-def test_places_and_order_agree_with_the_picture():
+def test_places_and_order_agree_with_the_image():
     columns = (np.arange(SIZE) + 0.5) / SIZE
     for i, scene in enumerate(drawn()):
         instances = seen(i).instances
@@ -202,8 +202,8 @@ def test_visible_keypoints_lie_on_the_figure_and_hidden_ones_behind_something():
         numbers = [k for k, thing in enumerate(scene.things, 1) if isinstance(thing, Person)]
         assert people.shape == (len(numbers), 17, 3)
         for person, number in zip(people, numbers, strict=True):
-            picture = seen(i)
-            mask = np.pad(picture.instances == number, 1)
+            image = seen(i)
+            mask = np.pad(image.instances == number, 1)
             at = scene.things[number - 1].keypoints()
             xy, ahead = full_scenes.projected(scene.cameras[0], at)
             for (x, y, v), exact, depth in zip(person, xy, ahead, strict=True):
@@ -217,7 +217,7 @@ def test_visible_keypoints_lie_on_the_figure_and_hidden_ones_behind_something():
                 if v == 2:  # on the figure, or a pixel beside it
                     assert mask[row : row + 3, column : column + 3].any()
                 else:  # something is nearer
-                    near = picture.depth[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+                    near = image.depth[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
                     assert near.min() < depth - 0.05
     assert counts[2] > counts[1] > 20
 
@@ -240,7 +240,7 @@ def test_faces_are_visible_from_the_front_only():
         scene = next(s for s in drawn() if s.kind == "figures" and len(s.things) == 1)
         person = scene.things[0]
         eye = np.subtract(scene.cameras[0].eye[:2], person.spot)
-        bare = dataclasses.replace(person.who, hat="none", hat_colour="")
+        bare = dataclasses.replace(person.who, hat="none", hat_color="")
         turned = dataclasses.replace(person, who=bare, yaw=float(np.arctan2(eye[1], eye[0]) + yaw))
         scene = dataclasses.replace(scene, things=(turned,))
         assert set(full_scenes.seen_keypoints(scene)[0, :3, 2]) == expected

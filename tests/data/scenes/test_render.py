@@ -18,7 +18,7 @@ def camera(eye, target, field_of_view=45.0):
 
 
 def scene(*objects, view, sun=(0.48, -0.6, 0.64), **changes):
-    """Objects are (kind, center, half, yaw); the n-th has red, green, blue, ... for its colour."""
+    """Objects are (kind, center, half, yaw); the n-th has red, green, blue, ... for its color."""
     free = render.MAX_OBJECTS - len(objects)
     kind, center, half, yaw = zip(*objects, *[(0, (0, 0, 0), (1, 1, 1), 0)] * free, strict=True)
     arrays = render.SceneArrays(
@@ -140,7 +140,7 @@ def test_shadows_darken_the_ground_but_not_to_black():
     assert ((ratio > 0.8) & (ratio < 0.95)).any()  # the edge is soft
 
 
-def test_a_face_towards_the_sun_has_its_own_colour_and_the_far_side_is_dark():
+def test_a_face_towards_the_sun_has_its_own_color_and_the_far_side_is_dark():
     view = camera((0.0, 0.001, 9.0), (0.0, 0.0, 0.0))
     arrays = scene((BOX, (0, 0, 1), (1, 1, 1), 0.0), view=view, sun=(0.0, 0.0, 1.0))
     assert_allclose(render.render(arrays, 9).image[4, 4], [1, 0, 0], atol=1e-3)

@@ -57,13 +57,13 @@ def test_references_are_the_other_scenes_of_the_group(settings):
     figures = FullRecords(Scenes(**settings, groups="figures"), "train")
     objects = FullRecords(Scenes(**settings, groups="objects"), "train")
     for source, kind in ((figures, "reference"), (objects, "item")):
-        pictures = "references" if kind == "reference" else "item_references"
+        images = "references" if kind == "reference" else "item_references"
         for i in range(len(source)):
             mates = [j for j in range(i - i % 4, i - i % 4 + 4) if j != i]
-            for j, picture, caption in zip(
-                mates, source[i][pictures], source[i][f"{kind}_captions"], strict=True
+            for j, image, caption in zip(
+                mates, source[i][images], source[i][f"{kind}_captions"], strict=True
             ):
-                assert_array_equal(picture, source[j]["image"])
+                assert_array_equal(image, source[j]["image"])
                 assert caption == source[j]["caption"]
             if kind == "item":
                 assert source[i]["item"] == source[mates[0]]["item"]
@@ -86,7 +86,7 @@ def test_maps_boxes_and_names_agree(every):
         assert_allclose(lengths[seen & (instances > 0)], 1, atol=0.02)
 
 
-def test_the_first_frame_is_the_picture_and_every_frame_has_its_camera(every):
+def test_the_first_frame_is_the_image_and_every_frame_has_its_camera(every):
     for index in range(4):
         record = every[index]
         assert len(record["frames"]) == len(record["cameras"]) == VIEWS
@@ -114,7 +114,7 @@ def test_keypoints_are_pixels_of_people(settings):
                 assert mask[int(y) : int(y) + 3, int(x) : int(x) + 3].any()
 
 
-def test_an_edit_is_another_picture(every):
+def test_an_edit_is_another_image(every):
     for record in (every[i] for i in range(TRAIN)):
         changed = np.abs(record["edited"].astype(int) - record["image"]).max(axis=-1) > 20
         assert changed.mean() > 0.008
@@ -123,7 +123,7 @@ def test_an_edit_is_another_picture(every):
 
 def test_a_field_costs_nothing_until_it_is_asked_for(every, monkeypatch):
     decoded = []
-    original = FullRecords._picture
+    original = FullRecords._image
     monkeypatch.setattr(
         FullRecords, "_picture", lambda *args: decoded.append(args[2]) or original(*args)
     )
@@ -154,8 +154,8 @@ def test_a_source_travels_to_a_worker(every):
 def test_splits_are_disjoint(settings, every):
     held_out = FullRecords(Scenes(**settings), "validation")
     assert len(held_out) == VALIDATION
-    pictures = {every[i]["image"].tobytes() for i in range(TRAIN)}
-    assert not pictures & {held_out[i]["image"].tobytes() for i in range(VALIDATION)}
+    images = {every[i]["image"].tobytes() for i in range(TRAIN)}
+    assert not images & {held_out[i]["image"].tobytes() for i in range(VALIDATION)}
 
 
 def test_chunks_make_no_difference():

@@ -28,7 +28,7 @@ def seen():
 
 
 def test_the_basic_scenes_are_those_that_the_published_numbers_are_of():
-    words, pictures = hashlib.sha256(), hashlib.sha256()
+    words, images = hashlib.sha256(), hashlib.sha256()
     for split in ("train", "validation"):
         for i in range(40):
             scene = scenes.draw_scene(0, split, i)
@@ -36,17 +36,17 @@ def test_the_basic_scenes_are_those_that_the_published_numbers_are_of():
             words.update(scenes.caption(scene, i).encode())
     assert words.hexdigest() == ("1e502971ea75e0b556e1be8fc873199620bd9bb62ce0bc437ef69c201c7eeb79")
     for i in range(16):
-        picture = render.render(scenes.draw_scene(0, "train", i).arrays(), 32)
-        pictures.update(np.round(255 * picture.image).astype(np.uint8).tobytes())
-        pictures.update(np.float32(picture.depth).tobytes())
-        pictures.update(np.uint8(picture.instances).tobytes())
-    assert pictures.hexdigest() == (
+        image = render.render(scenes.draw_scene(0, "train", i).arrays(), 32)
+        images.update(np.round(255 * image.image).astype(np.uint8).tobytes())
+        images.update(np.float32(image.depth).tobytes())
+        images.update(np.uint8(image.instances).tobytes())
+    assert images.hexdigest() == (
         "e8beb9d4a44f6eb96bf7a32684c568a55b5bf5f83e421f2880dba7622c439890"
     )
 
 
-def hue(colour):
-    return colorsys.rgb_to_hsv(*colour)[0]
+def hue(color):
+    return colorsys.rgb_to_hsv(*color)[0]
 
 
 def hue_distance(a, b):
@@ -69,15 +69,15 @@ def test_a_scene_is_a_function_of_seed_split_and_index():
     assert len({scene.camera for scene in [*drawn(), *others[:2]]}) == NUMBER + 2
 
 
-def test_scenes_show_one_to_three_objects_of_distinct_colours():
+def test_scenes_show_one_to_three_objects_of_distinct_colors():
     assert {len(scene.objects) for scene in drawn()} == {1, 2, 3}
     for scene in drawn():
-        colours = [item.colour for item in scene.objects]
-        assert len(set(colours)) == len(colours)
+        colors = [item.color for item in scene.objects]
+        assert len(set(colors)) == len(colors)
     every = [item for scene in drawn() for item in scene.objects]
     for field, values in (
         ("shape", scenes.SHAPES),
-        ("colour", scenes.PALETTE),
+        ("color", scenes.PALETTE),
         ("size", scenes.SIZES),
         ("place", scenes.PLACES),
     ):
@@ -103,22 +103,22 @@ def test_large_objects_are_larger_than_small_ones():
         assert min(large) > 1.5 * max(small)
 
 
-def test_every_object_covers_its_share_of_the_picture():
+def test_every_object_covers_its_share_of_the_image():
     shares = []
-    for scene, picture in zip(drawn(), seen(), strict=True):
-        assert picture.instances.max() == len(scene.objects)
-        shares += [(picture.instances == i + 1).mean() for i in range(len(scene.objects))]
+    for scene, image in zip(drawn(), seen(), strict=True):
+        assert image.instances.max() == len(scene.objects)
+        shares += [(image.instances == i + 1).mean() for i in range(len(scene.objects))]
     assert min(shares) > 0.018
     assert max(shares) < 0.52
-    foreground = np.mean([picture.instances > 0 for picture in seen()])
+    foreground = np.mean([image.instances > 0 for image in seen()])
     assert 0.25 < foreground < 0.4
 
 
 def test_places_and_order_agree_with_the_instance_map():
     columns = (np.arange(32) + 0.5) / 32
-    for scene, picture in zip(drawn(), seen(), strict=True):
+    for scene, image in zip(drawn(), seen(), strict=True):
         middles = [
-            ((picture.instances == i + 1) * columns).sum() / (picture.instances == i + 1).sum()
+            ((image.instances == i + 1) * columns).sum() / (image.instances == i + 1).sum()
             for i in range(len(scene.objects))
         ]
         assert middles == sorted(middles)
@@ -127,15 +127,15 @@ def test_places_and_order_agree_with_the_instance_map():
         ]
 
 
-def test_colours_can_be_told_by_hue_under_the_scenes_light():
-    hues = {name: hue(colour) for name, colour in scenes.PALETTE.items()}
-    for scene, picture in zip(drawn(), seen(), strict=True):
+def test_colors_can_be_told_by_hue_under_the_scenes_light():
+    hues = {name: hue(color) for name, color in scenes.PALETTE.items()}
+    for scene, image in zip(drawn(), seen(), strict=True):
         for i, item in enumerate(scene.objects):
-            median = np.median(picture.image[picture.instances == i + 1], axis=0)
+            median = np.median(image.image[image.instances == i + 1], axis=0)
             nearest = min(hues, key=lambda name: hue_distance(hues[name], hue(median)))
-            assert nearest == item.colour
+            assert nearest == item.color
             assert colorsys.rgb_to_hsv(*median)[1] > 0.45
-        ground = picture.image[picture.instances == 0]
+        ground = image.image[image.instances == 0]
         saturation = 1 - ground.min(axis=-1) / ground.max(axis=-1)
         assert np.mean(saturation > 0.45) < 0.2  # only where pixels mix with an object's edge
 
@@ -151,10 +151,10 @@ def test_captions_name_every_object_in_order():
             assert text == scenes.caption(scene, seed)
             assert len(text.split()) < 30
             found = [
-                (size, colour, synonyms[shape], synonyms[place])
-                for size, colour, shape, place in phrase.findall(text)
+                (size, color, synonyms[shape], synonyms[place])
+                for size, color, shape, place in phrase.findall(text)
             ]
-            assert found == [(o.size, o.colour, o.shape, o.place) for o in scene.objects]
+            assert found == [(o.size, o.color, o.shape, o.place) for o in scene.objects]
             said.update(word for word in synonyms if word in text)
     assert said == set(synonyms)
 
@@ -181,7 +181,7 @@ def test_a_build_reads_back_exactly(built):
         assert_array_equal(record["camera_to_world"], camera.camera_to_world)
         assert_array_equal(record["intrinsics"], render.intrinsics(camera, 24))
         assert record["caption"].decode() == scenes.caption(scene, index)
-        for field in ("shape", "colour", "size", "place"):
+        for field in ("shape", "color", "size", "place"):
             names = [name.decode() for name in record["objects"][field]]
             assert names == [getattr(item, field) for item in scene.objects]
         for i, (left, top, right, bottom) in enumerate(record["objects"]["box"]):
@@ -254,8 +254,8 @@ def test_of_two_processes_that_build_at_once_both_get_the_set(tmp_path, monkeypa
 
     monkeypatch.setattr(scenes_builder, "_record", overtaken)
     slower = scenes_builder.build(tmp_path, **settings)
-    pictures = [b.as_data_source(split="train")[1]["image"] for b in (slower, faster[1])]
-    assert_array_equal(*pictures)
+    images = [b.as_data_source(split="train")[1]["image"] for b in (slower, faster[1])]
+    assert_array_equal(*images)
 
 
 def test_impossible_settings_are_refused(tmp_path):

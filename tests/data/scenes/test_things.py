@@ -12,7 +12,7 @@ from onediff_jax.data.scenes import figure
 from onediff_jax.data.scenes import objects as things
 from onediff_jax.data.scenes import placement as full_scenes
 from onediff_jax.data.scenes import render as full_render
-from onediff_jax.data.scenes.objects import COLOURS, Person, Solid, draw_solid, noun
+from onediff_jax.data.scenes.objects import COLORS, Person, Solid, draw_solid, noun
 from onediff_jax.data.scenes.placement import FullScene, Light
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -32,7 +32,7 @@ def alone(thing, azimuth, away=AWAY):
 
 
 def half_widths(thing, azimuth):
-    """Of a thing's outline, by rows from the top of the picture."""
+    """Of a thing's outline, by rows from the top of the image."""
     scene = alone(thing, azimuth)
     outline = full_scenes.view(scene, scene.cameras[0], PIXELS).outlines[0]
     return outline.reshape(PIXELS, PIXELS).sum(axis=1) * PIXEL / 2
@@ -72,19 +72,19 @@ def test_a_solid_has_the_outline_of_its_shape_and_takes_up_the_ground_that_it_sa
 
 
 def changes(line):
-    """How often the colour changes along a line of a picture, from red to blue or back."""
+    """How often the color changes along a line of an image, from red to blue or back."""
     return np.count_nonzero(np.diff((line[:, 0] > line[:, 2]).astype(int)))
 
 
 def seen(it, azimuth=0.4):
-    scene = alone(it, azimuth, 10.0)  # pictures end at render.FAR
+    scene = alone(it, azimuth, 10.0)  # images end at render.FAR
     camera = scene.cameras[0].arrays()
     shot = full_render.Shot(scene.solids(), scene.light.arrays(), camera)
-    [picture] = full_render.render([shot], 48)
-    mine = picture.instances == 1
+    [image] = full_render.render([shot], 48)
+    mine = image.instances == 1
     middle = mine.shape[0] // 2
     upright, across = mine[:, middle], mine[middle]
-    return picture.image[mine], picture.image[upright, middle], picture.image[middle, across]
+    return image.image[mine], image.image[upright, middle], image.image[middle, across]
 
 
 def test_stripes_lie_across_checks_along_both_ways_and_what_shines_has_a_highlight():
@@ -104,7 +104,7 @@ def test_stripes_lie_across_checks_along_both_ways_and_what_shines_has_a_highlig
     [("matte", "red cone"), ("glossy", "shiny red cone"), ("striped", "striped red cone"),
      ("checkered", "checkered red cone")],
 )  # fmt: skip
-def test_a_solid_is_called_by_its_material_colour_and_shape(material, name):
+def test_a_solid_is_called_by_its_material_color_and_shape(material, name):
     assert noun(solid("cone", material, "blue")) == name
 
 
@@ -116,7 +116,7 @@ def test_drawn_solids_stand_on_the_ground_in_two_sizes_and_their_shapes_proporti
     ]
     for it in drawn:
         x, y, z = it.half
-        assert it.center == (0, 0, z) and it.colour == "red"
+        assert it.center == (0, 0, z) and it.color == "red"
         assert it.second in (("white", "black") if it.material[-2:] == "ed" else ("",))
         assert x == y or it.shape == "box"
         assert z == x if it.shape == "sphere" else z > 1.5 * x or it.shape != "capsule"
@@ -130,13 +130,13 @@ def test_drawn_solids_stand_on_the_ground_in_two_sizes_and_their_shapes_proporti
 
 @pytest.fixture(scope="module")
 def person():
-    who = figure.draw_identity(np.random.default_rng(3), list(COLOURS))
+    who = figure.draw_identity(np.random.default_rng(3), list(COLORS))
     pose = figure.draw_pose(np.random.default_rng(4), "waving with the left hand")
     return Person(who, pose, "", SPOT, 0.7)
 
 
 def test_a_figure_is_where_it_stands_and_turned_as_it_says(person):
-    assert person.colour == person.who.shirt and noun(person) == person.name == "person"
+    assert person.color == person.who.shirt and noun(person) == person.name == "person"
     ahead = np.array((math.cos(person.yaw), math.sin(person.yaw)))
     left = np.array((-math.sin(person.yaw), math.cos(person.yaw)))
     at = dict(zip(figure.KEYPOINTS, person.keypoints()[:, :2] - SPOT, strict=True))

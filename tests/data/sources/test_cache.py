@@ -18,9 +18,9 @@ from onediff_jax.commands import encode as encode_dataset
 from onediff_jax.data.batching import loader
 from onediff_jax.data.batching.loader import DataConfig, SlotConfig
 from onediff_jax.data.batching.rows import Batch
-from onediff_jax.data.codecs import picture_of
+from onediff_jax.data.codecs import image_of
 from onediff_jax.data.conditions.make import ConditionConfig
-from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed
 from onediff_jax.data.sources import cache
 from onediff_jax.data.sources.cache import Cache, Part, packed_example, unpacked_example
 from onediff_jax.data.tasks.fitting import FULL
@@ -88,11 +88,11 @@ def drawn(tmp_path_factory):
     return encoded(tmp_path_factory.mktemp("drawn"), config, passes=2)
 
 
-def test_rows_of_a_cache_are_those_of_its_pictures(folder):
-    (pictures, expected), (ahead, assets) = rows_of(CONFIG), rows_of(cached(folder))
+def test_rows_of_a_cache_are_those_of_its_images(folder):
+    (images, expected), (ahead, assets) = rows_of(CONFIG), rows_of(cached(folder))
     assert assets.vocabulary == expected.vocabulary
     for number in range(20):  # more than an epoch
-        for name, one, other in zip(Batch._fields, ahead[number], pictures[number], strict=True):
+        for name, one, other in zip(Batch._fields, ahead[number], images[number], strict=True):
             assert one.dtype == other.dtype, name
             if name == "latents":  # within half a unit of bfloat16's last place
                 np.testing.assert_allclose(one, other, rtol=2**-8, atol=1e-6)
@@ -112,19 +112,19 @@ def test_rows_of_a_cache_travel_to_workers(folder):
     assert all(map(np.array_equal, copied[3], before))
 
 
-def test_a_run_trains_from_a_cache_as_from_pictures(folder):
+def test_a_run_trains_from_a_cache_as_from_images(folder):
     """The same losses, as far as bfloat16 lets the latents be the same."""
-    (pictures, _), (ahead, assets) = rows_of(CONFIG), rows_of(cached(folder))
+    (images, _), (ahead, assets) = rows_of(CONFIG), rows_of(cached(folder))
     networks, _ = run.assembled(CONFIG, assets)
     optimizer = optimizer_of(CONFIG.optimizer, 2)
     first = jax.jit(lambda: new_state(networks, optimizer, jax.random.key(0)))()
     shardings = state_shardings(networks, optimizer, mesh_of(MeshConfig(), jax.devices()[:1]))
-    layout = pictures.layout
+    layout = images.layout
     step = jax.jit(
         train_step_of(networks, optimizer, layout, CONFIG.flow, CONFIG.optimizer, shardings)
     )
     told = []
-    for rows in (pictures, ahead):
+    for rows in (images, ahead):
         state, losses = first, []
         for batch in loader.batches(rows, 8, range(8), 0, 2):
             state, measured = step(state, batch, jax.random.key(7))
@@ -145,7 +145,7 @@ def test_every_pass_draws_conditions_anew_and_holds_each_record_once(drawn):
     assert images[:12] == images[12:] and len(set(masked)) == 24
 
 
-def test_cameras_are_kept_as_they_are_and_pictures_decode(drawn):
+def test_cameras_are_kept_as_they_are_and_images_decode(drawn):
     config = dataclasses.replace(CONFIG, data=DRAWN)
     source, (_, assets) = Cache(str(drawn)).open("train"), rows_of(cached(drawn, config))
     make = encode_dataset.MakeExample(
@@ -159,9 +159,9 @@ def test_cameras_are_kept_as_they_are_and_pictures_decode(drawn):
             if isinstance(true, Camera):
                 assert all(map(np.array_equal, view, true))
             else:
-                assert view.deviation is None
-                shown = picture_of(assets.codec.decode(view.mean))
-                again = picture_of(assets.codec.decode(assets.codec.encode(true)))
+                assert view.std is None
+                shown = image_of(assets.codec.decode(view.mean))
+                again = image_of(assets.codec.decode(assets.codec.encode(true)))
                 assert np.abs(shown.astype(int) - again).max() <= 3
 
 
@@ -176,17 +176,17 @@ def test_held_out_records_are_encoded_once_and_read_as_validation(tmp_path):
 
 def test_an_example_comes_back_as_it_was_within_bfloat16():
     rng = np.random.default_rng(0)
-    mean, deviation = rng.normal(size=(2, 3, 4)), rng.uniform(1e-3, 2, (2, 3, 4))
-    picture = EncodedPicture(np.float32(mean), np.float32(deviation))
+    mean, std = rng.normal(size=(2, 3, 4)), rng.uniform(1e-3, 2, (2, 3, 4))
+    image = EncodedImage(np.float32(mean), np.float32(std))
     states = rng.normal(size=(5, 8)).astype(ml_dtypes.bfloat16)
-    example = Example("text2image", (picture,), EncodedPrompt("words", states))
+    example = Example("text2image", (image,), EncodedPrompt("words", states))
     found = unpacked_example(packed_example(Placed(example, 0, 3), 9), 2)
     assert (found.source, found.faults, found.example.task) == (2, 3, "text2image")
     assert found.example.prompt.text == "words"
     assert np.array_equal(found.example.prompt.tokens, states)
     np.testing.assert_allclose(found.example.views[0].mean, mean, rtol=2**-8)
     # A logarithm of 14 at most, in units of a sixteenth, halved.
-    np.testing.assert_allclose(found.example.views[0].deviation, deviation, rtol=0.02)
+    np.testing.assert_allclose(found.example.views[0].std, std, rtol=0.02)
 
 
 @pytest.mark.parametrize("after", [0, 7, 13])
@@ -367,8 +367,8 @@ def test_files_are_named_with_their_counts_and_checksums(folder):
             assert file["sha256"] == hashlib.sha256(data).hexdigest()
     codec = manifest["plan"]["codec"]
     assert (codec["kind"], codec["scale"], codec["shift"]) == ("linear", 1, 0)
-    pictures = {"token_edge": 4, "aspects": "any", "least_full": FULL}
-    assert manifest["plan"]["pictures"] == pictures | {"enlarge": 2.0, "filter": "lanczos"}
+    images = {"token_edge": 4, "aspects": "any", "least_full": FULL}
+    assert manifest["plan"]["pictures"] == images | {"enlarge": 2.0, "filter": "lanczos"}
 
 
 def test_a_run_that_starts_from_another_is_encoded_by_its_codec(folder, tmp_path):
@@ -432,14 +432,14 @@ def test_a_dropped_prompt_is_the_empty_one(folder):
     assert source.empty.tokens.tolist() == [END]
 
 
-def test_a_dropped_caption_leaves_the_token_as_it_does_of_pictures(folder):
+def test_a_dropped_caption_leaves_the_token_as_it_does_of_images(folder):
     data = dataclasses.replace(DATA, caption_dropout=0.5)
-    (pictures, _), (ahead, _) = (
+    (images, _), (ahead, _) = (
         rows_of(dataclasses.replace(CONFIG, data=data)),
         rows_of(cached(folder, caption_dropout=0.5)),
     )
     whole, _ = rows_of(CONFIG)
-    texts = [[rows[number].text for number in range(6)] for rows in (ahead, pictures, whole)]
+    texts = [[rows[number].text for number in range(6)] for rows in (ahead, images, whole)]
     np.testing.assert_array_equal(texts[0], texts[1])
     assert not np.array_equal(texts[0], texts[2])
     assert "bare" not in json.loads((folder / cache.MANIFEST).read_text())  # ids need none

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from onediff_jax.data.sources.coco import Coco
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 
 H, W = 40, 60
 TRIANGLE = [[5.0, 5, 50, 8, 20, 35]]
@@ -149,7 +149,7 @@ def test_a_source_travels_to_workers_and_is_small(tmp_path):
 def test_a_wrong_annotation_is_a_fault_of_its_image(tmp_path, change, match):
     folder_of(tmp_path, [annotation(1, 10, RUNS, [2, 0, 2, 40]) | change])
     source = only(tmp_path)
-    with pytest.raises(Fault, match=rf"image 10 of instances\.json: .*{match}") as fault:
+    with pytest.raises(BadRecord, match=rf"image 10 of instances\.json: .*{match}") as fault:
         source.taken(0, source.fields)
     assert "\n" not in str(fault.value)
 
@@ -159,14 +159,14 @@ def test_an_image_of_another_size_is_a_fault(tmp_path):
     Image.new("RGB", (H, W)).save(tmp_path / "30.png")
     for settings in ({"keypoints": "people.json"}, {"instances": "instances.json"}):
         source = only(tmp_path, **settings)
-        with pytest.raises(Fault, match=r"image 30 of .*60 x 40"):
+        with pytest.raises(BadRecord, match=r"image 30 of .*60 x 40"):
             source.taken(len(source) - 1, source.fields)
 
 
 def test_broken_keypoints_are_a_fault(tmp_path):
     people = [{"id": 1, "image_id": 10, "keypoints": [1, 1, 2] * 16}]
     folder_of(tmp_path, people)
-    with pytest.raises(Fault, match="keypoints must be 17 times"):
+    with pytest.raises(BadRecord, match="keypoints must be 17 times"):
         taken(tmp_path, keypoints="instances.json")
 
 
@@ -189,7 +189,7 @@ def test_a_file_that_is_not_cocos_is_refused_when_it_is_opened(tmp_path, changes
     folder_of(tmp_path, **changes)
     with pytest.raises(InputError, match=match) as refusal:
         only(tmp_path)
-    assert "\n" not in str(refusal.value) and not isinstance(refusal.value, Fault)
+    assert "\n" not in str(refusal.value) and not isinstance(refusal.value, BadRecord)
 
 
 def test_files_that_are_not_there_are_refused(tmp_path):

@@ -9,11 +9,11 @@ from PIL import Image
 
 from onediff_jax.data.sources.folder import VIEWS, Folder
 from onediff_jax.data.tasks.table import TASKS
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 
 
 def folder_of(folder: pathlib.Path, count: int = 10) -> list[str]:
-    """A folder of pictures, every third in a subfolder; picture i is of colour i."""
+    """A folder of images, every third in a subfolder; image i is of color i."""
     names = [f"deep/er/{i}.png" if i % 3 == 2 else f"{i}.png" for i in range(count)]
     (folder / "deep" / "er").mkdir(parents=True)
     for i, name in enumerate(names):
@@ -35,10 +35,10 @@ def refused(folder: pathlib.Path, match: str, **settings) -> None:
     with pytest.raises(InputError, match=match) as refusal:
         Folder(str(folder), **({"validation": 1} | settings)).open("train")
     assert "\n" not in str(refusal.value)
-    assert not isinstance(refusal.value, Fault)
+    assert not isinstance(refusal.value, BadRecord)
 
 
-def test_a_folder_gives_every_picture_with_its_caption(tmp_path):
+def test_a_folder_gives_every_image_with_its_caption(tmp_path):
     folder_of(tmp_path)
     source = Folder(str(tmp_path), validation=0).open("train")
     assert len(source) == 10 and source.fields == {"image", "caption"}
@@ -49,7 +49,7 @@ def test_a_folder_gives_every_picture_with_its_caption(tmp_path):
         assert record["caption"] == source.caption(i) == f"picture {i} ☀"
 
 
-def test_a_picture_may_have_several_captions(tmp_path):
+def test_an_image_may_have_several_captions(tmp_path):
     names = folder_of(tmp_path, 3)
     texts = [["a cat", "a small cat"], "a dog", ["a bird"]]
     pairs = zip(names, texts, strict=True)
@@ -95,7 +95,7 @@ def test_only_what_is_asked_for_is_read(tmp_path):
     write(tmp_path, [{"file_name": names[0], "text": "a", "hed": "bad.png", "depth": names[0]}] * 2)
     source = Folder(str(tmp_path), validation=0).open("train")
     assert set(source.taken(0, ["image", "pictures.depth"])["pictures"]) == {"depth"}
-    with pytest.raises(Fault, match=r"metadata\.jsonl, line 2: hed bad\.png cannot be read as a p"):
+    with pytest.raises(BadRecord, match=r"metadata\.jsonl, line 2: hed bad\.png cannot be read"):
         source.taken(1, ["image", "pictures.hed"])
 
 
@@ -124,7 +124,7 @@ def test_a_condition_of_another_aspect_is_a_fault_and_a_smaller_one_is_not(tmp_p
     write(tmp_path, [{"file_name": "0.png", "canny": f"{n}.png"} for n in ("small", "tall")])
     source = Folder(str(tmp_path), validation=0).open("train")
     assert source.taken(0, source.fields)["pictures"]["canny"].shape == (3, 4, 3)
-    with pytest.raises(Fault, match=r"line 2: pictures.canny is 8 x 6; .*which is 6 x 8") as fault:
+    with pytest.raises(BadRecord, match=r"line 2: pictures.canny is 8 x 6; .* 6 x 8") as fault:
         source.taken(1, source.fields)
     assert "\n" not in str(fault.value)
 
@@ -150,7 +150,7 @@ def test_a_csv_listing_is_read_alike(tmp_path):
     refused(tmp_path, r"has both metadata\.jsonl and metadata\.csv; keep one")
 
 
-def test_a_caption_is_read_without_its_picture(tmp_path):
+def test_a_caption_is_read_without_its_image(tmp_path):
     names = folder_of(tmp_path)
     source = Folder(str(tmp_path), validation=0).open("train")
     for name in names:
@@ -269,13 +269,13 @@ def test_a_folder_that_validation_would_empty_is_refused_with_both_numbers(tmp_p
     refused(tmp_path, f"there are 10, .* {validation}; set it below 10", validation=validation)
 
 
-def test_an_unreadable_picture_is_a_fault_and_a_missing_file_an_error_of_the_system(tmp_path):
+def test_an_unreadable_image_is_a_fault_and_a_missing_file_an_error_of_the_system(tmp_path):
     names = folder_of(tmp_path)
     (tmp_path / names[5]).write_bytes(b"no picture")
     source = Folder(str(tmp_path), validation=0).open("train")
     assert source[5]["caption"] == "picture 5 ☀"
     match = r"metadata\.jsonl, line 6: file_name deep/er/5\.png cannot be read as a picture"
-    with pytest.raises(Fault, match=match) as refusal:
+    with pytest.raises(BadRecord, match=match) as refusal:
         source.taken(5, source.fields)
     assert "\n" not in str(refusal.value)
     (tmp_path / names[5]).unlink()

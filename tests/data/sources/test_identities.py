@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from onediff_jax.data.sources.identities import Identities
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 
 COUNTS = {"ann": 3, "bob": 1, "cleo": 5, "dan_lee": 2}
 
 
 def folder_of(folder: pathlib.Path, **columns) -> None:
-    """Pictures of subjects; picture j of subject i is (i, j, 0); columns are made of (i, j)."""
+    """Pictures of subjects; image j of subject i is (i, j, 0); columns are made of (i, j)."""
     lines = []
     for i, (name, count) in enumerate(COUNTS.items()):
         (folder / name).mkdir(parents=True)
@@ -35,29 +35,27 @@ def only(folder, **settings):
     return Identities(str(folder), **({"validation": 0} | settings)).open("train")
 
 
-def shown(picture) -> tuple[int, int]:
-    return tuple(int(value) for value in picture[0, 0, :2])
+def shown(image) -> tuple[int, int]:
+    return tuple(int(value) for value in image[0, 0, :2])
 
 
-def test_every_picture_has_all_others_of_its_subject_and_none_else(tmp_path):
+def test_every_image_has_all_others_of_its_subject_and_none_else(tmp_path):
     folder_of(tmp_path)
     source = only(tmp_path)
     assert source.fields == {"image", "references"} and source.least == {"references": 1}
     found = []
     for i in range(len(source)):
         record = source.taken(i, source.fields)
-        subject, picture = shown(record["image"])
-        others = {(subject, j) for j in range(list(COUNTS.values())[subject])} - {
-            (subject, picture)
-        }
+        subject, image = shown(record["image"])
+        others = {(subject, j) for j in range(list(COUNTS.values())[subject])} - {(subject, image)}
         assert {shown(p) for p in record["references"]} == others
         assert len(record["references"]) == len(others)
-        found.append((subject, picture))
+        found.append((subject, image))
     assert found == [(i, j) for i, n in enumerate(COUNTS.values()) for j in range(n) if n > 1]
 
 
 @pytest.mark.parametrize(("least", "expected"), [(2, {0, 2, 3}), (3, {0, 2}), (4, {2})])
-def test_subjects_with_fewer_pictures_are_left_out(tmp_path, least, expected):
+def test_subjects_with_fewer_images_are_left_out(tmp_path, least, expected):
     folder_of(tmp_path)
     source = only(tmp_path, least=least)
     assert source.least == {"references": least - 1}
@@ -66,28 +64,28 @@ def test_subjects_with_fewer_pictures_are_left_out(tmp_path, least, expected):
     assert all(len(record["references"]) >= least - 1 for record in records)
 
 
-def test_captions_come_from_the_listing_and_stay_with_their_pictures(tmp_path):
+def test_captions_come_from_the_listing_and_stay_with_their_images(tmp_path):
     folder_of(tmp_path, text=lambda i, j: f"{i} {j}")
     source = only(tmp_path)
     assert source.fields == {"image", "references", "caption", "reference_captions"}
     for i in range(len(source)):
         record = source.taken(i, source.fields)
         assert record["caption"] == source.caption(i) == "{} {}".format(*shown(record["image"]))
-        texts = ["{} {}".format(*shown(picture)) for picture in record["references"]]
+        texts = ["{} {}".format(*shown(image)) for image in record["references"]]
         assert list(record["reference_captions"]) == texts
 
 
-def test_a_picture_may_have_several_captions(tmp_path):
+def test_an_image_may_have_several_captions(tmp_path):
     folder_of(tmp_path, text=lambda i, j: [f"{i} {j}", "a person"] if j else "alone")
     source = only(tmp_path)
     for i in range(len(source)):
         record = source.taken(i, source.fields)
-        for picture, caption in zip(
+        for image, caption in zip(
             (record["image"], *record["references"]),
             (record["caption"], *record["reference_captions"]),
             strict=True,
         ):
-            subject, number = shown(picture)
+            subject, number = shown(image)
             assert caption == ([f"{subject} {number}", "a person"] if number else "alone")
         assert source.caption(i) == record["caption"]
 
@@ -126,13 +124,13 @@ def test_a_source_travels_to_workers(tmp_path):
             assert copy.where(i) == source.where(i) and copy.caption(i) == source.caption(i)
 
 
-def test_a_broken_picture_is_a_fault_that_names_it(tmp_path):
+def test_a_broken_image_is_a_fault_that_names_it(tmp_path):
     folder_of(tmp_path)
     (tmp_path / "ann" / "1.png").write_bytes(b"x")
     source = only(tmp_path)
-    with pytest.raises(Fault, match=r"ann/1\.png cannot be read as a picture"):
+    with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as a picture"):
         source.taken(1, ["image"])
-    with pytest.raises(Fault, match=r"ann/1\.png cannot be read as a picture"):
+    with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as a picture"):
         list(source.taken(0, ["references"])["references"])
     (tmp_path / "ann" / "1.png").unlink()
     with pytest.raises(FileNotFoundError):

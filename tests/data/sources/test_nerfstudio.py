@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from rigs import random_pose
 
 from onediff_jax.data.sources.nerfstudio import camera_of, entries_in
-from onediff_jax.errors import Fault
+from onediff_jax.errors import BadRecord
 from onediff_jax.ops.cameras import opengl_from_opencv
 
 SHARED = {
@@ -36,9 +36,9 @@ def read(values):
     return entries_in(json.dumps(values).encode(), "a file")
 
 
-def only(shared, picture=None):
+def only(shared, image=None):
     """K and size of a file's only frame."""
-    camera, size = camera_of(read(transforms(1, shared))[0], "there", picture)
+    camera, size = camera_of(read(transforms(1, shared))[0], "there", image)
     return camera.intrinsics, size
 
 
@@ -77,15 +77,15 @@ def test_what_a_file_leaves_out_has_the_usual_meaning():
     # A null is a field that is missing; what is in pixels comes before what is in radians.
     assert_allclose(only(right | {"fl_x": None, "w": None}, PICTURE)[0][0, 0], 32)
     assert_allclose(only(right | {"fl_x": 50, "w": 60, "h": 40})[0][0, 0], 50)
-    # Cut pictures can have their middle elsewhere, and halved ones a size that is not whole.
+    # Cut images can have their middle elsewhere, and halved ones a size that is not whole.
     K, size = only({"fl_x": 50, "cx": -3, "w": 60.5, "h": 40})
     assert K[0, 2] == -3 and size == (40, 60.5)
 
 
 @pytest.mark.parametrize("name", ["fl_x", "fl_y", "cx", "cy"])
 def test_what_is_in_pixels_needs_the_size_that_they_are_of(name):
-    """The picture may be a smaller one than the file's."""
-    with pytest.raises(Fault, match="^there: h is None"):
+    """The image may be a smaller one than the file's."""
+    with pytest.raises(BadRecord, match="^there: h is None"):
         only({"camera_angle_x": 1.0, name: 30}, PICTURE)
 
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused_in_one_line_that_says_where(mend, message):
     mend(given["frames"][1])
     one, wrong, other = read(given)
     camera_of(one, "there"), camera_of(other, "there")
-    with pytest.raises(Fault, match=f"^there: .*{message}") as fault:
+    with pytest.raises(BadRecord, match=f"^there: .*{message}") as fault:
         camera_of(wrong, "there")
     assert "\n" not in str(fault.value)
 
@@ -164,6 +164,6 @@ def test_what_cannot_be_is_refused_in_one_line_that_says_where(mend, message):
     "text", ["{", "[]", "{}", '{"frames": []}', '{"frames": {}}', '{"frames": [7]}', "null", "\xff"]
 )
 def test_a_file_without_frames_is_refused(text):
-    with pytest.raises(Fault, match="^there: expected frames, each with file_path") as fault:
+    with pytest.raises(BadRecord, match="^there: expected frames, each with file_path") as fault:
         entries_in(text.encode("latin-1"), "there")
     assert "\n" not in str(fault.value)

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from onediff_jax.data.sources.posed import Posed
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.ops.cameras import orbit_cameras
 
-SIZE = (90, 124)  # height and width of the pictures that the cameras are for
+SIZE = (90, 124)  # height and width of the images that the cameras are for
 CAMERAS = orbit_cameras(
     np.array([0.0, 40, 80, 120]), np.full(4, 20.0), np.full(4, 2.0), SIZE, focal=0.9
 )
@@ -71,7 +71,7 @@ def test_a_camera_sees_a_point_where_opengl_does(tmp_path):
     np.testing.assert_allclose(seen[:2] / seen[2], expected)
 
 
-def test_smaller_pictures_have_intrinsics_of_their_true_size(tmp_path):
+def test_smaller_images_have_intrinsics_of_their_true_size(tmp_path):
     scene(tmp_path)
     record = only(tmp_path, pictures="images_4")[0]
     assert record["frames"][1].shape == (22, 31, 3)  # a quarter of 90 is rounded
@@ -172,7 +172,7 @@ NO = "transforms.json: images/frame_001.png"
     [
         ({"transform_matrix": np.diag([1.0, 1, -1, 1]).tolist()}, "left-handed"),
         ({"fl_x": 0}, "fl_x is 0; it must be a number of pixels above 0"),
-        ({"w": 64}, r"the picture is 90 x 124; by its cameras it is a resized 90 x 64"),
+        ({"w": 64}, r"the image is 90 x 124; by its cameras it is a resized 90 x 64"),
     ],
 )
 def test_a_wrong_camera_is_a_fault_of_its_frame_alone(tmp_path, changes, match):
@@ -181,7 +181,7 @@ def test_a_wrong_camera_is_a_fault_of_its_frame_alone(tmp_path, changes, match):
     write(tmp_path, values)
     cameras = only(tmp_path).taken(0, ["cameras"])["cameras"]
     assert cameras[0].intrinsics.shape == cameras[2].intrinsics.shape == (3, 3)
-    with pytest.raises(Fault, match=f"{NO}: .*{match}") as fault:
+    with pytest.raises(BadRecord, match=f"{NO}: .*{match}") as fault:
         cameras[1]
     assert "\n" not in str(fault.value)
 
@@ -204,7 +204,7 @@ def test_a_wrong_camera_is_a_fault_of_its_frame_alone(tmp_path, changes, match):
 def test_a_wrong_file_of_cameras_is_a_fault_when_it_is_read(tmp_path, text, match):
     write(tmp_path, text)
     source = only(tmp_path)
-    with pytest.raises(Fault, match=rf"transforms\.json: .*{match}") as fault:
+    with pytest.raises(BadRecord, match=rf"transforms\.json: .*{match}") as fault:
         source.taken(0, source.fields)
     assert "\n" not in str(fault.value)
 
@@ -241,7 +241,7 @@ def test_wrong_depth_is_a_fault(tmp_path, name, unit, match):
     if name:
         values["frames"][-1]["depth_file_path"] = name
         write(tmp_path, values)
-    with pytest.raises(Fault, match=match) as fault:
+    with pytest.raises(BadRecord, match=match) as fault:
         only(tmp_path, depth=True).taken(0, ["image", "depth"])
     assert "\n" not in str(fault.value)
 

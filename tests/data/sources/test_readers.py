@@ -24,7 +24,7 @@ from tiny import tiny_config
 
 from onediff_jax.data.batching import loader
 from onediff_jax.data.batching.settings import DataConfig
-from onediff_jax.data.example import EncodedPicture, EncodedPrompt, Example, Placed
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed
 from onediff_jax.data.records import Source
 from onediff_jax.data.sources import arrayrecord as readers
 from onediff_jax.data.sources import cache, shards
@@ -251,9 +251,9 @@ def many_cached(folder: pathlib.Path) -> None:
     for number in range(FILES):
         file = folder / f"text2image-1x1-{number:05}.array_record"
         writer = array_record_module.ArrayRecordWriter(str(file), shards.WRITING)
-        picture = EncodedPicture(np.zeros((1, 1, 2), np.float32), None)
+        image = EncodedImage(np.zeros((1, 1, 2), np.float32), None)
         prompt = EncodedPrompt(f"words {number}", np.zeros(1, np.int32))
-        example = Example("text2image", (picture,), prompt)
+        example = Example("text2image", (image,), prompt)
         writer.write(cache.packed_example(Placed(example, 0, 0), number))
         writer.close()
         files.append({"file": file.name, "records": 1, "bytes": file.stat().st_size})

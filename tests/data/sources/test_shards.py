@@ -10,19 +10,19 @@ from PIL import Image
 from onediff_jax.data.example import Record
 from onediff_jax.data.images import png
 from onediff_jax.data.records import (
-    NamedPictures,
+    NamedImages,
     Source,
-    StoredPicture,
-    StoredPictures,
+    StoredImage,
+    StoredImages,
     StoredRecord,
 )
 from onediff_jax.data.sources import shards
 from onediff_jax.data.sources.shards import Shards, packed, unpacked, write_shards
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.ops.cameras import Camera
 
 
-def picture(value: int) -> np.ndarray:
+def image(value: int) -> np.ndarray:
     return np.random.default_rng(value).integers(0, 256, (6, 8, 3)).astype(np.uint8)
 
 
@@ -30,9 +30,9 @@ def record(number: int) -> Record:
     rng = np.random.default_rng(number)
     cameras = [Camera(np.diag([9.0 + i, 9, 1]), np.eye(4)) for i in range(2)]
     return Record(
-        image=picture(number),
+        image=image(number),
         caption=f"number {number} ☀",
-        pictures={"hed": picture(number + 1), "pose": picture(number + 2)},
+        pictures={"hed": image(number + 1), "pose": image(number + 2)},
         depth=np.where(rng.random((6, 8)) < 0.2, np.inf, 1 + rng.random((6, 8))).astype(np.float32),
         instances=rng.integers(0, 3, (6, 8)).astype(np.uint16),
         boxes=np.array([[0, 0, 3, 4], [1.5, 1, 8, 6]], np.float64),
@@ -40,19 +40,19 @@ def record(number: int) -> Record:
         keypoints=np.ones((3, 17, 3), ">f4"),
         colors=("red", "blue"),
         places=("left", "right"),
-        edited=picture(number + 3),
+        edited=image(number + 3),
         instruction="dye it",
-        references=[picture(number + 4)],
+        references=[image(number + 4)],
         reference_captions=["a"],
         item="vase",
-        item_references=[picture(number + 5), picture(number + 6)],
+        item_references=[image(number + 5), image(number + 6)],
         item_captions=["b", ""],
-        frames=[picture(number + 7), picture(number + 8)],
+        frames=[image(number + 7), image(number + 8)],
         cameras=cameras,
     )
 
 
-class Made(Source):
+class GeneratedView(Source):
     fields = frozenset(set(record(0)) - {"pictures"} | {"pictures.hed", "pictures.pose"})
     least = {"frames": 2, "references": 1}
 
@@ -68,7 +68,7 @@ class Made(Source):
 
 def written(folder, counts=(7, 3), size=2000):
     folder.mkdir(exist_ok=True)
-    sources = dict(zip(("train", "validation"), map(Made, counts), strict=True))
+    sources = dict(zip(("train", "validation"), map(GeneratedView, counts), strict=True))
     splits = {name: (source, map(packed, source)) for name, source in sources.items()}
     assert write_shards(folder, splits, size) == dict(zip(sources, counts, strict=True))
     return folder
@@ -114,18 +114,18 @@ def test_a_record_comes_back_as_it_was():
         equal(unpacked(packed(record(number)), "here"), record(number) | EXPECTED_TUPLES)
 
 
-def test_encoded_pictures_stay_the_bytes_they_are():
+def test_encoded_images_stay_the_bytes_they_are():
     file = io.BytesIO()
-    Image.fromarray(picture(0)).save(file, "jpeg", quality=60)
+    Image.fromarray(image(0)).save(file, "jpeg", quality=60)
     data = file.getvalue()
-    kept = StoredPicture("a.jpg", lambda: data)
+    kept = StoredImage("a.jpg", lambda: data)
     found = unpacked(
         packed(
             StoredRecord(
                 {
                     "image": kept,
-                    "pictures": NamedPictures({"hed": kept}),
-                    "frames": StoredPictures([kept]),
+                    "pictures": NamedImages({"hed": kept}),
+                    "frames": StoredImages([kept]),
                     "depth": lambda: np.ones((2, 2), np.float32),
                 }
             )
@@ -133,7 +133,7 @@ def test_encoded_pictures_stay_the_bytes_they_are():
         "there",
     )
     stored = [found.stored["image"], found["pictures"].stored["hed"], found["frames"].stored[0]]
-    assert [picture.encoded() for picture in stored] == [data] * 3
+    assert [image.encoded() for image in stored] == [data] * 3
     np.testing.assert_array_equal(found["image"], np.asarray(Image.open(io.BytesIO(data))))
     assert found["depth"].shape == (2, 2)
 
@@ -145,7 +145,7 @@ def test_a_folder_of_shards_gives_back_both_splits_in_order(tmp_path):
     for split, count in (("train", 7), ("validation", 3)):
         source = Shards(str(tmp_path)).open(split)
         assert len(source) == count and len(list(source)) == count
-        assert source.fields == Made.fields and source.least == Made.least
+        assert source.fields == GeneratedView.fields and source.least == GeneratedView.least
         for number in (count - 1, 0, 2, -1):
             expected = record(range(count)[number]) | EXPECTED_TUPLES
             equal(source[number], expected)
@@ -176,7 +176,7 @@ def test_the_manifest_is_written_last_and_a_folder_without_it_is_refused(tmp_pat
         raise RuntimeError("interrupted")
 
     with pytest.raises(RuntimeError, match="interrupted"):
-        write_shards(tmp_path, {"train": (Made(2), broken())})
+        write_shards(tmp_path, {"train": (GeneratedView(2), broken())})
     with pytest.raises(InputError, match=r"fields\.json is missing, so .* not complete"):
         Shards(str(tmp_path)).open("train")
 
@@ -217,7 +217,7 @@ def test_a_file_that_was_damaged_is_found_by_its_checksum_and_when_it_is_read(tm
     with pytest.raises(InputError, match="train-00000.*, record [0-9] is damaged") as refusal:
         for i in range(7):
             source[i]
-    assert "\n" not in str(refusal.value) and not isinstance(refusal.value, Fault)
+    assert "\n" not in str(refusal.value) and not isinstance(refusal.value, BadRecord)
 
 
 def test_a_missing_file_is_an_error_of_the_system(tmp_path):
@@ -230,18 +230,16 @@ def test_a_missing_file_is_an_error_of_the_system(tmp_path):
 def test_wrong_content_is_a_fault_when_it_is_read(tmp_path):
     camera = Camera(np.eye(3), np.diag([1.0, 1, -1, 1]))
     wrong = [
-        Record(image=picture(0), frames=[picture(1)], cameras=[camera]),
-        Record(image=picture(0), depth=np.zeros((6, 8), np.float32)),
+        Record(image=image(0), frames=[image(1)], cameras=[camera]),
+        Record(image=image(0), depth=np.zeros((6, 8), np.float32)),
     ]
-    records = [packed(w) for w in wrong] + [
-        packed(record(0)).replace(png(picture(0))[:8], b"x" * 8)
-    ]
-    write_shards(tmp_path, {"train": (Made(3), records)})
+    records = [packed(w) for w in wrong] + [packed(record(0)).replace(png(image(0))[:8], b"x" * 8)]
+    write_shards(tmp_path, {"train": (GeneratedView(3), records)})
     source = Shards(str(tmp_path)).open("train")
     place = r"train-00000\.array_record, record "
-    with pytest.raises(Fault, match=rf"{place}0: cameras\[0\]: .*left-handed"):
+    with pytest.raises(BadRecord, match=rf"{place}0: cameras\[0\]: .*left-handed"):
         source[0]
-    with pytest.raises(Fault, match=f"{place}1: depth is 0.0"):
+    with pytest.raises(BadRecord, match=f"{place}1: depth is 0.0"):
         source.taken(1, ["image", "depth"])
-    with pytest.raises(Fault, match=f"{place}2: image cannot be read"):
+    with pytest.raises(BadRecord, match=f"{place}2: image cannot be read"):
         source.taken(2, ["image"])

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from onediff_jax.data.sources.tfds import Tfds
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 
 H, W = 40, 60
 NAMES = ["cat", "dining table", "dog"]
@@ -17,7 +17,7 @@ FIELDS = {
     "image": "picture",
     "caption": "captions/text/1",
     "names": "objects/label",
-    "colors": "objects/colour",
+    "colors": "objects/color",
     "boxes": "objects/bbox",
     "depth": "maps/depth",
     "instances": "maps/instances",
@@ -32,7 +32,7 @@ FEATURES = {
     "objects": F.Sequence(
         {
             "label": F.ClassLabel(names=NAMES),
-            "colour": F.Text(),
+            "color": F.Text(),
             "bbox": F.BBoxFeature(),
             "xywh": F.BBoxFeature(bbox_format="XYWH"),
         }
@@ -47,11 +47,11 @@ FEATURES = {
 }
 
 
-def png(picture: np.ndarray, orientation: int = 1) -> io.BytesIO:
-    """A picture in a file, since TFDS needs TensorFlow to encode an array."""
+def png(image: np.ndarray, orientation: int = 1) -> io.BytesIO:
+    """An image in a file, since TFDS needs TensorFlow to encode an array."""
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(picture).save(file, "png", exif=exif)
+    Image.fromarray(image).save(file, "png", exif=exif)
     file.seek(0)
     return file
 
@@ -61,15 +61,15 @@ def example(number: int) -> dict:
     depth[0, 0] = 0
     instances = np.zeros((H, W, 1), np.uint16)
     instances[4:20, 6:30] = 2
-    picture = np.full((H, W, 3), number, np.uint8)
+    image = np.full((H, W, 3), number, np.uint8)
     objects = [
-        {"label": 2, "colour": "röd", "bbox": F.BBox(0.25, 0.1, 0.5, 0.9), "xywh": None},
-        {"label": "cat", "colour": "blue", "bbox": F.BBox(0.0, 0.0, 1.0, 1.0), "xywh": None},
+        {"label": 2, "color": "röd", "bbox": F.BBox(0.25, 0.1, 0.5, 0.9), "xywh": None},
+        {"label": "cat", "color": "blue", "bbox": F.BBox(0.0, 0.0, 1.0, 1.0), "xywh": None},
     ]
     for entry in objects:
         entry["xywh"] = np.array([6, 10, 30, 20], np.float32)
     return {
-        "picture": png(picture, 6 if number == 9 else 1),
+        "picture": png(image, 6 if number == 9 else 1),
         "hed": png(np.full((H, W), 100 + number, np.uint8)),
         "captions": [{"text": f"{t} {number} ☀", "id": 1} for t in ("first", "second")],
         "objects": objects,
@@ -138,8 +138,8 @@ def test_normalised_boxes_become_pixels_from_the_left_and_the_top(folder):
     np.testing.assert_allclose(source[1]["boxes"], [[6, 10, 36, 30]] * 2)
 
 
-def test_a_picture_that_exif_turns_has_no_certain_boxes(folder):
-    with pytest.raises(Fault, match=r"train, record 9: image is turned by EXIF \(orientation 6\)"):
+def test_an_image_that_exif_turns_has_no_certain_boxes(folder):
+    with pytest.raises(BadRecord, match=r"train, record 9: image is turned by EXIF \(orien"):
         settings(folder).open("train").taken(9, ["image", "boxes"])
     fields = {"image": "picture"}
     assert settings(folder, fields=fields).open("train").taken(9, ["image"])["image"].shape == (
@@ -190,7 +190,7 @@ def test_a_source_travels_to_workers(folder):
 def test_a_wrong_mapping_is_refused_when_it_is_opened(folder, changes, match):
     with pytest.raises(InputError, match=match) as refusal:
         settings(folder, **changes).open("validation" if "held_out" in changes else "train")
-    assert "\n" not in str(refusal.value) and not isinstance(refusal.value, Fault)
+    assert "\n" not in str(refusal.value) and not isinstance(refusal.value, BadRecord)
 
 
 def test_a_caption_may_be_a_sequence_of_texts(folder):

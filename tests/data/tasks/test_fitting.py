@@ -1,4 +1,4 @@
-"""Records brought to a size: grids, crops, and what moves with the picture."""
+"""Records brought to a size: grids, crops, and what moves with the image."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from onediff_jax.data.tasks.fitting import (
     grids,
     resized,
 )
-from onediff_jax.errors import Fault, InputError
+from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.ops.rays import rays_from_cameras
 
 
@@ -36,7 +36,7 @@ def test_a_slot_that_no_grid_fills_takes_the_fullest():
     assert all(rows * columns <= 7 for rows, columns in grids(7))
 
 
-def test_a_picture_goes_to_the_grid_of_its_aspect():
+def test_an_image_goes_to_the_grid_of_its_aspect():
     assert grid_for(100, 100, 256) == (16, 16)
     rows, columns = grid_for(900, 1600, 256)
     assert abs(np.log(rows / columns * 1600 / 900)) < 0.06
@@ -50,20 +50,20 @@ def test_a_crop_is_central_and_has_the_aspect_asked_for():
 
 
 def marked(height: int, width: int, x: float, y: float) -> np.ndarray:
-    """A picture with a soft spot at a place."""
+    """An image with a soft spot at a place."""
     rows, columns = np.mgrid[:height, :width] + 0.5
     spot = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18)
     return np.repeat(spot[..., None], 3, -1).round().astype(np.uint8)
 
 
-def spot_of(picture: np.ndarray) -> np.ndarray:
+def spot_of(image: np.ndarray) -> np.ndarray:
     """Where the spot is: x, y."""
-    rows, columns = np.mgrid[: picture.shape[0], : picture.shape[1]] + 0.5
-    weight = picture[..., 0].astype(float)
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
+    weight = image[..., 0].astype(float)
     return np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()
 
 
-def test_places_move_as_the_picture_does():
+def test_places_move_as_the_image_does():
     x, y = 52.3, 31.8
     keypoints = np.zeros((1, 17, 3), np.float32)
     keypoints[0, 0], keypoints[0, 1] = (x, y, 2), (3.0, 31.8, 1)
@@ -118,16 +118,16 @@ def test_shrinking_averages_over_what_it_leaves_out():
 @pytest.mark.parametrize(
     ("shape", "size", "message"),
     [
-        ((10, 10), (32, 32), "image is 10 x 10; views of 32 x 32 need a picture at least 0.5"),
+        ((10, 10), (32, 32), "image is 10 x 10; views of 32 x 32 need an image at least 0.5"),
         ((20, 400), (32, 32), "image is 20 x 400; cut to the aspect of 32 x 32 it would lose more"),
     ],
 )
-def test_a_picture_that_is_too_small_or_too_long_is_a_fault(shape, size, message):
-    with pytest.raises(Fault, match=message):
+def test_an_image_that_is_too_small_or_too_long_is_a_fault(shape, size, message):
+    with pytest.raises(BadRecord, match=message):
         fitted({"image": np.zeros((*shape, 3), np.uint8)}, *size)
 
 
-def test_small_pictures_are_enlarged_as_far_as_the_setting_lets_them():
+def test_small_images_are_enlarged_as_far_as_the_setting_lets_them():
     record = {"image": marked(10, 10, 4, 6), "frames": (marked(10, 12, 4, 6),)}
     for enlarge, size in ((2.0, 20), (3.5, 35), (1.0, 10), (0.5, 5)):
         found = fitted(record, size, size, Fitting(enlarge=enlarge))
@@ -135,7 +135,7 @@ def test_small_pictures_are_enlarged_as_far_as_the_setting_lets_them():
         message = (
             rf"image is 10 x 10; views of {size + 1} x {size + 1} .* data.enlarge is {enlarge:g}"
         )
-        with pytest.raises(Fault, match=message):
+        with pytest.raises(BadRecord, match=message):
             fitted(record, size + 1, size + 1, Fitting(enlarge=enlarge))
 
 
@@ -148,8 +148,8 @@ def test_pictures_are_resized_by_the_filter_that_is_set(name):
     crop = crop_of(noise().shape[:2], height, width)
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     witness = Image.fromarray(noise()).resize((width, height), getattr(Image, name.upper()), box)
-    for picture in (found["image"], found["references"][0], found["pictures"]["canny"]):
-        np.testing.assert_array_equal(picture, witness)
+    for image in (found["image"], found["references"][0], found["pictures"]["canny"]):
+        np.testing.assert_array_equal(image, witness)
     others = {fitted(record, 4, 4, Fitting(filter=n))["image"].tobytes() for n in FILTERS}
     assert len(others) == len(FILTERS)
 
@@ -168,10 +168,10 @@ def test_settings_of_fitting_are_checked_with_the_run(changes, match):
 
 
 @pytest.mark.parametrize("name", ["depth", "instances"])
-def test_a_map_of_another_size_than_its_picture_is_a_fault(name):
+def test_a_map_of_another_size_than_its_image_is_a_fault(name):
     kind = np.float32 if name == "depth" else np.uint8
     record = {"image": np.zeros((32, 32, 3), np.uint8), name: np.zeros((16, 16), kind)}
-    with pytest.raises(Fault, match=rf"{name} has the shape \(16, 16\); its image is 32 x 32"):
+    with pytest.raises(BadRecord, match=rf"{name} has the shape \(16, 16\); its image is 32 x 32"):
         fitted(record, 32, 32)
 
 
@@ -203,14 +203,14 @@ def test_resizing_keeps_the_centre_and_the_proportions(height, width, to_height,
 
 
 def test_resizing_cuts_what_lies_outside_the_centre():
-    picture = np.zeros((40, 80, 3), np.uint8)
-    picture[:, 20:60] = 255
-    assert resized(picture, 20, 20, NEAREST).min() == 255
-    assert resized(picture.swapaxes(0, 1).copy(), 20, 20, NEAREST).min() == 255
-    assert resized(picture, 10, 20, NEAREST).min() == 0  # the same aspect: nothing is cut
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 20:60] = 255
+    assert resized(image, 20, 20, NEAREST).min() == 255
+    assert resized(image.swapaxes(0, 1).copy(), 20, 20, NEAREST).min() == 255
+    assert resized(image, 10, 20, NEAREST).min() == 0  # the same aspect: nothing is cut
 
 
-def test_a_picture_of_the_right_size_is_left_alone():
+def test_an_image_of_the_right_size_is_left_alone():
     np.testing.assert_array_equal(resized(noise(), 5, 7, LANCZOS), noise())
 
 
@@ -231,7 +231,7 @@ def test_measurements_are_picked_and_never_mixed(dtype):
     assert (found["names"], found["caption"]) == (("a", "b"), "words")
 
 
-def test_maps_and_picture_of_a_record_are_cut_alike():
+def test_maps_and_image_of_a_record_are_cut_alike():
     instances = np.zeros((40, 90), np.uint8)
     instances[10:30, 31:71] = 1
     record = {"image": 255 * instances[..., None].repeat(3, -1), "instances": instances}

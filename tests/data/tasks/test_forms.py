@@ -7,7 +7,7 @@ from tiny import Blobs
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.tasks.builders import is_ray
 from onediff_jax.data.tasks.table import TASKS, example_of
-from onediff_jax.errors import Fault
+from onediff_jax.errors import BadRecord
 from onediff_jax.ops.cameras import Camera
 
 CONFIG = ConditionConfig()
@@ -25,26 +25,26 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("task", ["faceid", "subject_driven"])
-def test_a_subject_comes_with_the_asked_number_of_its_other_pictures(task):
+def test_a_subject_comes_with_the_asked_number_of_its_other_images(task):
     field = TASKS[task].form.several
     for views in TASKS[task].form.counts:
         drawn = example(task, views)
         assert len(drawn.views) == views and same(drawn.views[0], RECORD["image"])
         others = [view.tobytes() for view in drawn.views[1:]]
         assert len(set(others)) == views - 1
-        assert set(others) <= {picture.tobytes() for picture in RECORD[field]}
+        assert set(others) <= {image.tobytes() for image in RECORD[field]}
     assert any(
         not same(example("faceid", 3, seed).views[1], example("faceid", 3).views[1])
         for seed in range(1, 6)
     )
 
 
-def test_a_subject_prompt_numbers_its_pictures_in_their_order():
+def test_a_subject_prompt_numbers_its_images_in_their_order():
     record = RECORD | {"reference_captions": ["first", "second", "third", "fourth"]}
     drawn = example("faceid", 3, record=record)
-    pictures = [picture.tobytes() for picture in record["references"]]
+    images = [image.tobytes() for image in record["references"]]
     first, second = (
-        record["reference_captions"][pictures.index(view.tobytes())] for view in drawn.views[1:]
+        record["reference_captions"][images.index(view.tobytes())] for view in drawn.views[1:]
     )
     caption = record["caption"]
     assert drawn.prompt == f"[[faceid]] [[img0]] {caption} [[img1]] {first} [[img2]] {second}"
@@ -64,7 +64,7 @@ def test_an_edit_shows_the_result_first_and_says_the_instruction_alone():
     assert drawn.prompt == f"[[image_editing]] {RECORD['instruction']}"
 
 
-def test_several_views_interleave_pictures_and_their_cameras():
+def test_several_views_interleave_images_and_their_cameras():
     form = TASKS["multiview"].form
     for views in form.counts:
         drawn, names = example("multiview", views), form.names(views)
@@ -98,10 +98,10 @@ def test_frames_lie_within_a_window_where_one_is_set():
     assert max(spans[0]) == 11 and max(spans[3]) == 2
 
 
-def test_too_few_pictures_are_a_fault_that_says_how_many():
-    with pytest.raises(Fault, match="references holds 2 pictures; an example takes 3"):
+def test_too_few_images_are_a_fault_that_says_how_many():
+    with pytest.raises(BadRecord, match="references holds 2 images; an example takes 3"):
         example("faceid", 4, record=RECORD | {"references": RECORD["references"][:2]})
-    with pytest.raises(Fault, match="frames holds 12 pictures"):
+    with pytest.raises(BadRecord, match="frames holds 12 pictures"):
         TASKS["multiview"].form.choose(RECORD, 26, np.random.default_rng(0), CONFIG)
 
 

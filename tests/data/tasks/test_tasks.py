@@ -121,10 +121,10 @@ CONDITIONS = {
 
 
 @pytest.mark.parametrize("task", CONDITIONS)
-def test_views_are_the_picture_and_the_condition_of_the_same_generator(task):
+def test_views_are_the_image_and_the_condition_of_the_same_generator(task):
     target, condition = example(task, seed=5).views
     np.testing.assert_array_equal(target, RECORD["image"])
-    expected = CONDITIONS[task](RECORD, np.random.default_rng(5), CONFIG).picture
+    expected = CONDITIONS[task](RECORD, np.random.default_rng(5), CONFIG).image
     np.testing.assert_array_equal(condition, expected)
     assert (condition != target).any()
 

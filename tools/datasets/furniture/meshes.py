@@ -21,7 +21,7 @@ PLAIN = (200, 200, 200, 255)  # sRGB and opacity of faces without a material
 class Textures(NamedTuple):
     """The materials' textures, each with its levels of half the size, as one list of texels.
 
-    A texel is linear RGB times opacity, then opacity.  A plain colour is a texture of one texel.
+    A texel is linear RGB times opacity, then opacity.  A plain color is a texture of one texel.
     """
 
     texels: Float32[np.ndarray, "t 4"]
@@ -51,7 +51,7 @@ def dot(a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "n 3"]) -> Float[np.nd
 
 
 def textures_of(images: list[UInt8[np.ndarray, "_ _ 4"]]) -> Textures:
-    """Textures of sRGB pictures with opacity."""
+    """Textures of sRGB images with opacity."""
     levels = []
     for image in images:
         texture = image / np.float32(255)
@@ -166,7 +166,7 @@ def mesh_of(scene, rotation: Float[np.ndarray, "3 3"]) -> Mesh:
 
 
 def image_of(look, textured: bool) -> UInt8[np.ndarray, "_ _ 4"]:
-    """The picture that a trimesh material paints with, one pixel where it is a plain colour."""
+    """The image that a trimesh material paints with, one pixel where it is a plain color."""
     image = getattr(look, "image", None) if textured else None
     if image is not None:
         image = image.convert("RGBA")

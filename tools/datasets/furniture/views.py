@@ -2,7 +2,7 @@
 
 Cameras: OpenGL axes (x right, y up, z back), matrices camera-to-world.
 
-f triangles   n rays that hit   h w picture
+f triangles   n rays that hit   h w image
 """
 
 import numpy as np
@@ -52,7 +52,7 @@ def orbit_cameras(
     distance = 0.0
     for azimuth, elevation in zip(azimuths, elevations, strict=True):
         x, y, z = (points @ orbit(azimuth, elevation, 0)[:3, :3]).T
-        # A point's place in the picture is FOCAL x / (distance - z) widths from its centre.
+        # A point's place in the image is FOCAL x / (distance - z) widths from its centre.
         needed = np.maximum(np.abs(x), np.abs(y)) * FOCAL / (FILLED / 2) + z
         distance = max(distance, needed.max())
     return [orbit(a, e, distance) for a, e in zip(azimuths, elevations, strict=True)]
@@ -80,7 +80,7 @@ def disc(count: int) -> Float[np.ndarray, "count 3"]:
 class Caster:
     """Casts rays at one mesh.
 
-    Light is fixed to the world and surfaces are matt, so that a place has one colour in all views.
+    Light is fixed to the world and surfaces are matt, so that a place has one color in all views.
     The rays of a pixel are lit from different places of the lights, the same ones in every pixel:
     shadows are soft and free of noise.
     """
@@ -145,7 +145,7 @@ class Caster:
     def near(
         self, camera: Float[np.ndarray, "4 4"], x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]
     ) -> Bool[np.ndarray, "n"]:
-        """Which of the rays (x, y, -1) in the camera's frame pass the mesh's box in the picture."""
+        """Which of the rays (x, y, -1) in the camera's frame pass the mesh's box in the image."""
         points = (self.mesh.corners.reshape(-1, 3) - camera[:3, 3]) @ camera[:3, :3]
         right, up = (points[:, :2] / -points[:, 2:]).T
         wide = (x > right.min() - 1e-6) & (x < right.max() + 1e-6)
@@ -154,7 +154,7 @@ class Caster:
     def view(
         self, camera: Float[np.ndarray, "4 4"], size: int
     ) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
-        """The sRGB picture on white, and the depth along the optical axis at pixel centres.
+        """The sRGB image on white, and the depth along the optical axis at pixel centres.
 
         Depth is that of the surface that completes half of the opacity, 0 where there is none.
         """

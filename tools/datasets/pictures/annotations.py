@@ -1,4 +1,4 @@
-"""COCO's annotations of pictures that show one thing each: its mask is the alpha channel."""
+"""COCO's annotations of images that show one thing each: its mask is the alpha channel."""
 
 import json
 from collections.abc import Callable
@@ -13,9 +13,9 @@ OPAQUE = 128  # alpha from which a pixel belongs to the thing
 
 
 def mask_in(file: Path) -> np.ndarray:
-    """The mask [h w] of the thing that a picture shows; alpha alone says what belongs to it."""
-    with Image.open(file) as picture:
-        return np.asarray(picture.convert("RGBA"))[..., 3] >= OPAQUE
+    """The mask [h w] of the thing that an image shows; alpha alone says what belongs to it."""
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGBA"))[..., 3] >= OPAQUE
 
 
 def write_annotations(
@@ -24,10 +24,10 @@ def write_annotations(
     class_of: Callable[[str], str],
     advance: Callable[[], None],
 ) -> None:
-    """Writes masks, boxes and classes, and captions, of pictures in a folder as COCO's two files.
+    """Writes masks, boxes and classes, and captions, of images in a folder as COCO's two files.
 
     `captions` are the pictures' by the names of their files, `class_of` answers such a name with a
-    class; `advance` is called after every picture.  A picture's number is its place, from 1.
+    class; `advance` is called after every image.  A picture's number is its place, from 1.
     """
     classes = {name: class_of(name) for name in captions}
     categories = {name: i for i, name in enumerate(sorted(set(classes.values())), start=1)}

@@ -1,9 +1,9 @@
-"""Captions of emoji, made of their English names: what each picture shows, in a few words."""
+"""Captions of emoji, made of their English names: what each image shows, in a few words."""
 
 import collections
 import re
 
-# What the picture shows where the name does not say it.
+# What the image shows where the name does not say it.
 SHOWN = """hourglass done: hourglass | joker: joker playing card | pool 8 ball: black 8 ball
 brick: brick wall | foggy: foggy city | salt: salt shaker | luggage: suitcase | link: chain link
 bullseye: target hit by a dart | meat on bone: meat on the bone | person in bed: person in a bed
@@ -87,7 +87,7 @@ def with_article(noun: str) -> str:
 
 
 def described(name: str) -> str:
-    """What a picture of this name, without skin tone, shows."""
+    """What an image of this name, without skin tone, shows."""
     if group := re.fullmatch("(family|kiss|couple).*?((?: (?:wo)?man| boy| girl)+)", name):
         two = {"man": "two men", "woman": "two women", "boy": "two boys", "girl": "two girls"}
         counts = collections.Counter(group[2].split())
@@ -102,7 +102,7 @@ def described(name: str) -> str:
 
 
 def caption(stem: str, names: dict[str, dict]) -> str:
-    """The caption of the picture whose file name, without ending, is these code points in hex."""
+    """The caption of the image whose file name, without ending, is these code points in hex."""
     codes = re.split("[-_]", stem)
     nation = codes[1:2] == ["e0067"]  # spelt in tags, whose end mark the file names lack
     name = names["".join(chr(int(c, 16)) for c in codes + ["e007f"] * nation)]["en"].strip(":")

@@ -1,4 +1,4 @@
-"""Which class a picture belongs to: runs of the order in which Unicode lists its emoji."""
+"""Which class an image belongs to: runs of the order in which Unicode lists its emoji."""
 
 import json
 import tarfile

@@ -1,11 +1,11 @@
-"""Subjects that appear in several looks: pictures whose captions differ in skin, gender or hair."""
+"""Subjects that appear in several looks: images whose captions differ in skin, gender or hair."""
 
 import json
 import re
 from pathlib import Path
 
 FOLDER, LISTING = "subjects", "metadata.jsonl"
-LEAST = 3  # pictures of a subject
+LEAST = 3  # images of a subject
 
 # What is done to a caption, in this order, until only the subject is left.
 LOOKS = {
@@ -25,16 +25,16 @@ LOOKS = {
 
 
 def subject(caption: str) -> str:
-    """What a picture of this caption shows, whatever its skin, gender and hair."""
+    """What an image of this caption shows, whatever its skin, gender and hair."""
     for look, words in LOOKS.items():
         caption = re.sub(look, words, caption)
     return caption
 
 
 def write_subjects(folder: Path, captions: dict[str, str]) -> None:
-    """Writes folders of links to the pictures of every subject that has enough, and a listing.
+    """Writes folders of links to the images of every subject that has enough, and a listing.
 
-    `captions` are those of the pictures in `folder`, by the names of their files.
+    `captions` are those of the images in `folder`, by the names of their files.
     """
     looks: dict[str, list[str]] = {}
     for name, caption in captions.items():
@@ -52,7 +52,7 @@ def write_subjects(folder: Path, captions: dict[str, str]) -> None:
 
 
 def files_under(folder: Path) -> set[str]:
-    """Names of all that the subjects of a folder of pictures consist of, from that folder."""
+    """Names of all that the subjects of a folder of images consist of, from that folder."""
     listing = folder / FOLDER / LISTING
     if not listing.is_file():
         return set()
