@@ -85,7 +85,7 @@ def scored(workdir: pathlib.Path, console: rich.console.Console) -> list[dict]:
 
 
 def show(lines: list[dict], workdir: pathlib.Path, console: rich.console.Console) -> None:
-    """Prints the table and the pictures' paths."""
+    """Prints the table and the images' paths."""
     table = rich.table.Table(title="held-out scenes")
     for name in ("score", "model", "trivial", "trivial answer"):
         table.add_column(name, justify="right" if name in ("model", "trivial") else "left")

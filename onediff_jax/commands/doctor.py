@@ -226,9 +226,7 @@ def planned(values: Mapping[str, Any], topology: str) -> str:
     try:
         from onediff_jax.commands import plan as command
     except ImportError:
-        raise CheckWarning(
-            "this version cannot plan, so it is unknown whether the step fits."
-        ) from None
+        raise CheckWarning("this version cannot plan, so the fit is unknown.") from None
     if jax.default_backend() != "cpu":
         raise CheckWarning(
             "is made where there is no accelerator: plan this run on another machine."

@@ -331,7 +331,7 @@ def main(arguments: Sequence[str]) -> int:
     flags.DEFINE_integer(
         "shard", 0, "examples of a file; 0: as many as take 512 MiB", flag_values=options
     )
-    flags.DEFINE_integer("batch", BATCH, "pictures encoded together", flag_values=options)
+    flags.DEFINE_integer("batch", BATCH, "images encoded together", flag_values=options)
     flags.mark_flags_as_required(["config", "out"], flag_values=options)
     if {"-h", "--help"} & set(arguments):
         print(__doc__.strip())

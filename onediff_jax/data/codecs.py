@@ -92,7 +92,7 @@ def image_of(pixels: Float[np.ndarray, "*batch h w 3"]) -> np.ndarray:
 
 
 def fit(images: Iterable[RGB], factor: int, channels: int, whitening: float) -> LinearCodec:
-    """The codec whose components carry the most variance of the pictures' blocks.
+    """The codec whose components carry the most variance of the images' blocks.
 
     `whitening` 0 scales all channels together, which leaves them their natural proportions; 1
     gives each channel variance 1; between them, powers.  Their mean variance is always 1.

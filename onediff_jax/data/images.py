@@ -1,4 +1,4 @@
-"""Pictures from files, whatever their kind."""
+"""Images from files, whatever their kind."""
 
 import io
 import pathlib

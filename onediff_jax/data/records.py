@@ -125,7 +125,7 @@ class StoredImage(NamedTuple):
 
 
 class StoredImages(Sequence):
-    """Pictures that are read when they are asked for."""
+    """Images that are read when they are asked for."""
 
     def __init__(self, stored: Sequence[StoredImage]):
         self.stored = stored
@@ -138,7 +138,7 @@ class StoredImages(Sequence):
 
 
 class NamedImages(Mapping):
-    """Pictures by name that are read when they are asked for."""
+    """Images by name that are read when they are asked for."""
 
     def __init__(self, stored: Mapping[str, StoredImage]):
         self.stored = stored

@@ -1,4 +1,4 @@
-"""Pictures of images: the prompt, what was given, what was made, and the truth, side by side."""
+"""Images of images: the prompt, what was given, what was made, and the truth, side by side."""
 
 import textwrap
 from collections.abc import Sequence

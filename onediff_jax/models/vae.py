@@ -146,7 +146,7 @@ def middle(config: VAEConfig, x: Float[Array, "b h w c"]) -> Float[Array, "b h w
 
 
 class Encoder(nn.Module):
-    """Pictures to the parameters of their latents' distribution."""
+    """Images to the parameters of their latents' distribution."""
 
     config: VAEConfig
 
@@ -174,7 +174,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: Float[Array, "b H W c"]) -> Float[Array, "b h w 3"]:
-        """Pictures near [-1, 1], float32; nothing is clipped."""
+        """Images near [-1, 1], float32; nothing is clipped."""
         config, widths, x = self.config, self.config.block_out_channels[::-1], latents
         if config.use_post_quant_conv:
             x = convolution(config, config.latent_channels, "post_quant_conv", size=1)(x)
@@ -233,7 +233,7 @@ class AutoencoderKL:
     def decode(
         self, params: Any, latents: Float[Array, "*batch H W c"]
     ) -> Float[Array, "*batch h w 3"]:
-        """Pictures near [-1, 1] of latents before normalisation: nearly the inverse of `encode`."""
+        """Images near [-1, 1] of latents before normalisation: nearly the inverse of `encode`."""
         return self._in_tiles(Decoder(self.config), params["decoder"], latents, self.factor)
 
     def normalised(self, latents: Float[Any, "*batch H W c"]) -> Float[Any, "*batch H W c"]:

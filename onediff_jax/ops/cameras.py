@@ -1,7 +1,7 @@
 """Pinhole cameras and the frames that others keep them in; for NumPy and jax.numpy.
 
 World: any right-handed frame.  Camera: OpenCV axes (x right, y down, z forward).  Pixels: x right,
-y down, and the centre of the first pixel is (0.5, 0.5), so that a picture's edges are 0 and its
+y down, and the centre of the first pixel is (0.5, 0.5), so that a image's edges are 0 and its
 width.  A size is (height, width).  Products of matrices are written as sums: a TPU would round the
 factors of a real one to bfloat16.
 """

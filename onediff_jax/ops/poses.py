@@ -132,7 +132,7 @@ def uncalibrated_camera_from_rays(
     flat = rays.reshape(-1, 6).astype(np.float64)
     direction, _ = unit_rays(flat)
     rows, columns = np.mgrid[:height, :width].reshape(2, -1) + 0.5
-    # The picture's middle as origin and half its longer side as unit condition the equations.
+    # The image's middle as origin and half its longer side as unit condition the equations.
     half, middle = max(height, width) / 2, (width / 2, height / 2)
     points = np.stack(
         [(columns - middle[0]) / half, (rows - middle[1]) / half, np.ones(len(rows))], axis=-1

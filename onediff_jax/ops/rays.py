@@ -21,7 +21,7 @@ def directions_in_camera(
 ) -> Float[Any, "*batch h w 3"]:
     """Unit directions in the camera's frame through the centres of factor x factor pixels.
 
-    `size` is the picture's (height, width); raises InputError where `factor` does not divide it.
+    `size` is the image's (height, width); raises InputError where `factor` does not divide it.
     """
     height, width = size
     if height % factor or width % factor:
@@ -72,7 +72,7 @@ def ray_latents(
     """What the network sees of cameras: their released rays, repeated to a codec's channels.
 
     The world is that of `relative_cameras`: the first camera of their rig.  Channel i is ray
-    coordinate i mod 6 times RAY_SCALE: [d, m, d, m, d, m_x] for 16.  `size` is the picture's
+    coordinate i mod 6 times RAY_SCALE: [d, m, d, m, d, m_x] for 16.  `size` is the image's
     (height, width), `factor` and `channels` are the codec's; raises InputError for fewer than 6
     channels.
     """

@@ -68,7 +68,7 @@ class ImageCodec:
     def moments(
         self, images: UInt8[np.ndarray, "b h w 3"]
     ) -> tuple[Float[np.ndarray, "b H W c"], Float[np.ndarray, "b H W c"]]:
-        """Means and deviations of the pictures' normalised latents."""
+        """Means and deviations of the images' normalised latents."""
         mean, std = encoded_moments(self._autoencoder, self._params, images)
         return everywhere(mean), everywhere(std)
 

@@ -28,7 +28,7 @@ class Encoding(NamedTuple):
     def __call__(self, several: Sequence[Placed]) -> list[Placed]:
         """The examples with their images and prompts encoded."""
         images = [v for placed in several for v in placed.example.views if is_image(v)]
-        encoded = iter(self.pictures(images))
+        encoded = iter(self.images(images))
         prompts = self.prompts([placed.example.prompt for placed in several])
         made = []
         for placed, prompt in zip(several, prompts, strict=True):
@@ -38,7 +38,7 @@ class Encoding(NamedTuple):
         return made
 
     def images(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
-        """Pictures encoded, those of one shape together."""
+        """Images encoded, those of one shape together."""
         if not isinstance(self.codec, ImageCodec):
             return [EncodedImage(self.codec.encode(image), None) for image in images]
         found: dict[int, EncodedImage] = {}

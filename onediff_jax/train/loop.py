@@ -248,4 +248,4 @@ def sample_grids(
                 config.seed,
                 config.data.fitting,
             )
-            writer.pictures(step, f"{task}_to_{name}", grid(done))
+            writer.images(step, f"{task}_to_{name}", grid(done))

@@ -120,13 +120,13 @@ def test_unreadable_images_are_named_when_there_is_nothing_else(capsys, tmp_path
     lines = [json.dumps({"file_name": name, "text": "a"}) for name in names]
     folder_of(folder, lines, names)
     for name in names:
-        (folder / name).write_bytes(b"not a picture")
+        (folder / name).write_bytes(b"not a image")
     settings = [f"folder.path={folder}", "folder.validation=2"]
     settings = [f"--config.data.sources.{setting}" for setting in settings]
     _, said = refused(
         capsys, "train", "--config", PICTURES, "--workdir", tmp_path / "run", ROWS, *settings
     )
-    assert ".png cannot be read as a picture" in said and "100 records" in said
+    assert ".png cannot be read as a image" in said and "100 records" in said
 
 
 @pytest.mark.parametrize(

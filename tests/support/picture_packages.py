@@ -14,7 +14,7 @@ from places import ROOT
 TOOLS = ROOT / "tools" / "datasets"
 sys.path.insert(0, str(TOOLS))
 import fetch_pictures  # noqa: E402
-from images import annotations, classes, subjects  # noqa: E402, F401
+from pictures import annotations, classes, subjects  # noqa: E402, F401
 
 sys.path.remove(str(TOOLS))
 BROUGHT = fetch_pictures.brought

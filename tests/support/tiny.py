@@ -20,7 +20,7 @@ SHAPES = ((8, 8), (8, 12), (16, 8))
 
 
 class Blobs(Source):
-    """Pictures of one bright rectangle on a dark ground, with everything that a task can need."""
+    """Images of one bright rectangle on a dark ground, with everything that a task can need."""
 
     fields = frozenset(Record.__annotations__) - {"pictures", "colors", "places"}
     least = {"references": 4, "item_references": 4, "frames": 12}

@@ -21,7 +21,7 @@ FILE = pathlib.Path(__file__).with_suffix(".npz")
 DEEP = VAEConfig((8, 16, 16), latent_channels=4, norm_num_groups=4, dtype="float32")
 SMALL = dataclasses.replace(DEEP, block_out_channels=(8, 16), layers_per_block=1)
 QUANTISED = dataclasses.replace(SMALL, use_quant_conv=True, use_post_quant_conv=True)
-# A channel a group, so that a faint picture's variance is as small as a norm's epsilon.
+# A channel a group, so that a faint image's variance is as small as a norm's epsilon.
 FAINT = dataclasses.replace(SMALL, block_out_channels=(8, 8), norm_num_groups=8)
 # The autoencoder, the shape of the images, and the size of images and first biases.
 PICTURES = {
@@ -50,7 +50,7 @@ XL = T5Config(depth=1, dtype="float32")
 
 
 def images_of(case: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures to encode and, apart from them, latents to decode."""
+    """Images to encode and, apart from them, latents to decode."""
     config, (b, h, w, c), size = PICTURES[case]
     rng = np.random.default_rng(1)
     images = rng.uniform(-1, 1, (b, h, w, c))

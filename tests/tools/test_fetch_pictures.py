@@ -166,7 +166,7 @@ def test_a_broken_package_is_one_line(npm_does, place, capsys):
 
 
 def test_ctrl_c_between_two_images_leaves_nothing(npm_does, place, monkeypatch, capsys):
-    captions = iter(["the first picture"])
+    captions = iter(["the first image"])
 
     def interrupted(stem, names):
         for text in captions:

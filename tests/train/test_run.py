@@ -60,7 +60,7 @@ loop.train(config, workdir, as_dict(config))
 
 
 class Captioned(Blobs):
-    """Pictures with a second caption, whose letters the first lacks."""
+    """Images with a second caption, whose letters the first lacks."""
 
     def __getitem__(self, index):
         record = super().__getitem__(index)

@@ -56,7 +56,7 @@ def test_a_run_in_a_bucket_tells_every_step_once_although_it_was_resumed(bucket)
             for step in range(first, 5):
                 writer.scalars(step, {"loss": loss})
             writer.text("parameters", "many")
-            path = writer.pictures(4, "grid", np.zeros((2, 2, 3), np.uint8))
+            path = writer.images(4, "grid", np.zeros((2, 2, 3), np.uint8))
     lines = (bucket / "run" / "metrics.jsonl").read_text().splitlines()
     told = [(line["step"], line["loss"]) for line in map(json.loads, lines)]
     assert told == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]

@@ -141,7 +141,7 @@ def test_tensorboard_is_told_where_a_resumed_run_starts_even_within_the_same_sec
 def test_pictures_are_on_disk_and_in_tensorboard_pixel_for_pixel(tmp_path):
     grid = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     with Writer(tmp_path, 0, 2000, console=console(terminal=False)) as writer:
-        path = writer.pictures(1200, "samples/depth2image", grid)
+        path = writer.images(1200, "samples/depth2image", grid)
     assert path == tmp_path / "pictures" / "samples" / "depth2image_0001200.png"
     assert np.array_equal(np.asarray(Image.open(path)), grid)
     ((step, value),) = values_by_tag(tmp_path)["samples/depth2image"]
@@ -235,7 +235,7 @@ def test_a_quiet_writer_writes_and_shows_nothing(tmp_path):
         writer.scalars(1, VALUES)
         writer.line("hello")
         writer.text("config", "seed = 1")
-        path = writer.pictures(1, "samples", np.zeros((2, 2, 3), np.uint8))
+        path = writer.images(1, "samples", np.zeros((2, 2, 3), np.uint8))
     writer.close()
     assert path == workdir / "pictures" / "samples_0000001.png"
     assert not workdir.exists() and shown(terminal) == ""

@@ -27,10 +27,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from images.annotations import CAPTIONS, INSTANCES, write_annotations
-from images.captions import caption
-from images.classes import classes_of, essential_codes, order_in
-from images.subjects import FOLDER, files_under, write_subjects
+from pictures.annotations import CAPTIONS, INSTANCES, write_annotations
+from pictures.captions import caption
+from pictures.classes import classes_of, essential_codes, order_in
+from pictures.subjects import FOLDER, files_under, write_subjects
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
@@ -96,7 +96,7 @@ def write_images(new: Path, folder: Path, progress: Progress) -> None:
         names = json.loads(package.read("emoji/unicode_codes/emoji.json"))
         licence = next(name for name in package.namelist() if name.endswith("LICENSE.txt"))
         members = [m for m in images if re.fullmatch(r"package/assets/[^/]+\.webp", m.name)]
-        progress.update(task, description="Writing pictures", total=len(members))
+        progress.update(task, description="Writing images", total=len(members))
         new.mkdir()
         with (new / LISTING).open("w", encoding="utf-8") as listing:
             for member in sorted(members, key=lambda member: member.name):

@@ -19,7 +19,7 @@ def newest_grids(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def sheet_of(images: dict[str, Image.Image], width: int) -> Image.Image:
-    """Pictures under their names, side by side as far as the width goes."""
+    """Images under their names, side by side as far as the width goes."""
     places, left, top, height = {}, 0, 0, 0
     for name, image in images.items():
         if left + image.width > width:

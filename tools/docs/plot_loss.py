@@ -32,7 +32,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workdirs", type=pathlib.Path, nargs="+", help="of training runs")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="the picture")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the image")
     options = parser.parse_args()
     try:
         import matplotlib.figure

@@ -143,7 +143,7 @@ def latents_of(
 ) -> Float[np.ndarray, "H W c"]:
     """Normalised latents of an image by the codec, or of a camera's rays.
 
-    An encoded picture's are its means.
+    An encoded image's are its means.
     """
     if isinstance(view, Camera):
         return ray_latents(view, size, codec.factor, codec.channels)

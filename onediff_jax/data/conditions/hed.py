@@ -1,7 +1,7 @@
 """Soft edges: holistically-nested edge detection (Xie & Tu, ICCV 2015), a forward pass in NumPy.
 
 VGG16's thirteen convolutions in five blocks; a 1 x 1 convolution reads edges off the end of every
-block, and their weighted sum is the picture's edges.  14,716,171 parameters, which
+block, and their weighted sum is the image's edges.  14,716,171 parameters, which
 `tools/datasets/fetch_hed.py` brings.
 """
 

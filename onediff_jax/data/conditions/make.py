@@ -118,7 +118,7 @@ def canny(record: Record, rng: np.random.Generator, config: ConditionConfig) -> 
 
 
 def hed(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
-    """The picture's soft edges by a network, whose weights the setting `hed` names."""
+    """The image's soft edges by a network, whose weights the setting `hed` names."""
     if not config.hed:
         raise InputError(
             "data.conditions.hed is empty, and soft edges need the file of the network's weights: "

@@ -73,7 +73,7 @@ class Camera:
 
     @property
     def focal(self) -> float:
-        """Focal length over the picture's width."""
+        """Focal length over the image's width."""
         return 0.5 / math.tan(math.radians(self.field_of_view) / 2)
 
     def axes(self) -> tuple[Triple, Triple, Triple]:
@@ -191,7 +191,7 @@ def placed_spots(
     for third, (foot, tall) in zip(thirds, extents, strict=True):
         rise = tall - camera.eye[2]
         for along, aside in rng.random((6, 2)).tolist():
-            # Along the ground from under the camera, and aside from the picture's middle.
+            # Along the ground from under the camera, and aside from the image's middle.
             along = ahead + DEEP[count - 1] * (2 * along - 1)
             depth, height = level * along + z * rise, z * along - level * rise
             edge = 0.5 * depth / camera.focal

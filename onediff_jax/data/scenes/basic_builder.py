@@ -104,7 +104,7 @@ class Scenes(Builder):
                             "shape": features.Text(),
                             "color": features.Text(),
                             "size": features.Text(),
-                            "place": features.Text(doc="Third of the picture's width."),
+                            "place": features.Text(doc="Third of the image's width."),
                             "box": features.Tensor(
                                 shape=(4,),
                                 dtype=np.int32,

@@ -1,4 +1,4 @@
-"""Pictures of analytic scenes with exact depth and instances: a ray tracer for NumPy and jax.numpy.
+"""Images of analytic scenes with exact depth and instances: a ray tracer for NumPy and jax.numpy.
 
 World: right-handed, z up, the ground is z = 0; lengths are in world units.  Camera: OpenCV axes
 (x right, y down, z forward).  An object is a unit primitive, scaled by `half`, turned by `yaw`
@@ -27,7 +27,7 @@ SKY_HEIGHT = 0.3  # sine of the elevation at which the sky has reached its zenit
 class CameraArrays(NamedTuple):
     """A pinhole camera with square pixels that looks along the middle of its square image."""
 
-    focal: Float[Any, ""]  # focal length over the picture's width
+    focal: Float[Any, ""]  # focal length over the image's width
     camera_to_world: Float[Any, "4 4"]
 
 

@@ -89,7 +89,7 @@ class FullScenes(Builder):
                         {
                             "name": features.Text(),
                             "color": features.Text(doc="Of a person, the shirt's."),
-                            "place": features.Text(doc="Third of the picture's width."),
+                            "place": features.Text(doc="Third of the image's width."),
                             "box": features.Tensor(
                                 shape=(4,),
                                 dtype=np.float32,

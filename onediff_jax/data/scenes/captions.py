@@ -104,7 +104,7 @@ def long_caption(scene: FullScene, seed: int) -> str:
     for (i, a), (j, b) in itertools.pairwise(enumerate(scene.things)):
         said.append(f"The {noun(a)} is {relation(scene, seen, i, j)} the {noun(b)}.")
     light, (_, down, forward) = scene.light, scene.cameras[0].axes()
-    # The sky is spoken of where the middle of the picture's upper edge is above the horizon.
+    # The sky is spoken of where the middle of the image's upper edge is above the horizon.
     sky = (
         f", under {with_article(light.sky)}"
         if forward[2] - 0.45 / scene.cameras[0].focal * down[2] > 0

@@ -1,4 +1,4 @@
-"""Pictures of the full scenes: boxes, cylinders, cones, balls, capsules, and what they are made of.
+"""Images of the full scenes: boxes, cylinders, cones, balls, capsules, and what they are made of.
 
 World, camera and light are those of `render`.  A pixel's ray through its centre decides depth,
 normal and instance; where the image changes, four more rays share in its color.
@@ -35,7 +35,7 @@ from onediff_jax.data.scenes.solids import (
 )
 
 # Of a pixel's five rays, in pixels from its centre: a square turned so that no two share a row or
-# column, which resolves edges along the picture's sides as well as a grid of twenty-five.
+# column, which resolves edges along the image's sides as well as a grid of twenty-five.
 OFFSETS = np.array([(0, 0), (-0.2, -0.4), (0.4, -0.2), (0.2, 0.4), (-0.4, 0.2)], np.float32)
 SHINE = 0.55  # light of a glossy solid's highlight, added
 SHARPNESS = 40  # exponent of the highlight (Blinn and Phong)

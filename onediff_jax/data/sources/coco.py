@@ -224,7 +224,7 @@ def map_of(annotations: list[dict[str, Any]], size: tuple[int, int], where: str)
 
 
 def keypoints_of(annotations: list[dict[str, Any]], where: str) -> Float[np.ndarray, "people 17 3"]:
-    """People's keypoints, x, y in pixels from the picture's edge, and COCO's visibility.
+    """People's keypoints, x, y in pixels from the image's edge, and COCO's visibility.
 
     COCO's are whole numbers of pixels, so half a pixel leads to the pixel's centre (so does
     Detectron2's dataset mapper).  Raises Fault.

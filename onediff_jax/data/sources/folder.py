@@ -33,7 +33,7 @@ COLUMNS = frozenset((*FILES, *TEXTS))
 
 @dataclasses.dataclass(frozen=True)
 class Folder(SourceSettings):
-    """Pictures with a `metadata.jsonl` or `metadata.csv`, as Hugging Face's imagefolder."""
+    """Images with a `metadata.jsonl` or `metadata.csv`, as Hugging Face's imagefolder."""
 
     path: Location = ""  # of the folder
     columns: tuple[str, ...] = ()  # of the listing that are used; empty: all that are known
@@ -54,7 +54,7 @@ class Folder(SourceSettings):
 
 
 class FolderRecords(Source):
-    """Pictures of a folder, decoded when they are asked for."""
+    """Images of a folder, decoded when they are asked for."""
 
     def __init__(self, settings: Folder, split: str):
         self.folder = folder_at(settings.path, "folder")
@@ -70,7 +70,7 @@ class FolderRecords(Source):
         others = {TEXTS.get(name, name) for name in self._columns if name not in VIEWS}
         self.fields = frozenset({"image"} | views | others)
         self._numbers = numbers_of_split(
-            split, len(listing), settings.validation, f"pictures in {self.folder}"
+            split, len(listing), settings.validation, f"images in {self.folder}"
         )
 
     def _indexed(self, usable: frozenset[str]) -> frozenset[str]:

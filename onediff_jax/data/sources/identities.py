@@ -34,7 +34,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclasses.dataclass(frozen=True)
 class Identities(SourceSettings):
-    """Pictures of persons or things, a folder for each."""
+    """Images of persons or things, a folder for each."""
 
     path: Location = ""  # of the folder of folders
     subjects: str = "person"  # or thing: which task's fields the records have
@@ -60,7 +60,7 @@ class Identities(SourceSettings):
 
 
 class IdentityImages(Source):
-    """Pictures with the others of the same subject."""
+    """Images with the others of the same subject."""
 
     def __init__(self, settings: Identities, split: str):
         self.folder = folder_at(settings.path, "identities")
@@ -101,7 +101,7 @@ class IdentityImages(Source):
         return int(self._ends[-1])
 
     def _place(self, index: int) -> tuple[int, int]:
-        """The subject that a record is of, and the picture's number in it."""
+        """The subject that a record is of, and the image's number in it."""
         index = range(len(self))[index]
         subject = int(np.searchsorted(self._ends, index, side="right"))
         return subject, index - (int(self._ends[subject - 1]) if subject else 0)
@@ -138,7 +138,7 @@ class IdentityImages(Source):
         return self._entry(*self._place(index))["text"] if "text" in self._columns else ""
 
     def where(self, index: int) -> str:
-        """The picture's file, or the line that names it."""
+        """The image's file, or the line that names it."""
         subject, image = self._place(index)
         if self._listing is not None:
             return self._listing.where(self._images[subject][image])

@@ -117,7 +117,7 @@ class PosedScenes(Source):
 
 
 class Frames(StoredImages):
-    """Pictures of a scene, and the sizes of those that were read."""
+    """Images of a scene, and the sizes of those that were read."""
 
     def __init__(self, stored: Sequence[StoredImage]):
         super().__init__(stored)
@@ -187,7 +187,7 @@ def depth_of(entry: Mapping[str, Any], scene: pathlib.Path, where: str) -> Float
 def views_of(
     scene: pathlib.Path, images: str, where: str
 ) -> list[tuple[StoredImage, dict[str, Any]]]:
-    """Pictures of a scene with their cameras' entries, ordered by file name; raises Fault.
+    """Images of a scene with their cameras' entries, ordered by file name; raises Fault.
 
     The order in the file is often that of reconstruction; names follow the camera's path.
     """

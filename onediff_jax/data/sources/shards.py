@@ -105,7 +105,7 @@ def unpacked(data: bytes, where: str) -> StoredRecord:
 
 
 def encoded(image: np.ndarray | StoredImage) -> bytes:
-    """The bytes of a picture's file."""
+    """The bytes of a image's file."""
     return image.encoded() if isinstance(image, StoredImage) else png(image)
 
 

@@ -150,7 +150,7 @@ def subject(images: str, captions: str, most: int, item: str = "") -> ExampleBui
 
 
 def subject_words(item: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """A subject's name, if it has one, and its pictures' captions, numbered from the target on."""
+    """A subject's name, if it has one, and its images' captions, numbered from the target on."""
     numbered = (f"[[img{i}]] {text}".rstrip() for i, text in enumerate(texts))
     return (f"<item: {item}>" if item else "", *numbered)
 

@@ -60,7 +60,7 @@ def grids(tokens: int) -> tuple[tuple[int, int], ...]:
 
 
 def grid_for(height: int, width: int, tokens: int, square: bool = False) -> tuple[int, int]:
-    """The grid whose aspect is nearest to a picture's, or the largest square."""
+    """The grid whose aspect is nearest to a image's, or the largest square."""
     if square:
         return math.isqrt(tokens), math.isqrt(tokens)
     return min(grids(tokens), key=lambda grid: abs(np.log(grid[0] / grid[1] * width / height)))
@@ -181,13 +181,13 @@ def moved(
 def moved_boxes(
     boxes: Float[np.ndarray, "n 4"], image: RGB, size: tuple[int, int]
 ) -> Float[np.ndarray, "n 4"]:
-    """Boxes likewise, cut at the picture's edges; one that is cut off whole is empty."""
+    """Boxes likewise, cut at the image's edges; one that is cut off whole is empty."""
     inside = (boxes[:, :2] < image.shape[1::-1]) & (boxes[:, 2:] > 0)
     wrong = ~np.all(inside & (boxes[:, :2] < boxes[:, 2:]), axis=1)
     for box in boxes[wrong]:
         raise BadRecord(
             f"boxes have {box.tolist()}; left < right and top < bottom must hold inside the "
-            f"picture of {picture.shape[1]} x {picture.shape[0]} (width x height) pixels."
+            f"image of {image.shape[1]} x {image.shape[0]} (width x height) pixels."
         )
     corners = moved(boxes.reshape(-1, 2, 2).astype(np.float64), image, size)
     return np.clip(corners, 0, (size[1], size[0])).reshape(-1, 4).astype(np.float32)

@@ -51,7 +51,7 @@ def sets(*alternatives: str) -> tuple[frozenset[str], ...]:
 def condition(token: str, view: str, make: Make, *needs: str) -> Task:
     """A task with one condition, made of the image and of the fields of one of `needs`."""
     made = (f"image {fields}" for fields in needs or ("",))
-    return Task(token, sets(f"image images.{view}", *made), conditioned(view, make))
+    return Task(token, sets(f"image pictures.{view}", *made), conditioned(view, make))
 
 
 TASKS = {
@@ -113,7 +113,7 @@ def bare_prompt(task: str, views: int) -> str:
 
 
 def with_one_caption(record: Record, rng: np.random.Generator) -> Record:
-    """The record with one of its picture's captions, and one of each reference's."""
+    """The record with one of its image's captions, and one of each reference's."""
 
     def drawn(caption: Caption) -> str:
         texts = texts_of(caption)  # of one nothing is drawn: else every example would change

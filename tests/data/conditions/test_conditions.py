@@ -185,7 +185,9 @@ def test_soft_edges_are_grey_from_the_network_that_is_set(config):
 
 
 def test_without_a_network_soft_edges_say_which_command_brings_it():
-    with pytest.raises(InputError, match=r"data\.conditions\.hed is empty.*tools/fetch_hed\.py"):
+    with pytest.raises(
+        InputError, match=r"data\.conditions\.hed is empty.*tools/datasets/fetch_hed\.py"
+    ):
         conditions.hed(image(), rng(), DRAWN)
 
 
@@ -264,7 +266,7 @@ def test_nobody_is_a_black_image():
         ("boxes", "boxes", np.zeros((3, 5)), r"boxes .* \(3, 5\); expected \(3, 4\)"),
         ("boxes", "boxes", np.ones((2, 4)), "2 boxes and 3 names"),
         ("boxes", "boxes", np.ones((3, 4)), "left < right"),
-        ("boxes", "boxes", np.array([[0.0, 0, 1, 1]] * 2 + [[20, 0, 24, 9]]), "inside the picture"),
+        ("boxes", "boxes", np.array([[0.0, 0, 1, 1]] * 2 + [[20, 0, 24, 9]]), "inside the image"),
         ("pose", "keypoints", np.zeros((17, 3)), r"\(17, 3\); expected \(17, 17, 3\)"),
         ("pose", "keypoints", np.zeros((1, 18, 3)), r"\(1, 18, 3\); expected \(1, 17, 3\)"),
     ],

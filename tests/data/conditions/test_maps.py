@@ -249,6 +249,6 @@ def test_polygons_have_the_area_of_geometry_and_are_united():
     ],
 )
 def test_a_segmentation_that_does_not_fit_is_refused_in_one_line(segmentation):
-    with pytest.raises(InputError, match="picture of height 4 and width 5: ") as refused:
+    with pytest.raises(InputError, match="image of height 4 and width 5: ") as refused:
         maps.mask_of(segmentation, 4, 5)
     assert "\n" not in str(refused.value)

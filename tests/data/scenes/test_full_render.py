@@ -1,4 +1,4 @@
-"""Pictures of full scenes, beside the basic ray tracer and beside what depth says."""
+"""Images of full scenes, beside the basic ray tracer and beside what depth says."""
 
 import numpy as np
 import pytest

@@ -49,7 +49,7 @@ def crowd():
 
 
 def points_of(arrays, seen):
-    """World points (h w 3) of a picture's pixel centres."""
+    """World points (h w 3) of a image's pixel centres."""
     size = len(seen.depth)
     ticks = np.arange(size) + 0.5
     pixels = np.stack([*np.meshgrid(ticks, ticks), np.ones((size, size))], axis=-1)

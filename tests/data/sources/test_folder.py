@@ -271,10 +271,10 @@ def test_a_folder_that_validation_would_empty_is_refused_with_both_numbers(tmp_p
 
 def test_an_unreadable_image_is_a_fault_and_a_missing_file_an_error_of_the_system(tmp_path):
     names = folder_of(tmp_path)
-    (tmp_path / names[5]).write_bytes(b"no picture")
+    (tmp_path / names[5]).write_bytes(b"no image")
     source = Folder(str(tmp_path), validation=0).open("train")
-    assert source[5]["caption"] == "picture 5 ☀"
-    match = r"metadata\.jsonl, line 6: file_name deep/er/5\.png cannot be read as a picture"
+    assert source[5]["caption"] == "image 5 ☀"
+    match = r"metadata\.jsonl, line 6: file_name deep/er/5\.png cannot be read as a image"
     with pytest.raises(BadRecord, match=match) as refusal:
         source.taken(5, source.fields)
     assert "\n" not in str(refusal.value)

@@ -13,7 +13,7 @@ COUNTS = {"ann": 3, "bob": 1, "cleo": 5, "dan_lee": 2}
 
 
 def folder_of(folder: pathlib.Path, **columns) -> None:
-    """Pictures of subjects; image j of subject i is (i, j, 0); columns are made of (i, j)."""
+    """Images of subjects; image j of subject i is (i, j, 0); columns are made of (i, j)."""
     lines = []
     for i, (name, count) in enumerate(COUNTS.items()):
         (folder / name).mkdir(parents=True)
@@ -128,9 +128,9 @@ def test_a_broken_image_is_a_fault_that_names_it(tmp_path):
     folder_of(tmp_path)
     (tmp_path / "ann" / "1.png").write_bytes(b"x")
     source = only(tmp_path)
-    with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as a picture"):
+    with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as a image"):
         source.taken(1, ["image"])
-    with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as a picture"):
+    with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as a image"):
         list(source.taken(0, ["references"])["references"])
     (tmp_path / "ann" / "1.png").unlink()
     with pytest.raises(FileNotFoundError):
@@ -159,5 +159,5 @@ def test_impossible_settings_are_refused(tmp_path):
         Identities(subjects="people")
     with pytest.raises(InputError, match="least .* is 1"):
         Identities(least=1)
-    with pytest.raises(InputError, match="None of the 0 subjects .* has 2 pictures"):
+    with pytest.raises(InputError, match="None of the 0 subjects .* has 2 images"):
         only(tmp_path)

@@ -101,7 +101,7 @@ def test_frames_lie_within_a_window_where_one_is_set():
 def test_too_few_images_are_a_fault_that_says_how_many():
     with pytest.raises(BadRecord, match="references holds 2 images; an example takes 3"):
         example("faceid", 4, record=RECORD | {"references": RECORD["references"][:2]})
-    with pytest.raises(BadRecord, match="frames holds 12 pictures"):
+    with pytest.raises(BadRecord, match="frames holds 12 images"):
         TASKS["multiview"].form.choose(RECORD, 26, np.random.default_rng(0), CONFIG)
 
 

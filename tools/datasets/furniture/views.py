@@ -1,4 +1,4 @@
-"""Pictures and depth of a mesh from cameras around it, by casting rays.
+"""Images and depth of a mesh from cameras around it, by casting rays.
 
 Cameras: OpenGL axes (x right, y up, z back), matrices camera-to-world.
 
@@ -9,8 +9,8 @@ import numpy as np
 from furniture.meshes import Mesh, dot, texels_at
 from jaxtyping import Bool, Float, Int, UInt8
 
-FOCAL = 1.3887  # focal length over the picture's width: a field of view of 39.6 degrees
-FILLED = 0.92  # share of the picture's width that the model may take
+FOCAL = 1.3887  # focal length over the image's width: a field of view of 39.6 degrees
+FILLED = 0.92  # share of the image's width that the model may take
 ACROSS = 3  # rays along each side of a pixel; odd, so that one passes through its centre
 LAYERS = 12  # surfaces that a ray may pass
 STEP = 1e-3  # how far a ray starts from the surface that it leaves, a quarter of a pixel at 256

@@ -26,8 +26,8 @@ def write_annotations(
 ) -> None:
     """Writes masks, boxes and classes, and captions, of images in a folder as COCO's two files.
 
-    `captions` are the pictures' by the names of their files, `class_of` answers such a name with a
-    class; `advance` is called after every image.  A picture's number is its place, from 1.
+    `captions` are the images' by the names of their files, `class_of` answers such a name with a
+    class; `advance` is called after every image.  A image's number is its place, from 1.
     """
     classes = {name: class_of(name) for name in captions}
     categories = {name: i for i, name in enumerate(sorted(set(classes.values())), start=1)}
