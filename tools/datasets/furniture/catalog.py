@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from images.captions import with_article
+from pictures.captions import with_article
 
 CATALOG = "PluginFurnitureCatalog.properties"
 LICENSES = {  # by what a catalog's `license` says, first match
