@@ -212,8 +212,7 @@ def test_for_a_slice_that_is_not_here_the_plan_decides(monkeypatch):
         if topology == "v3-8":
             raise InputError("the step needs 20 of 15 GiB; raise mesh.fsdp.")
 
-    planning = types.SimpleNamespace(command=types.SimpleNamespace(plan=plan))
-    monkeypatch.setitem(sys.modules, "onediff_jax.plan", planning)
+    monkeypatch.setattr("onediff_jax.commands.plan.plan", plan)
     given = values(mesh={"data": 4, "fsdp": 64}, rows=256)
     subjects = [check.subject for check in checks(given, None, "v3-256")]
     assert "plan" in subjects and not {"mesh", "rows"} & set(subjects)
@@ -221,7 +220,8 @@ def test_for_a_slice_that_is_not_here_the_plan_decides(monkeypatch):
     check = found("plan", given, topology="v3-8")
     assert check.state == FAILED and "raise mesh.fsdp" in check.said
     assert set(asked) == {(256, "v3-256"), (256, "v3-8")}
-    monkeypatch.setitem(sys.modules, "onediff_jax.plan", None)  # as if it were not there
+    monkeypatch.delattr("onediff_jax.commands.plan")
+    monkeypatch.setitem(sys.modules, "onediff_jax.commands.plan", None)  # as if it were not there
     assert found("plan", given, topology="v3-256").state == WARNING
 
 

@@ -17,7 +17,7 @@ import optax
 import pytest
 from drawn import drawn_params, relative_error
 from jax.experimental import multihost_utils
-from places import ROOT, SUPPORT
+from places import ROOT, SUPPORT, TESTS
 from test_sharded_step import ONE_SLOT, OPTIMIZER, ROWS, drawn_batch, networks_of
 from test_stopping import Training, command, saved_state, steps_in
 
@@ -30,7 +30,7 @@ LAUNCH = ROOT / "launch"
 STEPS = 2
 PROGRAM = """
 import os, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from absl import flags
 flags.FLAGS.mark_as_parsed()
 from onediff_jax import processes
@@ -100,7 +100,12 @@ def free_port() -> int:
 def run(folder: pathlib.Path, count: int) -> list[dict[str, np.ndarray]]:
     """What each of so many processes wrote."""
     port, devices = free_port(), SEVERAL[count][0]
-    command = [sys.executable, "-c", PROGRAM.format(tests=str(SUPPORT)), str(folder)]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM.format(tests=[str(SUPPORT), str(TESTS / "train")]),
+        str(folder),
+    ]
     started = [
         subprocess.Popen(
             command,

@@ -26,6 +26,7 @@ def test_slow_reads_give_as_many_examples_as_there_are_at_once():
     assert 3 * one < eight <= 1.15 * 8 / 0.05
 
 
+@pytest.mark.slow  # measures time
 def test_the_setting_holds_for_every_worker():
     assert 1.3 / 0.1 < given(1, 0.1, workers=2) <= 1.3 * 2 / 0.1
 

@@ -185,9 +185,7 @@ def test_soft_edges_are_grey_from_the_network_that_is_set(config):
 
 
 def test_without_a_network_soft_edges_say_which_command_brings_it():
-    with pytest.raises(
-        InputError, match=r"data\.conditions\.hed is empty.*/fetch_hed\.py"
-    ):
+    with pytest.raises(InputError, match=r"data\.conditions\.hed is empty.*/fetch_hed\.py"):
         conditions.hed(image(), rng(), DRAWN)
 
 
