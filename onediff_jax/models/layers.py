@@ -30,7 +30,7 @@ adapter_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # 1
 
 LORA = ("lora_a", "lora_b")  # names of an adapter's parameters: down, and up again
 ADAPTED = ("wq", "wk", "wv", "wk_y", "wv_y", "wo", "w1", "w2", "w3")
-ATTENDING = "attending"  # queries, keys and values, as rematerialisation knows them
+ATTENDING = "attending"  # queries, keys and values, by their name for rematerialisation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LoraConfig:
     """Low-rank adapters beside some matrices (arXiv 2106.09685): x W + (alpha / rank) (x A) B."""
 
     rank: int = 0  # 0: no adapters
-    alpha: float = 16.0  # the adapters' product is scaled by alpha / rank
+    alpha: float = 16.0  # the adapters' output is scaled by alpha / rank
     targets: tuple[str, ...] = ("wq", "wk", "wv", "wo")
     # of every block: wq, wk, wv, wk_y, wv_y, wo of attention, w1, w2, w3 of feed-forward
 
@@ -58,8 +58,8 @@ class LoraConfig:
 class Dense(nn.Module):
     """x W (+ b), with the logical names of W's axes; with an adapter where `lora` has its name.
 
-    Of axes that devices share, this one has its share of W: its columns give a share of the
-    features, and what its rows give is summed over the devices.
+    Where devices split an axis of W, this device has its shard: a shard of columns gives a shard of
+    the features, and the results of shards of rows are summed over the devices.
     """
 
     features: int  # of all devices together
@@ -70,23 +70,23 @@ class Dense(nn.Module):
     dtype: DTypeLike = jnp.float32
     lora: LoraConfig = LoraConfig()
     parallel: Parallel = Parallel()
-    tokens_last: bool = False  # the product is [*batch o n], not [*batch n o]
+    tokens_last: bool = False  # the output is [*batch o n], not [*batch n o]
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "..."]:
-        """The product, in `dtype`."""
+        """x W (+ b), in `dtype`."""
         rows, columns = map(self.parallel.group, self.axes)
         features = columns.share(self.features)
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], features))
-        y = self.product(x, kernel)
+        y = self.matmul(x, kernel)
         if self.lora.adapts(self.name):
             down, up = ((self.axes[0], "rank"), ("rank", self.axes[1]))
             init = nn.with_logical_partitioning(adapter_init, down)
             a = self.param(LORA[0], init, (x.shape[-1], self.lora.rank))
             init = nn.with_logical_partitioning(zeros, up)
             b = self.param(LORA[1], init, (self.lora.rank, features))
-            low = self.product(x.astype(self.dtype) @ a.astype(self.dtype), b)
+            low = self.matmul(x.astype(self.dtype) @ a.astype(self.dtype), b)
             y = y + low * (self.lora.alpha / self.lora.rank)
         y = rows.sum(y)
         if self.use_bias:
@@ -95,12 +95,12 @@ class Dense(nn.Module):
             y = y + (bias[:, None] if self.tokens_last else bias)
         return y
 
-    def product(self, x, kernel):
-        """x W, with its axes in the order that is asked for."""
+    def matmul(self, x, kernel):
+        """x W, with the axes in the order that `tokens_last` asks for."""
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if not self.tokens_last:
             return x @ kernel
-        # In this order a compiler lays tokens last, too, rather than moving them there later.
+        # With this order of operands the compiler stores tokens last as well: no transpose.
         y = jax.lax.dot_general(kernel, x, (((0,), (x.ndim - 1,)), ((), ())))
         return jnp.moveaxis(y, 0, -2)
 
@@ -124,7 +124,7 @@ def layer_norm(
 
 
 def unchanged(parameters: Any) -> Any:
-    """The `gather` of a stack whose parameters are at hand."""
+    """The `gather` of a stack whose parameters are whole already."""
     return parameters
 
 
@@ -145,7 +145,7 @@ def time_features(times: Float[Array, "*batch"], width: int) -> Float[Array, "*b
 
 
 def of_tiles(values: Array, layout: Layout) -> Array:
-    """What every view holds, for each of the equal tiles that all views are made of: [b t ...]."""
+    """Values of views [b v ...], repeated for each tile of a view: [b t ...]."""
     parts = [
         jnp.repeat(values[:, views], tokens // layout.tile, 1)
         for tokens, views in layout.equal_views
@@ -154,16 +154,17 @@ def of_tiles(values: Array, layout: Layout) -> Array:
 
 
 def spread(values: Array, layout: Layout) -> Array:
-    """What every view holds, for each of its tokens: [b v ...] to [b n ...]."""
+    """Values of views [b v ...], repeated for each token of a view: [b n ...]."""
     return jnp.repeat(of_tiles(values, layout), layout.tile, 1)
 
 
 class Attention(nn.Module):
     """Attention of a row's tokens over their own example and its prompt.
 
-    Inside, tokens come last: heads of 120 channels are cut along the second axis for nothing.
+    Inside, the layout is [batch, heads, channels, tokens], so that the head split is a
+    free reshape.
 
-    The two share queries and the way out.  Query and key norms run over all heads together.  Query
+    Both share the queries and `wo`.  Query and key norms run over all heads together.  Query
     head i reads key head i // (heads/kv_heads) of the row and text key head i mod kv_heads; text
     enters through a tanh gate per head, before `wo`.
 
@@ -216,11 +217,11 @@ class Attention(nn.Module):
         gate = jnp.tanh(gate)[:, None]
         q_segments, k_segments, text_segments = segments
         backend = self.backend
-        if self.is_initializing():  # shapes are enough, of whatever device: nothing is kept of it
+        if self.is_initializing():  # only shapes matter then, so any backend will do
             backend = "chunked"
         attended = []
         for run in layout.runs:
-            # Equal slots become one batch: no score between slots is ever computed.
+            # Equal slots become one batch, so no logits between slots are computed.
             def tokens(y, run=run):
                 slots = jnp.split(y[..., run.tokens], run.count, -1)
                 return jnp.moveaxis(jnp.concatenate(slots), -1, 1)
@@ -255,11 +256,11 @@ class Attention(nn.Module):
         return dense(width, ("heads", "embed"), name="wo")(jnp.concatenate(attended, 1))
 
     def text_heads(self, y: Float[Array, "b e g h l"]) -> Float[Array, "b e g2 h l"]:
-        """Of this device's text key heads, those of all devices that its query heads read."""
+        """The text key heads that this device's query heads read, gathered from all devices."""
         group = self.parallel.group("kv")
         y, mine = group.gather(y, -3), group.share(self.heads)
         if mine % self.kv_heads == 0:
-            return y  # its first query head reads the first of them
+            return y  # the device's first query head reads text key head 0
         read = (group.index * mine + jnp.arange(mine)) % self.kv_heads
         return jnp.take(y, read, axis=-3)
 

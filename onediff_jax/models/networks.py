@@ -23,14 +23,14 @@ from onediff_jax.sharding import Group, Parallel, gathered, specs_of
 class Networks(NamedTuple):
     """The modules of a run; `params` is {"denoiser": ..., "text": ...}, and "codec" where it is.
 
-    Some are trained together; the others, named in `frozen`, are released ones, whose parameters
-    never change and belong to no state.
+    The networks named in `pretrained` are released ones: their parameters never change and are in
+    no state.  The others are trained together.
     """
 
     denoiser: NextDiT
     text: T5Encoder
     codec: AutoencoderKL | None = None  # None: images are encoded before they come here
-    frozen: tuple[str, ...] = ()
+    pretrained: tuple[str, ...] = ()
     sampled: bool = True  # latents are drawn from the codec's distribution; else its means
 
     def shared(self, gather: Callable[[str, Any], Any], parallel: Parallel) -> "Networks":
@@ -63,7 +63,7 @@ class Networks(NamedTuple):
 
     @property
     def split_sizes(self) -> dict[str, int]:
-        """What devices can share of the networks' layers, by its setting."""
+        """Sizes of the networks that the `tensor` axis splits, by the setting that gives them."""
         denoiser, text = self.denoiser.config, self.text.config
         return {
             "model.heads": denoiser.heads,
@@ -86,13 +86,13 @@ class Networks(NamedTuple):
     def encoded(
         self, params: Any, pixels: UInt8[Array, "b n q"], layout: Layout
     ) -> tuple[Float[Array, "b n p"], Float[Array, "b n p"]]:
-        """Means and deviations of every view's latents, as patches; every view is a square.
+        """Means and stds of every view's latents, as patches; every view is a square.
 
         A view of T tokens has the largest square number of them at its beginning, as
         `fitting.grid_for` cuts images where `square` is asked for.
         """
         patch, (b, _, _) = self.denoiser.config.patch, pixels.shape
-        means, deviations, token = [], [], 0
+        means, stds, token = [], [], 0
         for tokens, slots in layout.equal_views:
             views, side = slots.stop - slots.start, math.isqrt(tokens)
             held = pixels[:, token : token + views * tokens]
@@ -105,20 +105,20 @@ class Networks(NamedTuple):
 
             # One view after the other, since activations of images are large.
             moments = jax.lax.map(encoded, rearrange(images, "b v ... -> v b ..."))
-            for found, values in zip((means, deviations), moments, strict=True):
+            for found, values in zip((means, stds), moments, strict=True):
                 patches = rearrange(patchify(values, patch), "v b t p -> b v t p")
                 padding = [(0, 0), (0, 0), (0, tokens - side**2), (0, 0)]
                 found.append(jnp.pad(patches, padding).reshape(b, views * tokens, -1))
             token += views * tokens
-        return jnp.concatenate(means, 1), jnp.concatenate(deviations, 1)
+        return jnp.concatenate(means, 1), jnp.concatenate(stds, 1)
 
     def init(self, key: Array) -> Any:
         """Fresh parameters of what is trained, boxed; shapes do not depend on the layout."""
-        return {name: each for name, each in self._init(key).items() if name not in self.frozen}
+        return {name: each for name, each in self._init(key).items() if name not in self.pretrained}
 
     def init_pretrained(self, key: Array) -> Any:
         """Parameters of what is not, boxed with their axis names; for their shapes."""
-        return {name: each for name, each in self._init(key).items() if name in self.frozen}
+        return {name: each for name, each in self._init(key).items() if name in self.pretrained}
 
     def _init(self, key: Array) -> Any:
         for_denoiser, for_text = jax.random.split(key)

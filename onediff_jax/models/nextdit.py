@@ -57,10 +57,10 @@ from onediff_jax.sharding import SUMMED, Parallel
 TIME_SCALE = 1000.0  # the network is fed 1000 sigma
 policies = jax.checkpoint_policies
 KEPT = (ATTENDED, LOG_TOTAL, STATISTICS, SUMMED)
-# What of a block is kept for its backward pass, by name; the rest is made again.
+# What a block keeps for its backward pass, by name; the rest is recomputed.
 REMAT = {
     "none": None,  # everything
-    "dots": policies.save_from_both_policies(  # products and sums over devices, no logits
+    "dots": policies.save_from_both_policies(  # matmuls and sums over devices, no logits
         policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*KEPT)
     ),
     "attention": policies.save_only_these_names(ATTENDING, *KEPT),  # its in and outputs
@@ -157,7 +157,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t tile d"], text, turn, segments, condition, layout):
-        """The row after the block, and nothing (what `nn.scan` would stack)."""
+        """The row after the block, and None for `nn.scan`, which would stack it."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
 
         def norm(y, name, axis="embed"):

@@ -55,7 +55,7 @@ class T5Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"], bias, seen):
-        """The states after the layer, and nothing (what `nn.scan` would stack)."""
+        """The states after the layer, and None for `nn.scan`, which would stack it."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         inner = config.heads * config.head_width
 
@@ -66,10 +66,10 @@ class T5Layer(nn.Module):
             )
 
         y = rms_norm(1e-6, "text", "attention_norm")(x)
-        deviations = {"q": (config.width * config.head_width) ** -0.5, "k": config.width**-0.5}
+        stds = {"q": (config.width * config.head_width) ** -0.5, "k": config.width**-0.5}
         q, k, v = (
             rearrange(
-                dense(inner, ("text", "heads"), deviations.get(name, config.width**-0.5), name)(y),
+                dense(inner, ("text", "heads"), stds.get(name, config.width**-0.5), name)(y),
                 "b l (k h) -> b l k h",
                 h=config.head_width,
             )

@@ -247,7 +247,7 @@ class AutoencoderKL:
     def normalised_moments(
         self, posterior: Posterior
     ) -> tuple[Float[Array, "*batch H W c"], Float[Array, "*batch H W c"]]:
-        """Mean and deviation of normalised latents, of those before."""
+        """Mean and std of the normalised latents of a posterior before normalisation."""
         std = jnp.exp(0.5 * posterior.log_variance)
         return self.normalised(posterior.mean), self.config.scaling_factor * std
 
@@ -256,7 +256,7 @@ class AutoencoderKL:
         return self.config.shift_factor if self.config.use_shift_factor else 0.0
 
     def _in_tiles(self, network: nn.Module, params: Any, x: Array, pixels: int) -> Array:
-        """What a network makes of `x`, whose elements have so many pixels along a side."""
+        """A network's output for `x`, in tiles; an element of `x` is `pixels` x `pixels` pixels."""
         *batch, height, width, channels = x.shape
         tile = self.config.tile // pixels if self.config.tile else max(height, width)
         flat = x.reshape(-1, height, width, channels)

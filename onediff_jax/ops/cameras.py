@@ -1,7 +1,7 @@
 """Pinhole cameras and the frames that others keep them in; for NumPy and jax.numpy.
 
 World: any right-handed frame.  Camera: OpenCV axes (x right, y down, z forward).  Pixels: x right,
-y down, and the centre of the first pixel is (0.5, 0.5), so that a image's edges are 0 and its
+y down, and the centre of the first pixel is (0.5, 0.5), so that an image's edges are 0 and its
 width.  A size is (height, width).  Products of matrices are written as sums: a TPU would round the
 factors of a real one to bfloat16.
 """
@@ -291,8 +291,8 @@ def orbit_cameras(
     for name, values in {"azimuth": azimuth, "elevation": elevation, "distance": distance}.items():
         for value in values:
             if not np.isfinite(value) or (name == "distance" and value <= 0):
-                wanted = "a positive number" if name == "distance" else "degrees"
-                raise InputError(f"A camera's {name} is {value}; give {wanted}.")
+                expected = "a positive number" if name == "distance" else "degrees"
+                raise InputError(f"A camera's {name} is {value}; give {expected}.")
     a, e = np.radians(azimuth, dtype=np.float64), np.radians(elevation, dtype=np.float64)
     zero = np.zeros_like(a)
     outward = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], axis=-1)

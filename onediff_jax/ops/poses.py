@@ -43,8 +43,8 @@ def center_from_rays(
     xp = direction.__array_namespace__()
     identity = xp.eye(3, dtype=direction.dtype)
     across = identity - direction[..., :, None] * direction[..., None, :]
-    wanted = xp.linalg.cross(direction, moment).mean(-2)
-    return xp.linalg.solve(across.mean(-3), wanted[..., None])[..., 0]
+    target = xp.linalg.cross(direction, moment).mean(-2)
+    return xp.linalg.solve(across.mean(-3), target[..., None])[..., 0]
 
 
 def _pose(local: Any, rays: Any) -> Any:

@@ -52,7 +52,7 @@ def rotate(
     Computed in float32, returned in the type of `x`.
     """
     wide = x.astype(jnp.float32)
-    # By a product, which is exact: moving half a head is no whole number of vector registers.
+    # By a matmul, which is exact: half a head is not a whole number of vector registers.
     exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     across = jnp.einsum(
         "ij,bkjn->bkin",

@@ -96,9 +96,9 @@ def hold(
     wanted_tokens: Bool[Array, "b n"],
     sigma_given: Float[Array, ""] | float,
 ) -> Velocity:
-    """A velocity that moves wanted views only.
+    """A velocity that is zero for condition views.
 
-    The network is shown the given ones at noise level `sigma_given`.
+    The network is told the noise level `sigma_given` for condition views.
     """
 
     def held(x, sigma):

@@ -17,7 +17,7 @@ def tiled(
     tile: int,
     overlap: int,
 ) -> Float[Array, "b H W k"]:
-    """`function(images)`, of which no more than `tile` x `tile` pixels are looked at together.
+    """`function(images)`, computed on tiles of at most `tile` x `tile` pixels.
 
     Neighbours share `overlap` pixels.  The function may scale an image by a ratio that is whole
     for `tile` and `overlap`, and its channels are its own.  Tiles of one shape go one after the

@@ -117,7 +117,7 @@ def step_flops(
     denoiser = denoiser_flops(networks.denoiser.config, layout, text_length, text_width)
     found = StepFlops({"denoiser": 3 * rows * denoiser}, {})
     text = rows * text_flops(networks, layout.examples * text_length, text_length)
-    if "text" not in networks.frozen:
+    if "text" not in networks.pretrained:
         found.trained["text encoder"] = 3 * text
     elif "text" in inside:
         found.encoders["text encoder"] = text

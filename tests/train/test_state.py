@@ -29,7 +29,7 @@ from onediff_jax.train.state import (
     updated_ema,
 )
 
-RELEASED = Networks(NextDiT(NextDiTConfig()), T5Encoder(T5Config(), 32), frozen=("text",))
+RELEASED = Networks(NextDiT(NextDiTConfig()), T5Encoder(T5Config(), 32), pretrained=("text",))
 
 
 def test_stochastic_rounding_takes_a_neighbour_and_is_right_on_average():

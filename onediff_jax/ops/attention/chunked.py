@@ -1,19 +1,18 @@
-"""Attention in plain XLA, block by block of queries, which never holds the scores of all of them.
+"""Attention in plain XLA, block by block of queries, which never holds all logits at once.
 
-It serves every case on every device, and is what `auto` takes on CPUs, GPUs, TPU v2 and v3.  How it
-is written follows what the compiler for TPU v3 makes of it (docs/design.md, "Attention and the
-block on TPUs"):
+It serves every case on every device, and is what `auto` takes on CPUs, GPUs, TPU v2 and v3.  It is
+written for what the compiler for TPU v3 makes of it (docs/log.md):
 
-- Tokens come last in q, k and v ([b g r h n], [b g h m]), so that heads of 120 channels are cut
-  along sublanes and a product needs no transpose.
-- A product of scores that has one reader becomes a part of that reader, and its result never
-  leaves the chip.  So the forward pass is one fusion of two products, and backward a product is
-  made again (`apart`) rather than read by two.
-- The sums of weights come with the product, as one more channel of the values.
+- Tokens come last in q, k and v ([b g r h n], [b g h m]), so that heads of 120 channels are split
+  along sublanes and no matmul needs a transpose.
+- A matmul whose result has one consumer is fused into that consumer, and its result never leaves
+  the chip.  So the forward pass is one fusion of two matmuls, and in the backward pass a matmul is
+  recomputed (`apart`) rather than consumed twice.
+- The matmul with the values also sums the weights, as one more channel of the values.
 - A cap bounds logits, so that weights need no maximum.
 
-Its gradient is written by hand, after FlashAttention-2 (Dao 2023): scores are made again from the
-logarithm of their sum.
+Its gradient is written by hand, after FlashAttention-2 (Dao 2023): logits are recomputed, and
+normalized by the logarithm of their exponentials' sum.
 """
 
 import functools
@@ -33,15 +32,15 @@ from onediff_jax.ops.attention.reference import (
     LOG_TOTAL,
     NOTHING,
     capped,
-    product,
+    einsum_f32,
     visible,
     weights_of,
 )
 
-BLOCK = 1024  # queries that are looked at together,
-KEYS = 4096  # where there are so many keys or more; where there are fewer, more queries
+BLOCK = 1024  # queries of a block,
+KEYS = 4096  # with this many keys or more; with fewer keys, a block has more queries
 NOBODY = -1  # the segment of padding
-apart = jax.lax.optimization_barrier  # what is computed from it is computed anew
+apart = jax.lax.optimization_barrier  # what is computed from its result is recomputed, not shared
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -68,7 +67,7 @@ def forward(q, k, v, q_segments, k_segments, softcap):
         seen = visible(segments, k_segments)
         highest = highest_logits(q, k, seen, softcap)
         weights = weights_of(logits_of(q, k, softcap), seen, highest[..., None])
-        both = product("bgrnm,bghm->bgrhn", weights.astype(v.dtype), summed)
+        both = einsum_f32("bgrnm,bghm->bgrhn", weights.astype(v.dtype), summed)
         total = jnp.maximum(both[:, :, :, -1], 1e-30)
         out = both[:, :, :, :-1] / total[:, :, :, None]
         return (out.astype(q.dtype), highest + jnp.log(total)), ()
@@ -87,7 +86,7 @@ def backward(softcap, kept, d_out):
 
     def visit(block):
         q, segments, out, log_total, d_out = block
-        inner = product("bgrhn,bgrhn->bgrn", d_out, out)
+        inner = einsum_f32("bgrhn,bgrhn->bgrn", d_out, out)
         logits = logits_of(q, k, softcap)
         shares = weights_of(logits, visible(segments, k_segments), log_total[..., None])
         slopes = shares * q.shape[3] ** -0.5
@@ -95,13 +94,13 @@ def backward(softcap, kept, d_out):
             slopes = slopes * (1 - jnp.square(logits / softcap))
         shares, slopes = apart((shares.astype(v.dtype), slopes.astype(q.dtype)))
 
-        def d_scores(d_out, v):
-            d_shares = product("bgrhn,bghm->bgrnm", d_out, v)
+        def d_logits(d_out, v):
+            d_shares = einsum_f32("bgrhn,bghm->bgrnm", d_out, v)
             return (slopes * (d_shares - inner[..., None])).astype(q.dtype)
 
-        d_q = product("bgrnm,bghm->bgrhn", d_scores(d_out, v), k)
-        d_k = product("bgrnm,bgrhn->bghm", d_scores(*apart((d_out, v))), q)
-        d_v = product("bgrnm,bgrhn->bghm", shares, d_out)
+        d_q = einsum_f32("bgrnm,bghm->bgrhn", d_logits(d_out, v), k)
+        d_k = einsum_f32("bgrnm,bgrhn->bghm", d_logits(*apart((d_out, v))), q)
+        d_v = einsum_f32("bgrnm,bgrhn->bghm", shares, d_out)
         return d_q.astype(q.dtype), (d_k, d_v)
 
     d_q, (d_k, d_v) = over_blocks(visit, (q, q_segments, out, log_total, d_out), k.shape[3])
@@ -123,13 +122,13 @@ def tied(x: Array, *segments: Array) -> tuple[Array, ...]:
 
 
 def tokens_last(x: Float[Array, "b n *heads h"]) -> Float[Array, "b *heads h n"]:
-    """`x` as the products here want it."""
+    """`x` with its tokens as the last axis."""
     return jnp.moveaxis(x, 1, -1)
 
 
 def logits_of(q, k, softcap):
     """Logits of queries and keys."""
-    return capped(product("bgrhn,bghm->bgrnm", q, k), q.shape[3], softcap)
+    return capped(einsum_f32("bgrhn,bghm->bgrnm", q, k), q.shape[3], softcap)
 
 
 def highest_logits(q, k, seen, softcap) -> Float[Array, "b g r n"]:

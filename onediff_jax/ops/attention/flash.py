@@ -1,9 +1,9 @@
 """A kernel for TPUs (Pallas) with segments and soft cap, forward and backward.
 
-Scores are keys x queries, tokens last in queries and results, as the network has them: nothing is
+Logits are keys x queries, tokens last in queries and results, as the network has them: nothing is
 summed across lanes or transposed in a kernel, and maxima, sums and logarithms of sums are rows.
 Tokens are padded only where there are several blocks and they do not divide them.
-The compiler of kernels for v3 refuses products of bfloat16 (E2001), but multiplies float32 operands
+The compiler of kernels for v3 refuses matmuls of bfloat16 (E2001), but multiplies float32 operands
 in one pass of the matrix unit: there, blocks are loaded as they are and widened on the chip.
 
 After FlashAttention-2 (Dao 2023).  Forward, a program has a block of queries of one head and goes
@@ -36,7 +36,7 @@ from onediff_jax.ops.attention.reference import (
 # Blocks are multiples of LANES where there are several.
 QUERIES = 512  # in a block, at most
 KEYS = 1024  # in a block, at most
-CHUNK = 256  # keys of a block whose scores are held together, at most
+CHUNK = 256  # keys of a block whose logits are held at once, at most
 # Axes of a grid: whether the cores of a chip that is one device (v4, v5p) share its programs.
 # Programs that add to the same result go in order; interpretation would not tell if they did not.
 SHARED, IN_ORDER = pltpu.PARALLEL, pltpu.ARBITRARY
@@ -209,7 +209,7 @@ def forward_kernel(
     queries = q[0, 0, 0].astype(k.dtype)
     for rows in chunks(k.shape[2], whole=not bounded):
         seen = sees(q_segments, k_segments, rows)
-        logits = capped(product(k[0, 0, rows], queries, 1, 0), q.shape[3], softcap)
+        logits = capped(matmul(k[0, 0, rows], queries, 1, 0), q.shape[3], softcap)
         if not bounded:
             logits = jnp.where(seen, logits, NOTHING)
             higher = jnp.maximum(highest[...], logits.max(0, keepdims=True))
@@ -218,7 +218,7 @@ def forward_kernel(
             total[...] *= fade
             highest[...] = higher
         weights = weights_of(logits, seen, 0.0 if bounded else highest[...])
-        acc[...] += product(v[0, 0, :, rows], weights.astype(v.dtype), 1, 0)
+        acc[...] += matmul(v[0, 0, :, rows], weights.astype(v.dtype), 1, 0)
         total[...] += weights.sum(0, keepdims=True)
 
     @pl.when(pl.program_id(4) == pl.num_programs(4) - 1)
@@ -242,21 +242,21 @@ def backward_kernel(
     d_result = d_out[0, 0, 0].astype(v.dtype)
     total = jnp.zeros(queries.shape, jnp.float32)
     for rows in chunks(k.shape[2]):
-        logits = capped(product(k[0, 0, rows], queries, 1, 0), q.shape[3], softcap)
+        logits = capped(matmul(k[0, 0, rows], queries, 1, 0), q.shape[3], softcap)
         shares = weights_of(logits, sees(q_segments, k_segments, rows), log_total[0, 0, 0])
-        d_v[0, 0, rows] += product(shares.astype(v.dtype), d_result, 1, 1)
-        d_scores = shares * (product(v[0, 0, rows], d_result, 1, 0) - inner[0, 0, 0])
-        d_scores = d_scores * q.shape[3] ** -0.5
+        d_v[0, 0, rows] += matmul(shares.astype(v.dtype), d_result, 1, 1)
+        d_logits = shares * (matmul(v[0, 0, rows], d_result, 1, 0) - inner[0, 0, 0])
+        d_logits = d_logits * q.shape[3] ** -0.5
         if softcap is not None:
-            d_scores = d_scores * (1 - (logits / softcap) * (logits / softcap))
-        d_scores = d_scores.astype(k.dtype)
-        d_k[0, 0, rows] += product(d_scores, queries, 1, 1)
-        total += product(k_channels[0, 0, :, rows], d_scores, 1, 0)
+            d_logits = d_logits * (1 - (logits / softcap) * (logits / softcap))
+        d_logits = d_logits.astype(k.dtype)
+        d_k[0, 0, rows] += matmul(d_logits, queries, 1, 1)
+        total += matmul(k_channels[0, 0, :, rows], d_logits, 1, 0)
     d_q[0, 0, 0, 0] = total.astype(d_q.dtype)
 
 
 def chunks(keys: int, whole: bool = False) -> list[slice]:
-    """Ranges of a block's keys whose scores are held together."""
+    """Ranges of a block's keys whose logits are held at once."""
     size = keys if whole or keys % CHUNK else CHUNK
     return [slice(start, start + size) for start in range(0, keys, size)]
 
@@ -266,14 +266,14 @@ def sees(q_segments, k_segments, rows):
     return k_segments[0, rows] == q_segments[0]
 
 
-def product(x, y, of_x: int, of_y: int):
+def matmul(x, y, of_x: int, of_y: int):
     """x y, contracted over one axis of each, float32."""
     axes = (((of_x,), (of_y,)), ((), ()))
     return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
 
 
 def operands(x: Array) -> Array:
-    """Keys or values in the type that products are made in, to which a kernel brings the rest.
+    """Keys or values in the type of the matmuls, to which a kernel brings the rest.
 
     Where that is wider they are still small, since heads share them.
     """
@@ -291,13 +291,13 @@ def named(part: str, softcap: float | None, keys: int) -> str:
     return f"flash_{part}{'' if softcap is None else '_capped'}_{keys}"
 
 
-def cost(products: int, heads: int, sizes: Sizes, h: int) -> pl.CostEstimate:
+def cost(matmuls: int, heads: int, sizes: Sizes, h: int) -> pl.CostEstimate:
     """What the kernel does for that many heads of all rows, for the estimates of plans."""
     queries, keys = sizes.queries * sizes.query_blocks, sizes.keys * sizes.key_blocks
     return pl.CostEstimate(
-        flops=2 * products * heads * queries * keys * h,
+        flops=2 * matmuls * heads * queries * keys * h,
         transcendentals=2 * heads * queries * keys,
-        bytes_accessed=2 * products * heads * queries * h,
+        bytes_accessed=2 * matmuls * heads * queries * h,
     )
 
 

@@ -1,6 +1,6 @@
-"""All scores at once: the truth that the other backends are tested against, and what they share.
+"""All logits at once: what the other backends are tested against, and functions that they share.
 
-Logits are float32: s = q.k / sqrt(h), capped as cap tanh(s / cap) where a cap is asked.
+Logits are float32: s = q.k / sqrt(h), with a soft cap cap tanh(s / cap).
 """
 
 import jax
@@ -11,19 +11,19 @@ from onediff_jax.ops.attention.backend import Backend, no_refusal
 
 NOTHING = -1e30  # a masked logit: finite, so that the difference of two of them is a number
 HARMLESS = 60.0  # exp of a logit up to here, summed over all keys, is a float32 number
-# What comes of attention, as rematerialisation knows it: the output, and log(sum(exp(logits))).
+# Names for rematerialisation: of the output, and of log(sum(exp(logits))).
 ATTENDED, LOG_TOTAL = "attended", "log_total"
 
 
-def product(spec: str, x: Array, y: Array) -> Float[Array, "..."]:
-    """`einsum`, float32 whatever the operands are."""
+def einsum_f32(spec: str, x: Array, y: Array) -> Float[Array, "..."]:
+    """`einsum` with a float32 result, whatever the operands are."""
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def capped(scores: Array, width: int, softcap: float | None) -> Array:
-    """Logits of products of queries and keys of that width."""
-    scores = scores * width**-0.5
-    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+def capped(products: Array, width: int, softcap: float | None) -> Array:
+    """Logits of the dot products of queries and keys, whose heads have `width` channels."""
+    logits = products * width**-0.5
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
 def visible(
@@ -49,11 +49,11 @@ def reference(
 ) -> Float[Array, "b n g r h"]:
     """Attention of grouped queries, float32."""
     seen = visible(q_segments, k_segments)
-    logits = capped(product("bngrh,bmgh->bgrnm", q, k), q.shape[-1], softcap)
+    logits = capped(einsum_f32("bngrh,bmgh->bgrnm", q, k), q.shape[-1], softcap)
     logits = jnp.where(seen, logits, NOTHING)
     weights = weights_of(logits, seen, jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     shares = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
-    return product("bgrnm,bmgh->bngrh", shares.astype(v.dtype), v)
+    return einsum_f32("bgrnm,bmgh->bngrh", shares.astype(v.dtype), v)
 
 
 REFERENCE = Backend(reference, "all logits at once, for tests", no_refusal, lambda kind: False)

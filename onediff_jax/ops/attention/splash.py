@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from onediff_jax.ops.attention.backend import LANES, Backend, Case, kernel_refusal
 from onediff_jax.ops.attention.reference import ATTENDED, visible
 
-BLOCK = 512  # queries and keys that are looked at together
+BLOCK = 512  # queries, and keys, of a block
 INTERPRET = False  # tests run the kernel without a TPU
 
 

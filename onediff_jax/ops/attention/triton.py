@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from onediff_jax.ops.attention.backend import Backend, Case, kernel_refusal
 from onediff_jax.ops.attention.reference import ATTENDED, LOG_TOTAL, NOTHING, capped, weights_of
 
-BLOCK = 64  # queries, and keys, that are looked at together
+BLOCK = 64  # queries, and keys, of a block
 INTERPRET = False  # tests run the kernel without a GPU
 SETTINGS = triton.CompilerParams(num_warps=4, num_stages=2)
 
@@ -137,14 +137,14 @@ def forward_kernel(
     log_total_ref[...] = highest + jnp.log(total)
 
 
-def shares_and_d_scores(q, k, v, seen, d_out, inner, log_total, softcap, head):
-    """Shares of a block of queries in a block of keys, and the cotangent of their scores."""
+def shares_and_d_logits(q, k, v, seen, d_out, inner, log_total, softcap, head):
+    """Shares of a block of queries in a block of keys, and the cotangent of their logits."""
     logits = capped(pl.dot(q, k, trans_b=True), head, softcap)
     shares = weights_of(logits, seen, log_total[:, None])
-    d_scores = shares * (pl.dot(d_out, v, trans_b=True) - inner[:, None]) * head**-0.5
+    d_logits = shares * (pl.dot(d_out, v, trans_b=True) - inner[:, None]) * head**-0.5
     if softcap is not None:
-        d_scores = d_scores * (1 - (logits / softcap) * (logits / softcap))
-    return shares.astype(q.dtype), d_scores.astype(q.dtype)
+        d_logits = d_logits * (1 - (logits / softcap) * (logits / softcap))
+    return shares.astype(q.dtype), d_logits.astype(q.dtype)
 
 
 def queries_kernel(
@@ -169,8 +169,8 @@ def queries_kernel(
         block = pl.ds(i * BLOCK, BLOCK)
         k, v = k_ref[block, :], v_ref[block, :]
         seen = q_segments[:, None] == k_segments_ref[block][None, :]
-        _, d_scores = shares_and_d_scores(q, k, v, seen, d_out, inner, log_total, softcap, head)
-        return d_q + pl.dot(d_scores, k)
+        _, d_logits = shares_and_d_logits(q, k, v, seen, d_out, inner, log_total, softcap, head)
+        return d_q + pl.dot(d_logits, k)
 
     blocks = k_ref.shape[0] // BLOCK
     d_q = jax.lax.fori_loop(0, blocks, visit, jnp.zeros(q.shape, jnp.float32))
@@ -202,10 +202,10 @@ def keys_kernel(
         for head_of_group in range(q_ref.shape[1]):
             q, d_out = q_ref[block, head_of_group, :], d_out_ref[block, head_of_group, :]
             inner, log_total = inner_ref[head_of_group, block], log_total_ref[head_of_group, block]
-            shares, d_scores = shares_and_d_scores(
+            shares, d_logits = shares_and_d_logits(
                 q, k, v, seen, d_out, inner, log_total, softcap, head
             )
-            d_k += pl.dot(d_scores, q, trans_a=True)
+            d_k += pl.dot(d_logits, q, trans_a=True)
             d_v += pl.dot(shares, d_out, trans_a=True)
         return d_k, d_v
 
