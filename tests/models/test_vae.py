@@ -40,7 +40,7 @@ def test_the_released_shape_has_the_released_number_of_parameters():
 
 
 @pytest.mark.parametrize("case", PICTURES)
-def test_pictures_and_latents_are_those_of_diffusers(case):
+def test_images_and_latents_are_those_of_diffusers(case):
     config, _, size = PICTURES[case]
     vae, params, expected = AutoencoderKL(config), params_of(config, size), np.load(FILE)
     images, latents = images_of(case)
@@ -50,7 +50,7 @@ def test_pictures_and_latents_are_those_of_diffusers(case):
         assert relative_error(array, expected[f"{case}/{name}"]) < 1e-5, name
 
 
-def test_pictures_have_any_batch_and_do_not_see_each_other():
+def test_images_have_any_batch_and_do_not_see_each_other():
     found = ENCODE(PARAMS, MANY).mean
     decoded = DECODE(PARAMS, found)
     assert found.shape == (2, 3, 4, 6, 4) and decoded.shape == MANY.shape

@@ -5,14 +5,14 @@ import json
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import literal_nextdit as literal
 import numpy as np
 import pytest
 from drawn import drawn_inputs
+from parity import SMALL, TEXT_WIDTH, tensors_of
 from witnesses import FILE
 
 from onediff_jax.errors import InputError
-from onediff_jax.models.nextdit import NextDiT, NextDiTConfig
+from onediff_jax.models.nextdit import NextDiT
 from onediff_jax.models.t5 import T5Config, T5Encoder
 from onediff_jax.models.vae import AutoencoderKL, VAEConfig
 from onediff_jax.ops.layout import Layout, Slot
@@ -109,22 +109,10 @@ def test_there_and_back_is_the_same_to_the_bit():
 
 
 def test_a_denoiser_survives_the_round_trip():
-    config = NextDiTConfig(width=96, depth=2, heads=8, kv_heads=2, multiple_of=32)
-    weights = literal.random_weights(
-        literal.LiteralConfig(
-            hidden_size=96,
-            depth=2,
-            num_heads=8,
-            num_kv_heads=2,
-            caption_channels=20,
-            multiple_of=32,
-        ),
-        np.random.default_rng(0),
-    )
     layout = Layout((Slot(1, 4),))
-    inputs = drawn_inputs(layout, config.features, 20, b=1)
-    shapes = shapes_of(lambda key: NextDiT(config).init(key, **inputs, layout=layout)["params"])
-    survives_the_round_trip(weights, nextdit_names(config), shapes)
+    inputs = drawn_inputs(layout, SMALL.features, TEXT_WIDTH, b=1)
+    shapes = shapes_of(lambda key: NextDiT(SMALL).init(key, **inputs, layout=layout)["params"])
+    survives_the_round_trip(tensors_of(SMALL), nextdit_names(SMALL), shapes)
 
 
 @pytest.mark.parametrize("case", ["vae", "t5"])

@@ -216,7 +216,7 @@ def test_a_tokenizer_of_more_pieces_than_the_encoder_knows_is_refused(prepared, 
         run.assembled(dataclasses.replace(config, text=text), prepared.assets)
 
 
-def test_pictures_of_any_aspect_cannot_be_encoded_inside_the_step(config):
+def test_images_of_any_aspect_cannot_be_encoded_inside_the_step(config):
     data = dataclasses.replace(config.data, aspects="any")
     with pytest.raises(InputError, match="set data.aspects to 'square', or encode the data set"):
         Prepared(dataclasses.replace(config, data=data)).rows  # noqa: B018
@@ -268,7 +268,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 # --- inside the step, and ahead of it -------------------------------------------------------------
 
 
-def test_pictures_travel_as_pixels_and_rays_as_latents(prepared):
+def test_images_travel_as_pixels_and_rays_as_latents(prepared):
     rows = prepared.rows
     row, placed = rows[0], rows.examples(0)
     assert row.pixels.shape == (rows.layout.tokens, 3 * 4**2)

@@ -138,7 +138,7 @@ def test_tensorboard_is_told_where_a_resumed_run_starts_even_within_the_same_sec
     assert [step for step, _ in values_by_tag(tmp_path)["loss"]] == [10, 30]
 
 
-def test_pictures_are_on_disk_and_in_tensorboard_pixel_for_pixel(tmp_path):
+def test_images_are_on_disk_and_in_tensorboard_pixel_for_pixel(tmp_path):
     grid = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     with Writer(tmp_path, 0, 2000, console=console(terminal=False)) as writer:
         path = writer.images(1200, "samples/depth2image", grid)

@@ -169,7 +169,7 @@ def test_a_folders_splits_are_disjoint_cover_all_and_are_spread(tmp_path, valida
     assert set(np.diff(places)) <= {10 // validation}
 
 
-def test_pictures_of_the_splits_belong_to_their_captions_and_lines(tmp_path):
+def test_images_of_the_splits_belong_to_their_captions_and_lines(tmp_path):
     folder_of(tmp_path)
     for split in ("train", "validation"):
         source = Folder(str(tmp_path), validation=3).open(split)

@@ -140,7 +140,7 @@ def test_small_images_are_enlarged_as_far_as_the_setting_lets_them():
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_pictures_are_resized_by_the_filter_that_is_set(name):
+def test_images_are_resized_by_the_filter_that_is_set(name):
     views = {"canny": noise()}
     record = {"image": noise(), "references": (noise(),), "pictures": views}
     height, width = 4, 4
