@@ -237,11 +237,14 @@ def check_on_device(kernel, softcap):
     ("generation", "asked", "kernel"),
     [
         ("v3", "auto", None),
-        *((generation, "auto", "splash_mha_dkv") for generation in ("v4", "v5e", "v5p", "v6e")),
+        ("v3", "flash", "flash_backward"),
+        ("v5e", "auto", "splash_mha_dkv"),
         *(
-            (generation, "flash", "flash_backward")
-            for generation in ("v3", "v4", "v5e", "v5p", "v6e")
+            pytest.param(generation, *case, marks=pytest.mark.slow)
+            for generation in ("v4", "v5p", "v6e")
+            for case in (("auto", "splash_mha_dkv"), ("flash", "flash_backward"))
         ),
+        pytest.param("v5e", "flash", "flash_backward", marks=pytest.mark.slow),
     ],
 )
 def test_what_suits_a_tpu_is_compiled_for_it(generation, asked, kernel, monkeypatch):

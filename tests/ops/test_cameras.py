@@ -1,5 +1,6 @@
 """Cameras: frames of others, intrinsics, rigs and orbits."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -311,7 +312,7 @@ def test_numpy_and_jax_agree_on_rigs(rng):
         "resized": lambda x: c.resized_intrinsics(x.intrinsics, SIZE, (24, 32)),
     }
     for name, function in functions.items():
-        ours, theirs = function(cameras), function(there)
+        ours, theirs = function(cameras), jax.jit(function)(there)
         ours, theirs = (x if isinstance(x, tuple) else (x,) for x in (ours, theirs))
         for a, b in zip(ours, theirs, strict=True):
             assert isinstance(a, np.ndarray) and isinstance(b, jnp.ndarray), name
