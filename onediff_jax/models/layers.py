@@ -236,7 +236,8 @@ class Attention(nn.Module):
 
             seen = attention.attend(
                 tokens(q),
-                *map(keys, (k, v)),
+                keys(k),
+                keys(v),
                 tokens(q_segments),
                 keys(k_segments),
                 softcap=self.softcap,
@@ -244,7 +245,8 @@ class Attention(nn.Module):
             )
             read = attention.attend(
                 tokens(q),
-                *map(prompts, (text_k, text_v)),
+                prompts(text_k),
+                prompts(text_v),
                 tokens(q_segments),
                 prompts(text_segments),
                 tiled=True,

@@ -91,17 +91,18 @@ class Networks(NamedTuple):
         A view of T tokens has the largest square number of them at its beginning, as
         `fitting.grid_for` cuts images where `square` is asked for.
         """
-        patch, (b, _, _) = self.denoiser.config.patch, pixels.shape
+        codec, patch, (b, _, _) = self.codec, self.denoiser.config.patch, pixels.shape
+        assert codec, "only images of a released autoencoder are encoded here"
         means, stds, token = [], [], 0
         for tokens, slots in layout.equal_views:
             views, side = slots.stop - slots.start, math.isqrt(tokens)
             held = pixels[:, token : token + views * tokens]
             held = rearrange(held, "b (v t) q -> b v t q", v=views)[:, :, : side**2]
-            images = unpatchify(held, side, patch * self.codec.factor)
+            images = unpatchify(held, side, patch * codec.factor)
 
             def encoded(images):
-                posterior = self.codec.encode(params["codec"], images / 127.5 - 1)
-                return self.codec.normalised_moments(posterior)
+                posterior = codec.encode(params["codec"], images / 127.5 - 1)
+                return codec.normalised_moments(posterior)
 
             # One view after the other, since activations of images are large.
             moments = jax.lax.map(encoded, rearrange(images, "b v ... -> v b ..."))

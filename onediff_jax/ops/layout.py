@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -45,7 +44,8 @@ class SequenceShard(Slot):
         pass
 
 
-class Run(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Run:
     """`count` equal slots in a row, and where their tokens, views and examples begin."""
 
     slot: Slot
@@ -132,7 +132,7 @@ class Layout:
         token = view = example = 0
         for slot in self.slots:
             if runs and runs[-1].slot == slot:
-                runs[-1] = runs[-1]._replace(count=runs[-1].count + 1)
+                runs[-1] = dataclasses.replace(runs[-1], count=runs[-1].count + 1)
             else:
                 runs.append(Run(slot, 1, token, view, example))
             token += slot.views * slot.tokens

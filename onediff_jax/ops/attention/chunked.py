@@ -135,7 +135,8 @@ def highest_logits(q, k, seen, softcap) -> Float[Array, "b g r n"]:
     """The highest visible logit of every query, or 0 where a cap keeps all of them harmless."""
     if softcap is not None and softcap <= HARMLESS:
         return jnp.zeros((*q.shape[:3], q.shape[4]))
-    return jnp.where(seen, logits_of(*apart((q, k)), softcap), NOTHING).max(-1)
+    q, k = apart((q, k))
+    return jnp.where(seen, logits_of(q, k, softcap), NOTHING).max(-1)
 
 
 def over_blocks(visit: Callable, arrays: Any, keys: int) -> tuple[Any, Any]:
