@@ -2,7 +2,7 @@
 
 Import the released folder, then train on one GPU:
 
-    python tools/import_torch.py --source OneDiffusion --out runs/released --link
+    python -m onediff_jax import_torch --source OneDiffusion --out runs/released --link
     launch/local.sh train --config configs/finetune.py --workdir runs/mine \
         --config.data.sources.mine.path=DIR
 

@@ -1,8 +1,6 @@
 """`python -m onediff_jax`."""
 
-import sys
-
-from onediff_jax.cli import main
+from onediff_jax.cli import run_process
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_process()

@@ -1,4 +1,4 @@
-"""The exceptions that mean: what was given cannot be used."""
+"""Exceptions for input that cannot be used, and their messages in one line."""
 
 
 class InputError(ValueError):
@@ -14,3 +14,8 @@ class BadRecord(InputError):  # noqa: N818 - of a record, as `faults` counts the
 
 class Stopped(Exception):  # noqa: N818 - no error: what was asked for
     """A run was asked to end and has saved; says after which step."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message in one line; the name of its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -87,10 +87,10 @@ def ended(world, *arguments: str, status: int = 0) -> str:
 def test_two_processes_train_with_everything_in_a_bucket(world):
     folder, _ = world
     run = ["--config=CONFIG", "--config.root=gs://bucket"]
-    python, module = sys.executable, [sys.executable, "-m", "onediff_jax"]
+    module = [sys.executable, "-m", "onediff_jax"]
     source = "--config.data.sources.mine"
     ended(
-        world, python, "tools/encode_dataset.py", *run, "--out=gs://bucket/caches",
+        world, *module, "encode", *run, "--out=gs://bucket/caches",
         "--config.tune.start=", f"{source}.kind=folder", f"{source}.path={folder / 'pictures'}",
     )  # fmt: skip
     copies = folder / "cache" / "onediff_jax" / "copies" / "gs" / "bucket" / "weights" / "released"

@@ -32,6 +32,7 @@ LINES = 450
 FILES = {
     ".".join(["onediff_jax", *file.relative_to(PACKAGE).with_suffix("").parts]): file
     for file in sorted(PACKAGE.rglob("*.py"))
+    if file.name != "modeling_nextdit.py"  # PyTorch, for exported folders
 }
 MODULES = {name.removesuffix(".__init__"): file for name, file in FILES.items()}
 

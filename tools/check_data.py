@@ -1,6 +1,6 @@
-"""`onediff_jax/commands/check_data.py` as a script."""
+"""`python -m onediff_jax check_data` by its former name."""
 
-import runpy
+from onediff_jax.cli import run_process
 
 if __name__ == "__main__":
-    runpy.run_module("onediff_jax.commands.check_data", run_name="__main__", alter_sys=True)
+    run_process("check_data")

@@ -1,6 +1,6 @@
-"""`onediff_jax/commands/encode.py` as a script."""
+"""`python -m onediff_jax encode` by its former name."""
 
-import runpy
+from onediff_jax.cli import run_process
 
 if __name__ == "__main__":
-    runpy.run_module("onediff_jax.commands.encode", run_name="__main__", alter_sys=True)
+    run_process("encode")

@@ -1,6 +1,6 @@
-"""`onediff_jax/commands/make_shards.py` as a script."""
+"""`python -m onediff_jax make_shards` by its former name."""
 
-import runpy
+from onediff_jax.cli import run_process
 
 if __name__ == "__main__":
-    runpy.run_module("onediff_jax.commands.make_shards", run_name="__main__", alter_sys=True)
+    run_process("make_shards")

@@ -1,25 +1,9 @@
-"""Reads the data of a config as training would, and lists every record that cannot be used.
-
-    python tools/check_data.py --config configs/mine.py [--source NAME] [--records N]
-                               [--split validation] [--sheet sheet.png] [--json report.json]
-    python tools/check_data.py --config configs/mine.py --rate 10 [--latency 0.04] [--hosts 32]
-                               [--needed 53]
-
-Every record (or N, spread evenly) goes through each task of the config that its source serves.
-Prints the mixture (each source's share of each task), records and bad records by task, sizes,
-prompt lengths in tokens, and the padding of slots.
-With --rate SECONDS it instead measures, for that time, how many examples per second the run's own
-loader delivers on this machine as one of --hosts, with --latency seconds added to each read;
---needed is the rate that `plan` prints for each host.
-Status: 0; 1 if there are bad records, or the data cannot be opened or is too slow; 2 if the command
-was not understood.
-"""
+"""`python -m onediff_jax check_data`: examples of every record and task, bad records, rates."""
 
 import collections
 import dataclasses
 import json
 import pathlib
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -27,9 +11,8 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from onediff_jax.cli import config_flag, one_line
+from onediff_jax.commands.progress import record_progress
 from onediff_jax.data.batching.loader import Rows
 from onediff_jax.data.batching.mixture import Share, mixture, served, table_of
 from onediff_jax.data.batching.rate import Rate, measured_rate, slowed
@@ -40,7 +23,7 @@ from onediff_jax.data.sources.cache import CachedSource
 from onediff_jax.data.tasks.fitting import grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
 from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
-from onediff_jax.errors import BadRecord, InputError
+from onediff_jax.errors import BadRecord, InputError, one_line
 from onediff_jax.evaluate.grids import image_of_view
 from onediff_jax.train.checkpoint import assets_of
 from onediff_jax.train.config import run_config
@@ -53,6 +36,32 @@ PROMPTS = 20_000  # that a vocabulary is built on, at most
 SHOWN = 20  # faults that are printed
 SHEET, CELL, LABEL = 4, 160, 14  # examples of a task; pixels of a view; pixels of a line
 WIDE, SAID = 8, 3  # views side by side on a sheet; lines of a prompt
+
+
+def run(options: flags.FlagValues) -> int:
+    """Checks, or measures the rate, and prints; 1 where a record is bad or the rate too low."""
+    config = located(run_config(options.config.to_dict()))
+    if options.rate:
+        found = rate(config, options.rate, options.latency, options.hosts)
+        print("\n".join(rate_lines(found, options.needed)))
+        return int(found.examples_per_second < options.needed)
+    names = [options.source] if options.source else list(config.data.sources)
+    if not names or set(names) - set(config.data.sources):
+        raise InputError(
+            f"--source {options.source} can be {', '.join(config.data.sources) or 'nothing'}."
+        )
+    report = checked(config, names, options.split, options.records)
+    if options.json:
+        names = ("records", "faults", "sizes", "captions", "padding")
+        kept = {name: getattr(report, name) for name in names}
+        kept["mixture"] = [share._asdict() for share in report.mixture]
+        pathlib.Path(options.json).write_text(json.dumps(kept, indent=1) + "\n")
+    if options.sheet and report.shown:
+        sheet_of(report.shown).save(options.sheet)
+    if report.mixture:
+        Console().print(table_of(report.mixture))
+    print("\n".join(lines_of(report)))
+    return int(bool(report.faults))
 
 
 @dataclasses.dataclass
@@ -102,8 +111,7 @@ def read(
     """Makes an example of every record for every task; writes the report."""
     plan = list(checks(config, sources))
     edge, fitting = edge_of(config), config.data.fitting
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    with record_progress() as progress:
         for name, source, task, views, tokens in plan:
             count = min(records or len(source), len(source))
             spread = np.linspace(0, count - 1, SHEET).astype(int)
@@ -297,64 +305,3 @@ def rate_lines(found: Rate, needed: float) -> list[str]:
         enough = "enough" if share >= 1 else "too few: raise data.reads or data.workers"
         lines.append(f"{share:.1f} times the {needed:g} that the step needs: {enough}")
     return lines
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Checks and prints; returns the status."""
-    options = flags.FlagValues()
-    config_flag(options, arguments)
-    for name, default, text in (
-        ("source", None, "only this one of config.data.sources"),
-        ("split", "train", "train or validation"),
-        ("sheet", None, "a PNG with examples of every task"),
-        ("json", None, "a file for the whole report"),
-    ):
-        flags.DEFINE_string(name, default, text, flag_values=options)
-    flags.DEFINE_integer("records", None, "of a source, spread evenly", 1, flag_values=options)
-    for name, least, text in (
-        ("rate", 0.1, "seconds to measure examples a second, instead of checking"),
-        ("latency", 0.0, "seconds that every read takes longer, for --rate"),
-        ("needed", 0.0, "examples a second that every host must get, for --rate"),
-    ):
-        flags.DEFINE_float(name, None, text, least, flag_values=options)
-    flags.DEFINE_integer("hosts", 1, "that share the rows, for --rate", 1, flag_values=options)
-    flags.mark_flags_as_required(["config"], flag_values=options)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__.strip())
-        return 0
-    try:
-        options(list(arguments))
-        config = located(run_config(options.config.to_dict()))
-        names = [options.source] if options.source else list(config.data.sources)
-        if not names or set(names) - set(config.data.sources):
-            raise InputError(
-                f"--source {options.source} can be {', '.join(config.data.sources) or 'nothing'}."
-            )
-    except Exception as error:  # a config is a program: it can fail in any way
-        print(f"check_data: {one_line(error)}", file=sys.stderr)
-        return 2
-    flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
-    try:
-        if options.rate:
-            found = rate(config, options.rate, options.latency or 0.0, options.hosts)
-            print("\n".join(rate_lines(found, options.needed or 0.0)))
-            return int(found.examples_per_second < (options.needed or 0.0))
-        report = checked(config, names, options.split, options.records)
-        if options.json:
-            names = ("records", "faults", "sizes", "captions", "padding")
-            kept = {name: getattr(report, name) for name in names}
-            kept["mixture"] = [share._asdict() for share in report.mixture]
-            pathlib.Path(options.json).write_text(json.dumps(kept, indent=1) + "\n")
-        if options.sheet and report.shown:
-            sheet_of(report.shown).save(options.sheet)
-    except (InputError, OSError) as error:
-        print(f"check_data: {one_line(error)}", file=sys.stderr)
-        return 1
-    if report.mixture:
-        Console().print(table_of(report.mixture))
-    print("\n".join(lines_of(report)))
-    return 1 if report.faults else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -7,17 +7,20 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import flags
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from onediff_jax import processes
+from onediff_jax.commands import plan as planning
 from onediff_jax.data.batching.mixture import served
 from onediff_jax.data.records import SPLITS, Source
 from onediff_jax.data.sources.cache import Cache, CachedSource, Part, unpacked_example
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.data.text import t5_vocabulary
-from onediff_jax.errors import BadRecord, InputError
+from onediff_jax.errors import BadRecord, InputError, one_line
 from onediff_jax.paths import absolute, folder_is_there, missing, opened_path, remote
 from onediff_jax.sharding import check_rows, mesh_of
 from onediff_jax.train import checkpoint, encoders
@@ -48,6 +51,24 @@ class Check(NamedTuple):
     subject: str
     state: str
     said: str
+
+
+def run(options: flags.FlagValues) -> int:
+    """Prints a line for every check; 1 where one failed.
+
+    Of several processes the first prints all lines, the others those that failed on them.
+    """
+    if options.distributed:
+        processes.join()
+    workdir = epath.Path(options.workdir) if options.workdir else None
+    status = 0
+    for check in checks(options.config.to_dict(), workdir, options.topology):
+        failed = check.state == FAILED
+        status |= failed
+        if failed or processes.first():
+            where = f"{processes.here()}: " if failed and processes.joined() else ""
+            print(f"{where}{check.state:8}{check.subject}: {check.said}")
+    return int(status)
 
 
 def checks(
@@ -97,11 +118,6 @@ def checked(subject: str, check: Callable[[], str]) -> Check:
         return Check(subject, FAILED, one_line(error))
 
 
-def one_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return " ".join(f"{error}".split()) or type(error).__name__
-
-
 def reached(config: RunConfig, name: str, path: str) -> str:
     """Finds what a path of the configuration names, without copying it here."""
     section = name.split(".")[1]
@@ -137,7 +153,7 @@ def read(config: RunConfig, name: str, split: str) -> str:
         kind = CheckWarning if len(faults) < len(numbers) else InputError
         raise kind(
             f"{len(faults)} of {len(numbers)} records are at fault: {faults[0]} "
-            "tools/check_data.py lists them all."
+            "`check_data` lists them all."
         )
     return f"{len(source):,} records; {len(numbers)} were read"
 
@@ -223,15 +239,11 @@ def rows_said(config: RunConfig) -> str:
 
 def planned(values: Mapping[str, Any], topology: str) -> str:
     """Compiles the run's step for a slice; the plan itself is printed before."""
-    try:
-        from onediff_jax.commands import plan as command
-    except ImportError:
-        raise CheckWarning("this version cannot plan, so the fit is unknown.") from None
     if jax.default_backend() != "cpu":
         raise CheckWarning(
             "is made where there is no accelerator: plan this run on another machine."
         )
-    command.plan(values, topology)
+    planning.plan(values, topology)
     return f"fits {topology}"
 
 

@@ -1,21 +1,9 @@
-"""Encodes the data set of a config ahead of training: a cache of examples for every source.
-
-    python tools/encode_dataset.py --config configs/mine.py --out caches/mine
-
-Then train with config.data.sources.NAME = dict(kind="cache", path="caches/mine/NAME").  OUT may be
-in object storage, such as gs://BUCKET/caches/mine.  Every task that a slot holds is encoded, with
-conditions drawn anew in each of --passes.  With --states prompts are kept as states of a released
-text encoder, else as token ids.  Interrupted, the same command goes on after the last whole file;
-once all are there, it checks them.  A file has --shard examples, or by default about 512 MiB; see
-docs/caches.md.
-"""
+"""`python -m onediff_jax encode`: a cache of encoded examples for every source of a run."""
 
 import concurrent.futures
 import dataclasses
 import json
 import os
-import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -26,10 +14,9 @@ import numpy as np
 from absl import flags
 from array_record.python import array_record_module
 from etils import epath
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 
-from onediff_jax.cli import config_flag, one_line
+from onediff_jax.commands.progress import record_progress
 from onediff_jax.data.batching.examples import MakeExample
 from onediff_jax.data.batching.mixture import served
 from onediff_jax.data.example import EncodedPrompt, Placed, texts_of
@@ -50,11 +37,20 @@ from onediff_jax.data.sources.shards import HALF, SHARD, WRITING, checksum, pack
 from onediff_jax.data.tasks.table import bare_prompt
 from onediff_jax.errors import InputError
 from onediff_jax.paths import opened_path
-from onediff_jax.train import encoders, run
+from onediff_jax.train import encoders
 from onediff_jax.train.checkpoint import arrays_of, assets_of
 from onediff_jax.train.config import as_dict, run_config
 from onediff_jax.train.encoding import Encoding, is_image
 from onediff_jax.train.locations import located
+from onediff_jax.train.run import (
+    Assets,
+    RunConfig,
+    assembled,
+    codec_of,
+    edge_of,
+    opened,
+    plan_of,
+)
 from onediff_jax.train.start import first_assets
 from onediff_jax.train.storage import whole_file
 
@@ -63,7 +59,17 @@ BATCH = 16  # images, or prompts, that are encoded together
 AHEAD = 8  # batches of examples that are made together, so that images of one shape fill theirs
 
 
-def parts_of(config: run.RunConfig) -> list[Part]:
+def run(options: flags.FlagValues) -> None:
+    """Encodes every source, and says how many examples each cache has."""
+    out = epath.Path(options.out)
+    names = ("passes", "states", "shard", "batch")
+    config = run_config(options.config.to_dict())
+    done = encode(config, out, **{name: options[name].value for name in names})
+    for name, count in done.items():
+        print(f"{count} examples are in {out / name}.")
+
+
+def parts_of(config: RunConfig) -> list[Part]:
     """What the slots of a config hold."""
     return sorted(
         {
@@ -119,7 +125,7 @@ class Meter:
 
 
 def encode_source(
-    config: run.RunConfig,
+    config: RunConfig,
     name: str,
     source: Source,
     parts: Sequence[Part],
@@ -133,7 +139,7 @@ def encode_source(
     files: dict[str, list[dict[str, Any]]] = {}
     known = checksums_in(folder)
     meter = Meter(progress, name, total * len(parts))
-    edge, fitting = run.edge_of(config), config.data.fitting
+    edge, fitting = edge_of(config), config.data.fitting
     for part in parts:
         make = MakeExample(
             part.task, source, 0, part.views, part.tokens, edge, config.data.conditions, fitting
@@ -238,7 +244,7 @@ def made(
             pool.shutdown(cancel_futures=True)  # an interruption does not wait for them
 
 
-def prepared(folder: epath.Path, plan: Mapping[str, Any], assets: run.Assets) -> None:
+def prepared(folder: epath.Path, plan: Mapping[str, Any], assets: Assets) -> None:
     """Makes a source's folder, or checks that what was begun there goes on as it began."""
     folder.mkdir(parents=True, exist_ok=True)
     file, now = folder / PLAN, json.loads(json.dumps(plan))
@@ -251,13 +257,13 @@ def prepared(folder: epath.Path, plan: Mapping[str, Any], assets: run.Assets) ->
                     "write to another folder."
                 )
         return
-    with whole_file(folder / ASSETS) as unfinished, unfinished.open("wb") as opened:
-        np.savez(opened, **arrays_of(assets))
+    with whole_file(folder / ASSETS) as unfinished, unfinished.open("wb") as archive:
+        np.savez(archive, **arrays_of(assets))
     write_json(file, now)  # last: it says that the folder was begun
 
 
 def encode(
-    written: run.RunConfig,
+    written: RunConfig,
     out: PurePath,
     passes: int = 1,
     states: bool = False,
@@ -274,10 +280,7 @@ def encode(
             f"--states needs text.kind 't5', and it is {config.text.kind!r}: the states of an "
             "encoder that is trained change; leave --states out."
         )
-    for name, value, least in (("passes", passes, 1), ("shard", shard, 0), ("batch", batch, 1)):
-        if value < least:
-            raise InputError(f"--{name} is {value}; it must be at least {least}.")
-    sources = run.opened(config.data, "train")
+    sources = opened(config.data, "train")
     begun = next(iter(sorted(out.glob(f"*/{PLAN}"))), None)
     if begun:
         with (begun.parent / ASSETS).open("rb") as file, np.load(file) as held:
@@ -285,21 +288,19 @@ def encode(
         encoders.refuse_others(config.text, config.codec, assets.fingerprints, str(begun.parent))
     else:
         assets = first_assets(config, sources, as_dict(written))
-    networks, tokenizer = run.assembled(config, assets)
+    networks, tokenizer = assembled(config, assets)
     needed = ("codec", "text") if states else ("codec",)
     params = encoders.pretrained_params(networks, config.text, config.codec, None, needed)
     params = jax.device_put(params)
-    codec = run.codec_of(networks, params, assets)
+    codec = codec_of(networks, params, assets)
     encoding = Encoding(codec, tokenizer, networks, params, states, batch)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    columns += (TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
     done = {}
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        held_out = run.opened(config.data, "validation")
+    with record_progress(TextColumn("{task.fields[speed]}")) as progress:
+        held_out = opened(config.data, "validation")
         splits = sources | {f"{n}/{VALIDATION}": each for n, each in held_out.items() if len(each)}
         for name, source in splits.items():
             parts = [part for part in parts_of(config) if serves(part, name, source)]
-            recipe = run.plan_of(config, assets, states)
+            recipe = plan_of(config, assets, states)
             sizes = {
                 str(part): examples_of_file(
                     part, source, encoding, recipe["codec"], config.model.patch
@@ -319,45 +320,3 @@ def encode(
                 config, name, source, parts, encoding, out / name, plan, progress
             )
     return done
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Encodes; returns the status: 0, 1 where it failed, 2 where it was not understood."""
-    options = flags.FlagValues()
-    config_flag(options, arguments)
-    flags.DEFINE_string("out", None, "a folder for each source goes here", flag_values=options)
-    flags.DEFINE_integer("passes", 1, "times that every record is encoded", flag_values=options)
-    flags.DEFINE_boolean("states", False, "states of prompts, not ids", flag_values=options)
-    flags.DEFINE_integer(
-        "shard", 0, "examples of a file; 0: as many as take 512 MiB", flag_values=options
-    )
-    flags.DEFINE_integer("batch", BATCH, "images encoded together", flag_values=options)
-    flags.mark_flags_as_required(["config", "out"], flag_values=options)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__.strip())
-        return 0
-    try:
-        options(list(arguments))
-        config = run_config(options.config.to_dict())
-    except Exception as error:  # a config is a program: it can fail in any way
-        print(f"encode_dataset: {one_line(error)}", file=sys.stderr)
-        return 2
-    flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
-    out = epath.Path(options.out)
-    try:
-        names = ("passes", "states", "shard", "batch")
-        done = encode(config, out, **{name: options[name].value for name in names})
-    except KeyboardInterrupt:
-        print("encode_dataset: interrupted; the same command goes on.", file=sys.stderr)
-        return 130
-    except (InputError, OSError) as error:
-        print(f"encode_dataset: {one_line(error)}", file=sys.stderr)
-        return 1
-    for name, count in done.items():
-        print(f"{count} examples are in {out / name}.")
-    return 0
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    sys.exit(main(sys.argv))

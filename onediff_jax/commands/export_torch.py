@@ -1,38 +1,24 @@
-"""Writes a checkpoint's denoiser as a folder in the layout of the released weights.
+"""`python -m onediff_jax export_torch`: a denoiser as a folder in the released layout."""
 
-    python tools/export_torch.py --checkpoint DIR --out DIR [--ema] [--dtype bf16] [--frozen DIR]
-
-OUT/transformer has the released names, and modeling_nextdit.py, which runs them in plain PyTorch.
-Beside it are the scheduler's settings, the parts of --frozen, a model card that carries the
-weights' licence on, and manifest.json.  Adapters are merged into the matrices that they adapt; with
---adapters they are written alone, for PEFT and for diffusers.  Torch is not needed.
-
-The weights are those that were trained, unless --ema asks for their moving average, which `sample`
-uses; an imported checkpoint has one kind only.  One parameter is in memory at a time.
-"""
-
-import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import argparse
 import dataclasses
 import functools
 import hashlib
 import json
 import math
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
+from onediff_jax import release
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import LORA, LoraConfig
 from onediff_jax.models.nextdit import NextDiTConfig
@@ -48,7 +34,7 @@ from onediff_jax.train.config import run_config
 from onediff_jax.train.run import RunConfig
 from onediff_jax.train.tune import WEIGHTS
 
-MODELING = Path(__file__).parents[2] / "tools" / "released" / "modeling_nextdit.py"
+MODELING = Path(release.__file__).with_name("modeling_nextdit.py")
 TEXT_WIDTH = "denoiser/layers/attention/wk_y/kernel"  # whose second axis has it
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Where no import says otherwise, for the released file was not found: FLUX.1's values, which the
@@ -65,6 +51,24 @@ SCHEDULER = {
     "shift": 3.0,
     "use_dynamic_shifting": True,
 }
+
+
+def run(options: flags.FlagValues) -> None:
+    """Exports the denoiser, without an accelerator."""
+    jax.config.update("jax_platforms", "cpu")
+    line = export_torch(
+        epath.Path(options.checkpoint),
+        Path(options.out),
+        options.ema,
+        options.dtype,
+        options.shard_gb,
+        Path(options.frozen) if options.frozen else None,
+        options.link,
+        options.adapters,
+        options.force,
+        options.root,
+    )
+    print(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,30 +300,3 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """A readable JSON file, in a folder that may be new."""
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Reads the options and exports; returns the status: 0, or 1 where it cannot be done."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=epath.Path, required=True, help="a workdir, or a step")
-    parser.add_argument("--root", default="", help="of the run's relative paths, if it has moved")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
-    kinds = [*DTYPES, *DTYPES.values()]
-    parser.add_argument("--dtype", choices=kinds, help="of the tensors; else as they are stored")
-    parser.add_argument("--shard-gb", type=float, default=10.0, help="the longest file, in 1e9 B")
-    parser.add_argument("--frozen", type=Path, help="a folder with vae, text_encoder, tokenizer")
-    parser.add_argument("--link", action="store_true", help="link to frozen parts; do not copy")
-    parser.add_argument("--adapters", action="store_true", help="adapters alone; nothing is merged")
-    parser.add_argument("--force", action="store_true", help="replace what is at --out")
-    options = parser.parse_args(arguments)
-    try:
-        print(export_torch(**vars(options)))
-    except (InputError, OSError) as error:
-        print(f"export_torch: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,31 +1,17 @@
-"""Makes a checkpoint to train and sample from of a folder in the layout of the released weights.
+"""`python -m onediff_jax import_torch`: a checkpoint made of a folder in the released layout."""
 
-    python tools/import_torch.py --source DIR --out DIR [--link] [--licence NAME] [--force]
-
-DIR holds `transformer` and perhaps vae, text_encoder, tokenizer and scheduler, as diffusers lays
-them out; or it is such a transformer itself.  It may be in object storage (gs://...).  Only
-safetensors are read, and torch is not needed.  The scheduler's settings set the sampling schedule
-of the import and of runs that start from it.  OUT gets checkpoints/0 and copies of (or links to)
-the parts that are never trained.  With vae, text_encoder and tokenizer it can be sampled from;
-without, a run that starts from it brings a codec and a text encoder of its own.
-"""
-
-import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import argparse
 import contextlib
 import dataclasses
 import functools
 import json
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from absl import flags
 from etils import epath
 
 from onediff_jax.copies import local_copy, local_path
@@ -49,6 +35,13 @@ from onediff_jax.train.run import Assets, RunConfig, assembled, fitted_assets
 RELEASED_LICENCE = "cc-by-nc-4.0"  # of OneDiffusion's weights
 ENCODERS = ("vae", "text_encoder", "tokenizer")
 SIDE = 32  # patches along a side of a view, but of text2image: 512 pixels
+
+
+def run(options: flags.FlagValues) -> None:
+    """Imports the folder, without an accelerator."""
+    jax.config.update("jax_platforms", "cpu")
+    source, out = epath.Path(options.source), Path(options.out)
+    print(import_torch(source, out, options.link, options.licence, options.force))
 
 
 def import_torch(
@@ -152,24 +145,3 @@ def run_config_of(model: NextDiTConfig, text_width: int, released: Mapping[str, 
         text=TextConfig(length=300, encoder=T5Config(width=text_width)),
         data=DataConfig(tasks=dict.fromkeys(TASKS, 1.0), row=tuple(row)),
     )
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Reads the options and imports; returns the status: 0, or 1 where it cannot be done."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=epath.Path, required=True, help="the released folder")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--link", action="store_true", help="link to frozen parts; do not copy")
-    parser.add_argument("--licence", help="of the weights, where the source does not say")
-    parser.add_argument("--force", action="store_true", help="replace what is at --out")
-    options = parser.parse_args(arguments)
-    try:
-        print(import_torch(**vars(options)))
-    except (InputError, OSError) as error:
-        print(f"import_torch: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

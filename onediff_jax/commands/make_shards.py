@@ -1,25 +1,17 @@
-"""Converts a source of a config into shards: few large files that are read at random access.
-
-    python tools/make_shards.py --config configs/mine.py --source photos --out shards/photos
-
-Then train with config.data.sources.photos = dict(kind="shards", path="shards/photos").  Both splits
-are written; records at fault are left out and listed.  The folder appears complete or never.
-"""
+"""`python -m onediff_jax make_shards`: a source's records in few large files."""
 
 import collections
 import concurrent.futures
 import os
 import pathlib
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from absl import flags
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from onediff_jax.cli import config_flag, one_line
+from onediff_jax.commands.progress import record_progress
 from onediff_jax.data.records import SPLITS, Source, retried
 from onediff_jax.data.sources.shards import PICTURES, packed, write_shards
 from onediff_jax.errors import BadRecord, InputError
@@ -28,6 +20,21 @@ from onediff_jax.train.locations import located
 
 SHOWN = 10  # faults that are printed
 AHEAD = 4  # records that each thread may be ahead, since all of them are held
+
+
+def run(options: flags.FlagValues) -> None:
+    """Converts a source, and lists what was left out."""
+    sources = located(run_config(options.config.to_dict())).data.sources
+    if options.source not in sources:
+        raise InputError(f"--source {options.source} can be {', '.join(sources)}.")
+    out = pathlib.Path(options.out).expanduser()
+    counts, faults = converted(sources[options.source], out)
+    for fault in faults[:SHOWN]:
+        print(f"left out: {fault}", file=sys.stderr)
+    if len(faults) > SHOWN:
+        print(f"and {len(faults) - SHOWN} more; `check_data` lists all.", file=sys.stderr)
+    said = " and ".join(f"{count} {split}" for split, count in counts.items())
+    print(f"{said} records are in {out}; {len(faults)} at fault were left out.")
 
 
 def packed_record(source: Source, number: int) -> bytes:
@@ -41,7 +48,7 @@ def packed_record(source: Source, number: int) -> bytes:
 
 def packed_records(source: Source, faults: list[str], progress: Progress) -> Iterator[bytes]:
     """The source's records in order, as bytes, made ahead by threads; adds faults to the list."""
-    task = progress.add_task("", total=len(source))
+    task = progress.add_task("Writing records", total=len(source))
     threads = os.cpu_count() or 1
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -69,12 +76,11 @@ def converted(settings: object, out: pathlib.Path) -> tuple[dict[str, int], list
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} is there already; name a new folder, or remove it.")
     faults: list[str] = []
-    columns = (TextColumn("Writing records"), BarColumn(), MofNCompleteColumn())
     sources = {split: settings.open(split) for split in SPLITS}
     beside = next(parent for parent in out.absolute().parents if parent.exists())
     with (
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=beside) as folder,
-        Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
+        record_progress() as progress,
     ):
         new = pathlib.Path(folder, "new")
         new.mkdir()
@@ -85,48 +91,3 @@ def converted(settings: object, out: pathlib.Path) -> tuple[dict[str, int], list
         out.parent.mkdir(parents=True, exist_ok=True)
         new.rename(out)  # over an empty folder, or none
     return counts, faults
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Converts; returns the status: 0, 1 where it failed, 2 where it was not understood."""
-    options = flags.FlagValues()
-    config_flag(options, arguments)
-    flags.DEFINE_string("source", None, "its name in config.data.sources", flag_values=options)
-    flags.DEFINE_string("out", None, "the folder to write", flag_values=options)
-    flags.mark_flags_as_required(["config", "source", "out"], flag_values=options)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__.strip())
-        return 0
-    try:
-        options(list(arguments))
-        sources = located(run_config(options.config.to_dict())).data.sources
-        if options.source not in sources:
-            raise InputError(f"--source {options.source} can be {', '.join(sources)}.")
-    except Exception as error:  # a config is a program: it can fail in any way
-        print(f"make_shards: {one_line(error)}", file=sys.stderr)
-        return 2
-    flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
-    out = pathlib.Path(options.out).expanduser()
-    try:
-        counts, faults = converted(sources[options.source], out)
-    except KeyboardInterrupt:
-        print("make_shards: interrupted; nothing was written.", file=sys.stderr)
-        return 130
-    except (InputError, OSError) as error:
-        print(f"make_shards: {one_line(error)}", file=sys.stderr)
-        return 1
-    for fault in faults[:SHOWN]:
-        print(f"left out: {fault}", file=sys.stderr)
-    if len(faults) > SHOWN:
-        print(
-            f"and {len(faults) - SHOWN} more; tools/check_data.py lists all.",
-            file=sys.stderr,
-        )
-    said = " and ".join(f"{count} {split}" for split, count in counts.items())
-    print(f"{said} records are in {out}; {len(faults)} at fault were left out.")
-    return 0
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: nothing stays
-    sys.exit(main(sys.argv))

@@ -5,8 +5,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import rich.console
 import rich.text
+from absl import flags
 
 from onediff_jax.errors import InputError
 from onediff_jax.plan.plan import plan_of
@@ -15,6 +17,19 @@ from onediff_jax.plan.table import plan_lines
 from onediff_jax.plan.topologies import topology_of
 from onediff_jax.train.config import run_config
 from onediff_jax.train.locations import located
+
+
+def run(options: flags.FlagValues) -> None:
+    """Plans what the options ask for."""
+    jax.config.update("jax_platforms", "cpu")  # the compiler needs no device, and waits for none
+    plan(
+        options.config.to_dict(),
+        options.topology,
+        pathlib.Path(options.json) if options.json else None,
+        options.search,
+        options.over,
+        options.states,
+    )
 
 
 def plan(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
+from etils import epath
 from jaxtyping import Float
 from PIL import Image
 
@@ -28,12 +30,40 @@ from onediff_jax.ops.cameras import (
 )
 from onediff_jax.ops.poses import cameras_from_rays, uncalibrated_camera_from_rays
 from onediff_jax.sampling.generate import GeneratedView, Request, SampleConfig, generate, names_of
-from onediff_jax.train import run
 from onediff_jax.train.restore import NOWHERE_ELSE, restored
+from onediff_jax.train.run import tokens_of, views_of_tasks
 
 Intrinsics = Mapping[str, Float[np.ndarray, "3 3"]]  # K of cameras, by their views' names
 
 DISTANCE = 1.5  # of an orbit's cameras where none is said, as in the released demonstration
+
+
+def run(options: flags.FlagValues) -> None:
+    """Samples what the options ask for."""
+    sample_to_folder(
+        epath.Path(options.checkpoint),
+        SampleRequest(
+            options.task,
+            dict(name_and_file(text) for text in options.given),
+            options.prompt,
+            options.item,
+            options.orbit,
+            pathlib.Path(options.cameras) if options.cameras else None,
+            options.views,
+            options.focal,
+        ),
+        pathlib.Path(options.out),
+        seed=options.seed,
+        num=options.num,
+        size=options.size,
+        settings={
+            field.name: options[field.name].value for field in dataclasses.fields(SampleConfig)
+        },
+        moved={
+            part: folder for part in ("text", "codec") if (folder := options[f"{part}_path"].value)
+        },
+        root=options.root,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +227,6 @@ def sample_to_folder(
     `moved` and `root` as `restored` takes them.
     """
     config = SampleConfig(**settings)
-    if num < 1:
-        raise InputError(f"--num is {num}; it must be at least 1.")
     names = names_of(asked.task, asked.count)
     for name in asked.given:
         if name not in names or is_ray(name):
@@ -208,7 +236,7 @@ def sample_to_folder(
             )
     images = {name: image_in(file) for name, file in asked.given.items()}
     model, trained, step = restored(checkpoint, moved, root)
-    trainable = run.views_of_tasks(model.data)
+    trainable = views_of_tasks(model.data)
     if asked.task not in trainable:
         raise InputError(
             f"--task is {asked.task!r}, which this checkpoint was not trained on; it knows "
@@ -219,7 +247,7 @@ def sample_to_folder(
         height, width = size_of(size)
     else:
         shape = next(iter(images.values())).shape[:2] if images else (1, 1)
-        tokens = run.tokens_of(model.data, asked.task)
+        tokens = tokens_of(model.data, asked.task)
         grid = grid_for(*shape, tokens, fitting.square)
         height, width = (trained.edge * side for side in grid)
     given: dict[str, View] = {

@@ -199,7 +199,7 @@ def refuse_remote(path: str, kind: str) -> None:
     if remote(path):
         raise InputError(
             f"{path!r} is object storage, which data sources of kind {kind!r} cannot be read from; "
-            "make shards of it by tools/make_shards.py, or mount it as a folder."
+            "make shards of it by `python -m onediff_jax make_shards`, or mount it as a folder."
         )
 
 

@@ -88,7 +88,7 @@ def planned(
     """The step of a run whose data is not read, and what it takes.
 
     A trained vocabulary has as many pieces as the configuration allows.  Released networks that are
-    not here have the release's shapes.  Caches hold what `tools/encode_dataset.py` writes: token
+    not here have the release's shapes.  Caches hold what `encode` writes: token
     ids, or with `states` the text encoder's states.
     """
     pieces = 0 if config.text.kind == "t5" else config.text.vocabulary

@@ -165,7 +165,7 @@ class Faults:
             raise InputError(
                 f"{self._faults[i]:.0f} of {self._records[i]:.0f} records of source "
                 f"{self._sources[i]} are at fault; data.faults allows {self._allowed:.1%}. "
-                "tools/check_data.py lists them; mend them or raise data.faults."
+                "`python -m onediff_jax check_data` lists them; mend them or raise data.faults."
             )
 
 

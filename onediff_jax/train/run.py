@@ -278,7 +278,7 @@ def rows_of(
         raise InputError(
             f"codec.kind is {config.codec.kind!r} and data.aspects is {config.data.aspects!r}; "
             "inside the step all images of a slot have one shape, so set data.aspects to "
-            "'square', or encode the data set ahead: tools/encode_dataset.py."
+            "'square', or encode the data set ahead: `python -m onediff_jax encode`."
         )
     return Rows(
         config.data,

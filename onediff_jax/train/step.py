@@ -223,7 +223,7 @@ def clean_latents(
         if part.layout.slots[0].tokens != layout.slots[0].tokens:
             raise InputError(
                 "mesh.sequence cuts views into pieces, and images are encoded whole inside the "
-                "step; encode the data set ahead, by tools/encode_dataset.py."
+                "step; encode the data set ahead, by `python -m onediff_jax encode`."
             )
         found = networks.encoded(params, batch.pixels, part.layout)
         here = ~batch.encoded[:, part.layout.view_of_token, None]

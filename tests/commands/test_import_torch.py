@@ -253,7 +253,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_left_behind(whole, tmp_path, c
     assert run(import_torch, source=source, out=tmp_path / "out", force=True) == 1
     told = capsys.readouterr()
     assert told.out == "" and told.err.count("\n") == 1
-    assert told.err.startswith("import_torch: ")
+    assert told.err.startswith("onediff_jax: ")
     assert re.search(said, told.err), told.err
     names = {path.name for path in tmp_path.iterdir()} - {"source", "moved"}
     assert names == {"out"} and (tmp_path / "out" / "kept").is_dir()

@@ -77,13 +77,13 @@ def test_the_parts_of_run_are_commands_and_take_the_same_words(run, world):  # n
 
 def test_the_caches_that_the_page_makes_are_those_that_its_run_reads(run, monkeypatch, capsys):
     config, _ = run
-    (words,) = given(PYTHON, "tools/encode_dataset.py")
+    (words,) = given(PYTHON, "-m", "onediff_jax", "encode")
     seen = {}
     monkeypatch.setattr(
         encode_dataset, "encode",
         lambda config, out, **options: seen.update(config=config, out=out) or {},
     )  # fmt: skip
-    assert encode_dataset.main(["encode_dataset", *words]) == 0, capsys.readouterr().err
+    assert cli.main(["encode", *words]) == 0, capsys.readouterr().err
     made = located(seen["config"])
     written = {f"config.data.sources.{name}.path": f"{seen['out']}/{name}"
                for name in made.data.sources}  # fmt: skip
@@ -102,7 +102,7 @@ def test_what_the_page_copies_to_the_bucket_is_where_its_run_looks(run):
     there = {f"{to}/{pathlib.Path(file).name}" for _, *files, to in copies for file in files}
     parts = {f"{config.text.path}/{part}" for part in ("vae", "text_encoder", "tokenizer")}
     assert config.text.path == config.codec.path and parts <= there
-    (imported,) = given(PYTHON, "tools/import_torch.py")
+    (imported,) = given(PYTHON, "-m", "onediff_jax", "import_torch")
     start = re.search(r"--config\.tune\.start=(\S+?)`", PAGE)[1]
     assert imported[-1] == start and f"{config.root}/{start}" in there
     assert words[words.index("--workdir") + 1].startswith(f"{config.root}/runs/")
@@ -119,16 +119,12 @@ def test_the_commands_for_a_laptop_are_understood(name, monkeypatch):
     assert len(seen) == len(given(PYTHON, "-m", "onediff_jax", name))
 
 
-def test_every_tool_of_the_page_is_there_and_knows_its_options():
-    tools = [w[1:] for w in commands() if w[0] == PYTHON and w[1].startswith("tools/")]
-    assert len({tool for tool, *_ in tools}) >= 4
-    for tool, *words in tools:
-        text = (ROOT / tool).read_text()
-        if moved := re.search(r"run_module\(\"([\w.]+)\"", text):  # a door to a command
-            text = (ROOT / f"{moved[1].replace('.', '/')}.py").read_text()
-        for word in words:
-            if word.startswith("--") and not word.startswith("--config."):
-                assert re.search(rf'"(--)?{word[2:].split("=")[0]}"', text), (tool, word)
+def test_every_command_of_the_page_knows_its_options():
+    found = [w[3:] for w in commands() if w[:3] == [PYTHON, "-m", "onediff_jax"]]
+    assert {name for name, *_ in found} >= {"plan", "doctor", "encode", "make_shards", "check_data"}
+    for name, *words in found:
+        used = {word[2:].split("=")[0].split(".")[0] for word in words if word[:2] == "--"}
+        assert used <= cli.COMMANDS[name].options.keys(), (name, words)
 
 
 @pytest.mark.slow

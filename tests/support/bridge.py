@@ -13,6 +13,7 @@ from places import TOOLS as TOOLS
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_config
 
+from onediff_jax import cli
 from onediff_jax.commands import export_torch as export_torch
 from onediff_jax.commands import import_torch as import_torch
 from onediff_jax.models.layers import LoraConfig
@@ -63,12 +64,12 @@ def write_transformer(folder: Path, tensors=None, config=TINY) -> Path:
 
 
 def run(module, **options) -> int:
-    """A tool's status, called as on the command line; an option without value is true or false."""
-    arguments = []
+    """A command's status, called as on the command line; an option without value is a switch."""
+    arguments = [module.__name__.rsplit(".", 1)[1]]
     for name, value in options.items():
         if value is not False:
             arguments += [f"--{name}".replace("_", "-"), *([] if value is True else [str(value)])]
-    return module.main(arguments)
+    return cli.main(arguments)
 
 
 def tensors_in(folder: Path) -> dict[str, np.ndarray]:

@@ -3,19 +3,13 @@
 Whoever imports this is skipped where torch is missing.
 """
 
-import importlib.util
-
 import numpy as np
 import pytest
-from places import ROOT
 
 torch = pytest.importorskip("torch", reason="the PyTorch module needs torch: pip install torch")
 pytest.importorskip("safetensors", reason="the PyTorch module needs it: pip install safetensors")
 
-FILE = ROOT / "tools" / "released" / "modeling_nextdit.py"
-SPEC = importlib.util.spec_from_file_location("modeling_nextdit", FILE)
-modeling = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(modeling)
+modeling = pytest.importorskip("onediff_jax.release.modeling_nextdit")
 
 RELEASED = {
     "_class_name": "NextDiT", "_diffusers_version": "0.30.3", "caption_channels": 2048,

@@ -8,7 +8,7 @@
 Reads captioned images of a folder (or, without one, JPEG images of 640 x 480 that it makes) on
 one core: whole rows of ours with latents and token ids, our images alone, and a DataLoader with
 Pillow (needs torch).  Rates are medians of several runs that take turns, since machines are noisy.
-With --cache it reads rows of what tools/encode_dataset.py has encoded, of every task apart.
+With --cache it reads rows of what encode has encoded, of every task apart.
 With --stage it measures the run's own loader on caches of random examples for the rows of a config,
 as one of --hosts, with --latency added to each read as for object storage.
 With --memory it reads so many examples and prints how much memory the process holds on the way.

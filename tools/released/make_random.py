@@ -3,8 +3,8 @@
     python tools/released/make_random.py --out DIR --size released   # 11.2 GB
     python tools/released/make_random.py --out DIR --size tiny --dtype bfloat16
 
-What `import_torch.py` reads can so be tried where there is no network.  Names and shapes are those
-of modeling_nextdit.py; only torch and safetensors are needed.
+What `import_torch` reads can so be tried where there is no network.  Names and shapes are those
+of release/modeling_nextdit.py; only torch and safetensors are needed.
 """
 
 import argparse
@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 
 import torch
-from modeling_nextdit import WEIGHTS, NextDiT
 from safetensors.torch import save_file
+
+from onediff_jax.release.modeling_nextdit import WEIGHTS, NextDiT
 
 RELEASED = {
     "_class_name": "NextDiT", "_diffusers_version": "0.30.3", "caption_channels": 2048,

@@ -49,7 +49,7 @@ class MakeExample(grain.transforms.RandomMap):
                 last = fault
         raise InputError(
             f"{TRIES} records of a source in a row are at fault; the last, number {number}, "
-            f"for task {self.task!r}: {last} tools/check_data.py lists all faults."
+            f"for task {self.task!r}: {last} `python -m onediff_jax check_data` lists all faults."
         )
 
     def example(self, number: int, seed: Sequence[int]) -> Example:

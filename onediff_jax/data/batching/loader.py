@@ -168,8 +168,8 @@ def batch_fields_of(
             if not cache.bare:
                 raise InputError(
                     f"data.caption_dropout is {caption_dropout}, and {cache.folder} holds no "
-                    "states of prompts without a caption; run the command again that encoded it "
-                    "(tools/encode_dataset.py), which adds them and keeps the rest, or set it to 0."
+                    "states of prompts without a caption; run the `encode` command again that "
+                    "wrote it, which adds them and keeps the rest, or set it to 0."
                 )
             bare |= cache.bare
     return BatchFields(

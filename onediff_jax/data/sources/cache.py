@@ -111,7 +111,7 @@ def std_of(log_variance: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Cache(SourceSettings):
-    """Encoded examples that `tools/encode_dataset.py` wrote of one source."""
+    """Encoded examples that `encode` wrote of one source."""
 
     path: Location = ""  # of the source's folder, with manifest.json
 
@@ -182,7 +182,7 @@ class CachedSource(Source):
             raise InputError(
                 f"{self.folder} holds no examples of task {part.task!r} with {part.views} views of "
                 f"{part.tokens} tokens; it holds {', '.join(parts)}.  Encode the data set with "
-                "this config's slots and tasks: tools/encode_dataset.py."
+                "this config's slots and tasks: `python -m onediff_jax encode`."
             )
         refuse_changed(self.folder, parts[str(part)], self._sizes, MANIFEST)
         return CachedExamples(self.folder, parts[str(part)])
@@ -196,7 +196,7 @@ class CachedSource(Source):
                 raise InputError(
                     f"{self.folder / MANIFEST}: {name} is {before.get(name)!r}, and "
                     f"{now.get(name)!r} in this run; set it to that, or encode the data set again: "
-                    "tools/encode_dataset.py."
+                    "`python -m onediff_jax encode`."
                 )
 
 
@@ -226,8 +226,8 @@ def manifest_in(folder: pathlib.PurePath) -> dict[str, Any]:
     file = epath.Path(folder) / MANIFEST
     if not file.is_file():
         raise InputError(
-            f"{file} is missing, so the cache is not complete; tools/encode_dataset.py goes on "
-            "where it stopped."
+            f"{file} is missing, so the cache is not complete; `python -m onediff_jax encode` "
+            "goes on where it stopped."
         )
     try:
         manifest = json.loads(file.read_bytes())

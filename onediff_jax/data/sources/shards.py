@@ -177,7 +177,7 @@ def checksum(file: pathlib.PurePath) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Shards(SourceSettings):
-    """Records that `tools/make_shards.py` wrote; the splits are those of their source."""
+    """Records that `make_shards` wrote; the splits are those of their source."""
 
     path: Location = ""  # of the folder with fields.json
 
@@ -234,7 +234,7 @@ def manifest_of(folder: epath.Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(
             f"{file} is missing, so the shards in {folder} are not complete; make them with "
-            "tools/make_shards.py."
+            "`python -m onediff_jax make_shards`."
         )
     try:
         manifest = json.loads(file.read_bytes())

@@ -5,10 +5,10 @@ import pickle
 
 import numpy as np
 import pytest
-from test_check_data import check_data
 from test_check_data import folder as folder  # a fixture
 from test_loader import SOURCES, Drawn, one_kind, rows_of
 
+from onediff_jax import cli
 from onediff_jax.data.batching.rate import Rate, measured_rate, slowed
 
 
@@ -42,7 +42,7 @@ def test_examples_are_those_of_the_source_that_is_slowed():
 
 def rate(folder, *options):
     config = str(folder / "config.py")
-    return check_data.main(["check_data", "--config", config, "--rate=0.3", *options])
+    return cli.main(["check_data", "--config", config, "--rate=0.3", *options])
 
 
 def test_the_tool_measures_and_compares(folder, capsys):
