@@ -192,3 +192,25 @@ def test_shards_that_are_interrupted_leave_nothing(folder, capsys, monkeypatch):
     assert cli.main(["make_shards", *arguments, str(folder / "deep" / "shards")]) == 130
     assert "interrupted; nothing was written" in capsys.readouterr().err
     assert sorted(folder.iterdir()) == before
+
+
+def rate(folder, *options):
+    config = str(folder / "config.py")
+    return cli.main(["check_data", "--config", config, "--rate=0.3", *options])
+
+
+def test_the_tool_measures_and_compares(folder, capsys):
+    photos = ["--config.data.tasks.depth2image=0.5", "--config.rows=4"]
+    assert rate(folder, *photos, "--needed=1") == 0
+    said = capsys.readouterr().out
+    assert "examples a second: " in said and "times the 1 that the step needs: enough" in said
+    slow = ["--latency=0.2", "--hosts=2", "--config.data.reads=1", "--needed=300"]
+    assert rate(folder, *photos, *slow) == 1
+    said = capsys.readouterr().out
+    assert float(said.split()[0]) <= 5.5
+    assert "0.0 times the 300 that the step needs: too few: raise data.reads" in said
+
+
+def test_hosts_that_do_not_share_the_rows_are_refused(folder, capsys):
+    assert rate(folder, "--hosts=3", "--config.rows=4") == 1
+    assert "--hosts is 3, which does not divide the 4 rows" in capsys.readouterr().err

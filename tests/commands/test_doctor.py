@@ -9,8 +9,8 @@ import types
 import jax
 import numpy as np
 import pytest
+from caches import config_with_cache, write_cache
 from etils import epath
-from test_cache import cached, encoded
 from tiny import Blobs, tiny_config
 
 from onediff_jax import cli
@@ -66,12 +66,12 @@ def values(**changes) -> dict:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return encoded(tmp_path_factory.mktemp("cache"))
+    return write_cache(tmp_path_factory.mktemp("cache"))
 
 
 def cached_values(folder, **changes) -> dict:
     """Settings of a run that reads a cache."""
-    given = as_dict(cached(folder)) | {"steps": 3}
+    given = as_dict(config_with_cache(folder)) | {"steps": 3}
     given["text"] |= changes
     return given
 

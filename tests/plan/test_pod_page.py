@@ -10,11 +10,11 @@ import subprocess
 
 import pytest
 from places import ROOT
-from test_cache import encode_dataset
 from test_launch import asked, launched, verbs, world  # noqa: F401 - a fixture
 
 from onediff_jax import cli
 from onediff_jax.commands import doctor
+from onediff_jax.commands import encode as encode_dataset
 from onediff_jax.train.config import run_config
 from onediff_jax.train.locations import located, locations
 

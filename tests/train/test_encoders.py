@@ -15,9 +15,9 @@ import sentencepiece
 from drawn import drawn_params, relative_error
 from pipeline import PIECES, T5_JSON, VAE, spiece_model, t5_weights, vae_weights, write_pipeline
 from safetensors.numpy import load_file, save_file
-from test_cache import encode_dataset
 from tiny import BlobSettings, tiny_config
 
+from onediff_jax.commands import encode as encode_dataset
 from onediff_jax.data.batching import loader
 from onediff_jax.data.batching.loader import DataConfig, SlotConfig
 from onediff_jax.data.sources.cache import Cache

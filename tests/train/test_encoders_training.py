@@ -12,10 +12,10 @@ from drawn import relative_error
 from PIL import Image
 from pipeline import t5_weights, vae_weights, write_pipeline, write_release
 from safetensors.numpy import load_file, save_file
-from test_cache import encode_dataset
 from tiny import BlobSettings, tiny_config
 
 from onediff_jax import cli
+from onediff_jax.commands import encode as encode_dataset
 from onediff_jax.data.batching.loader import DataConfig, MakeBatch, SlotConfig
 from onediff_jax.data.sources.cache import Cache
 from onediff_jax.errors import InputError

@@ -7,12 +7,13 @@ import runpy
 import numpy as np
 import pytest
 from buckets import Bucket
+from caches import CONFIG, write_cache
 from places import ROOT
-from test_cache import CONFIG, encode_dataset, encoded
 from tiny import tiny_config
 
 from onediff_jax import cli
 from onediff_jax.commands import doctor
+from onediff_jax.commands import encode as encode_dataset
 from onediff_jax.data.codecs import LinearCodec
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.registry import SOURCES
@@ -129,7 +130,7 @@ def test_a_wrong_bucket_is_told_in_one_line(bucket, kind):
 
 
 def test_a_cache_is_written_into_a_bucket_and_goes_on_there_from_another_root(bucket, tmp_path):
-    local = encoded(tmp_path / "local")
+    local = write_cache(tmp_path / "local")
     out, there = bucket / "caches", bucket / "caches" / "blobs"
     encode_dataset.encode(dataclasses.replace(CONFIG, root="here"), out, 1, False, 5)
     names = sorted(file.name for file in local.iterdir())

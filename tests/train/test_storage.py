@@ -116,7 +116,7 @@ assert jnp.array_equal(read["a"]["kernel"], weights["a"]["kernel"])
 
 @needs_emulator
 def test_an_emulated_bucket_keeps_checkpoints_and_gives_shards_and_data_sets(tmp_path):
-    from test_tfds_source import Small
+    from small_tfds import Small
 
     count = 5
     records = {

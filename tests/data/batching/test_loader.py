@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from test_rows import EDGE, PATCH, decoded, full_codec, small_tokenizer
+from loading import EDGE, MIXED, SOURCES, Drawn, decoded, one_kind, rows_of, small_tokenizer
 from tiny import Blobs
 
 from onediff_jax.data import records
@@ -16,72 +16,14 @@ from onediff_jax.data.batching import loader, packing
 from onediff_jax.data.batching.loader import DataConfig, Rows, SlotConfig
 from onediff_jax.data.batching.rows import TASK_NAMES, Batch
 from onediff_jax.data.conditions.make import ConditionConfig
-from onediff_jax.data.records import Source
 from onediff_jax.data.tasks.fitting import fitted, grid_for
 from onediff_jax.data.tasks.table import TASKS, bare_prompt
 from onediff_jax.errors import BadRecord, InputError
-
-ALL = frozenset({"image", "depth", "instances", "names", "caption"})
-
-
-class Drawn(Source):
-    """Random records of unequal aspect; record i's caption is its name and i."""
-
-    def __init__(self, name: str, count: int, fields: frozenset[str] = ALL):
-        self.name, self.count, self.fields = name, count, fields
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        rng = np.random.default_rng([index, len(self.name)])
-        size = tuple(rng.integers(12, 41, 2))
-        record = {
-            "image": rng.integers(0, 256, (*size, 3), dtype=np.uint8),
-            "depth": rng.uniform(1, 9, size),
-            "instances": rng.integers(0, 3, size).astype(np.uint8),
-            "names": ("sphere", "box"),
-            "caption": f"{self.name} {index}",
-        }
-        return {name: value for name, value in record.items() if name in self.fields}
-
-
-# Not fewer records: grain's shuffle of n walks some 65536 / n steps for every index.
-SOURCES = {
-    "rooms": Drawn("room", 60),
-    "photos": Drawn("photo", 40, frozenset({"image", "caption"})),
-}
-MIXED = DataConfig(
-    tasks={
-        "text2image": 1.0,
-        "depth2image": 1.0,
-        "semanticmap2image": 1.0,
-        "image_inpainting": 2.0,
-    },
-    row=(
-        SlotConfig(1, 16, count=2),
-        SlotConfig(2, 13, tasks=("depth2image", "semanticmap2image")),
-        SlotConfig(4, 6, packed=True),
-        SlotConfig(2, 16, count=2),
-    ),
-    prompt_dropout=0.3,
-)
-
-
-def rows_of(config: DataConfig = MIXED, seed: int = 0, sources=SOURCES) -> Rows:
-    return Rows(config, sources, full_codec(), PATCH, small_tokenizer(), seed)
 
 
 def examples_of(rows: Rows, number: int) -> list:
     """A row's examples with their place and first view range."""
     return [(place, view, placed.example) for place, view, placed in rows.examples(number)]
-
-
-def one_kind(views: int, tasks: dict[str, float], count: int = 1, **slot) -> DataConfig:
-    row = (SlotConfig(views, 4, count=count, **slot),)
-    return DataConfig(tasks=tasks, row=row, prompt_dropout=0.0)
 
 
 def assert_same(found: Batch, expected: Batch):

@@ -8,8 +8,7 @@ import io
 import numpy as np
 import pytest
 import rich.console
-from test_loader import MIXED, SOURCES, Drawn, rows_of
-from test_rows import small_tokenizer
+from loading import MIXED, SOURCES, Drawn, rows_of, small_tokenizer
 from tiny import Blobs, tiny_config
 
 from onediff_jax.data.batching.loader import Rows

@@ -5,10 +5,8 @@ import pickle
 
 import numpy as np
 import pytest
-from test_check_data import folder as folder  # a fixture
-from test_loader import SOURCES, Drawn, one_kind, rows_of
+from loading import SOURCES, Drawn, one_kind, rows_of
 
-from onediff_jax import cli
 from onediff_jax.data.batching.rate import Rate, measured_rate, slowed
 
 
@@ -38,28 +36,6 @@ def test_examples_are_those_of_the_source_that_is_slowed():
         np.testing.assert_array_equal(one, other)
     assert slow["rooms"].weight == SOURCES["rooms"].weight
     assert slow["rooms"].caption(3) == "room 3" and slow["rooms"].where(3) == "record 3"
-
-
-def rate(folder, *options):
-    config = str(folder / "config.py")
-    return cli.main(["check_data", "--config", config, "--rate=0.3", *options])
-
-
-def test_the_tool_measures_and_compares(folder, capsys):
-    photos = ["--config.data.tasks.depth2image=0.5", "--config.rows=4"]
-    assert rate(folder, *photos, "--needed=1") == 0
-    said = capsys.readouterr().out
-    assert "examples a second: " in said and "times the 1 that the step needs: enough" in said
-    slow = ["--latency=0.2", "--hosts=2", "--config.data.reads=1", "--needed=300"]
-    assert rate(folder, *photos, *slow) == 1
-    said = capsys.readouterr().out
-    assert float(said.split()[0]) <= 5.5
-    assert "0.0 times the 300 that the step needs: too few: raise data.reads" in said
-
-
-def test_hosts_that_do_not_share_the_rows_are_refused(folder, capsys):
-    assert rate(folder, "--hosts=3", "--config.rows=4") == 1
-    assert "--hosts is 3, which does not divide the 4 rows" in capsys.readouterr().err
 
 
 def test_a_rate_is_examples_over_seconds():

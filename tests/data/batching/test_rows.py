@@ -1,36 +1,18 @@
-import functools
-
 import numpy as np
 import pytest
 from einops import rearrange
+from loading import EDGE, FACTOR, PATCH, decoded, full_codec, small_tokenizer
 from tiny import orbit
 
 from onediff_jax.data.batching.rows import TASK_NAMES, Batch, Writer, grid_positions, stack
-from onediff_jax.data.codecs import LinearCodec, fit, image_of
 from onediff_jax.data.example import Example, Placed
 from onediff_jax.data.tasks.table import TASKS
-from onediff_jax.data.text import Tokenizer, vocabulary_of
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
 from onediff_jax.ops.rays import ray_latents
 
-FACTOR, PATCH = 2, 2
-EDGE = FACTOR * PATCH
 LAYOUT = Layout((Slot(1, 12), Slot(2, 6), Slot(2, 6), Slot(4, 6, examples=3)))
-PROMPTS = [f"{task.token} a thing numbered {i}" for i in range(30) for task in TASKS.values()]
-
-
-@functools.cache
-def full_codec() -> LinearCodec:
-    """A codec that loses nothing: as many channels as a block has numbers."""
-    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    return fit([image], FACTOR, 3 * FACTOR**2, 0.5)
-
-
-@functools.cache
-def small_tokenizer() -> Tokenizer:
-    return Tokenizer(vocabulary_of(PROMPTS, 200), 40)
 
 
 def drawn(task: str, rows: int, columns: int, seed: int = 0) -> Example:
@@ -57,13 +39,6 @@ def written(drop: int | None = None) -> Batch:
         placed = Placed(example, source=place % 2, faults=place)
         writer.place(placed, place, view, drop_prompt=place == drop)
     return writer.row
-
-
-def decoded(row: Batch, view: int, layout: Layout, rows: int) -> np.ndarray:
-    """The image in a view range of a row, `rows` tokens high."""
-    tokens = (layout.view_of_token == view) & row.token_mask
-    latents = unpatchify(row.latents[tokens], rows, PATCH)
-    return image_of(full_codec().decode(latents))
 
 
 def test_an_empty_row_is_marked_empty_and_its_places_hold_the_empty_prompt():

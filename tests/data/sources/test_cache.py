@@ -12,12 +12,13 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny import BlobSettings, tiny_config
+from caches import CONFIG, DATA, config_with_cache, write_cache
+from tiny import BlobSettings
 
 from onediff_jax import cli
 from onediff_jax.commands import encode as encode_dataset
 from onediff_jax.data.batching import loader
-from onediff_jax.data.batching.loader import DataConfig, SlotConfig
+from onediff_jax.data.batching.loader import SlotConfig
 from onediff_jax.data.batching.rows import Batch
 from onediff_jax.data.codecs import image_of
 from onediff_jax.data.conditions.make import ConditionConfig
@@ -37,38 +38,12 @@ from onediff_jax.train.state import new_state, optimizer_of, state_shardings
 from onediff_jax.train.step import train_step_of
 from onediff_jax.train.tune import TuneConfig
 
-# Tasks whose examples are functions of their record alone, so that every epoch holds the same.
-DATA = DataConfig(
-    sources={"blobs": BlobSettings(12, held_out=0)},
-    tasks={"text2image": 1.0, "depth2image": 1.0},
-    row=(SlotConfig(1, 4, count=2), SlotConfig(2, 10)),
-    prompt_dropout=0.3,
-)
 FEW = BlobSettings(4, held_out=0)
-CONFIG = tiny_config(
-    steps=2,
-    data=DATA,
-    log=run.LogConfig(every=1),
-    evaluate=run.EvaluateConfig(every=0),
-)
 DRAWN = dataclasses.replace(
     DATA,
     tasks={"image_inpainting": 1.0, "multiview": 1.0},
     row=(SlotConfig(2, 4), SlotConfig(4, 10)),
 )
-
-
-def encoded(folder: pathlib.Path, config=CONFIG, passes=1, shard=5) -> pathlib.Path:
-    encode_dataset.encode(config, folder, passes, False, shard)
-    return folder / "blobs"
-
-
-def cached(folder: pathlib.Path, config=CONFIG, **changes):
-    """The configuration with its source replaced by the cache."""
-    sources = {"blobs": Cache(str(folder))}
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, sources=sources, **changes)
-    )
 
 
 def rows_of(config):
@@ -80,17 +55,17 @@ def rows_of(config):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return encoded(tmp_path_factory.mktemp("cache"))
+    return write_cache(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     config = dataclasses.replace(CONFIG, data=DRAWN)
-    return encoded(tmp_path_factory.mktemp("drawn"), config, passes=2)
+    return write_cache(tmp_path_factory.mktemp("drawn"), config, passes=2)
 
 
 def test_rows_of_a_cache_are_those_of_its_images(folder):
-    (images, expected), (ahead, assets) = rows_of(CONFIG), rows_of(cached(folder))
+    (images, expected), (ahead, assets) = rows_of(CONFIG), rows_of(config_with_cache(folder))
     assert assets.vocabulary == expected.vocabulary
     for number in range(20):  # more than an epoch
         for name, one, other in zip(Batch._fields, ahead[number], images[number], strict=True):
@@ -107,7 +82,7 @@ def test_a_part_is_found_by_its_name():
 
 
 def test_rows_of_a_cache_travel_to_workers(folder):
-    rows, _ = rows_of(cached(folder))
+    rows, _ = rows_of(config_with_cache(folder))
     before = rows[3]
     copied = pickle.loads(pickle.dumps(rows))
     assert all(map(np.array_equal, copied[3], before))
@@ -115,7 +90,7 @@ def test_rows_of_a_cache_travel_to_workers(folder):
 
 def test_a_run_trains_from_a_cache_as_from_images(folder):
     """The same losses, as far as bfloat16 lets the latents be the same."""
-    (images, _), (ahead, assets) = rows_of(CONFIG), rows_of(cached(folder))
+    (images, _), (ahead, assets) = rows_of(CONFIG), rows_of(config_with_cache(folder))
     networks, _ = run.assembled(CONFIG, assets)
     optimizer = optimizer_of(CONFIG.optimizer, 2)
     first = jax.jit(lambda: new_state(networks, optimizer, jax.random.key(0)))()
@@ -148,7 +123,7 @@ def test_every_pass_draws_conditions_anew_and_holds_each_record_once(drawn):
 
 def test_cameras_are_kept_as_they_are_and_images_decode(drawn):
     config = dataclasses.replace(CONFIG, data=DRAWN)
-    source, (_, assets) = Cache(str(drawn)).open("train"), rows_of(cached(drawn, config))
+    source, (_, assets) = Cache(str(drawn)).open("train"), rows_of(config_with_cache(drawn, config))
     make = encode_dataset.MakeExample(
         "multiview", run.opened(DRAWN, "train")["blobs"], 0, 4, 10, 4, DRAWN.conditions
     )
@@ -168,7 +143,7 @@ def test_cameras_are_kept_as_they_are_and_images_decode(drawn):
 
 def test_held_out_records_are_encoded_once_and_read_as_validation(tmp_path):
     data = dataclasses.replace(DATA, sources={"blobs": BlobSettings(3, held_out=2)})
-    folder = encoded(tmp_path, dataclasses.replace(CONFIG, data=data), passes=2)
+    folder = write_cache(tmp_path, dataclasses.replace(CONFIG, data=data), passes=2)
     for split, records, examples in (("train", 3, 6), ("validation", 2, 2)):
         source = Cache(str(folder)).open(split)
         assert len(source) == records
@@ -204,13 +179,13 @@ def test_an_interrupted_cache_goes_on_after_the_last_whole_file(
 
     monkeypatch.setattr(encode_dataset, "packed_example", packed)
     with pytest.raises(KeyboardInterrupt):
-        encoded(tmp_path)
+        write_cache(tmp_path)
     there = {f: f.stat().st_mtime_ns for f in (tmp_path / "blobs").glob("*.array_record")}
     assert len(there) == {0: 0, 7: 1, 13: 3}[after]  # of files of 5, 5 and 2
     with pytest.raises(InputError, match="not complete; .* encode` goes on"):
         Cache(str(tmp_path / "blobs")).open("train")
     monkeypatch.setattr(encode_dataset, "packed_example", packed_example)
-    again = encoded(tmp_path)
+    again = write_cache(tmp_path)
     assert all(file.stat().st_mtime_ns == time for file, time in there.items())
     manifests = [json.loads((f / cache.MANIFEST).read_text()) for f in (again, folder)]
     assert manifests[0] == manifests[1]  # checksums of all files among it
@@ -223,9 +198,9 @@ def test_a_finished_cache_is_checked_and_what_is_deleted_made_again(folder, tmp_
     file = other / "text2image-1x4-00001.array_record"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match=r"00001.array_record is not what manifest.json says"):
-        encoded(tmp_path)
+        write_cache(tmp_path)
     file.unlink()
-    encoded(tmp_path)
+    write_cache(tmp_path)
     for made in folder.iterdir():
         if made.name != cache.ASSETS:  # a zip file, with the time
             assert (other / made.name).read_bytes() == made.read_bytes()
@@ -233,10 +208,10 @@ def test_a_finished_cache_is_checked_and_what_is_deleted_made_again(folder, tmp_
 
 def test_a_cache_is_not_continued_as_another(folder):
     with pytest.raises(InputError, match=r"plan.json: passes is 1, and 2 now; set it back"):
-        encoded(folder.parent, passes=2)
+        write_cache(folder.parent, passes=2)
     longer = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, length=9))
     with pytest.raises(InputError, match=r"plan.text.length is 12, and 9 now"):
-        encoded(folder.parent, longer)
+        write_cache(folder.parent, longer)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +232,7 @@ def test_a_cache_is_not_continued_as_another(folder):
 def test_a_cache_of_another_encoding_is_refused_before_the_first_step(
     folder, tmp_path, section, change, message
 ):
-    config = cached(folder)
+    config = config_with_cache(folder)
     changed = dataclasses.replace(getattr(config, section), **change)
     config = dataclasses.replace(config, **{section: changed})
     with pytest.raises(InputError, match=message) as refusal:
@@ -282,13 +257,13 @@ def test_a_cache_of_other_encoders_is_refused(folder, tmp_path):
         folder, tmp_path, lambda m: m["plan"]["codec"].update(fingerprint="0123")
     )
     with pytest.raises(InputError, match=r"codec.fingerprint is '0123', and '\w{16}' in this run"):
-        rows_of(cached(other))
+        rows_of(config_with_cache(other))
 
 
 @pytest.mark.parametrize("size", [4000, 512 * 2**20])
 def test_files_have_about_as_many_bytes_as_they_should(tmp_path, monkeypatch, size):
     monkeypatch.setattr(encode_dataset, "SHARD", size)
-    made = encoded(tmp_path, shard=0)
+    made = write_cache(tmp_path, shard=0)
     manifest = json.loads((made / cache.MANIFEST).read_text())
     source = Cache(str(made)).open("train")
     for name, files in manifest["parts"].items():
@@ -301,7 +276,7 @@ def test_files_have_about_as_many_bytes_as_they_should(tmp_path, monkeypatch, si
         assert counts[0] == 12 or 0.5 * size < counts[0] * example < 1.5 * size
         assert manifest["made_with"]["shard"][name] >= counts[0]
     assert size < 2**20 or counts == [12]
-    encoded(tmp_path, shard=0)  # goes on
+    write_cache(tmp_path, shard=0)  # goes on
 
 
 def test_a_cache_older_than_enlarging_and_filters_was_made_with_their_defaults(folder, tmp_path):
@@ -309,24 +284,24 @@ def test_a_cache_older_than_enlarging_and_filters_was_made_with_their_defaults(f
         del written["plan"]["pictures"]["enlarge"], written["plan"]["pictures"]["filter"]
 
     other = changed_manifest(folder, tmp_path, older)
-    rows_of(cached(other))
+    rows_of(config_with_cache(other))
     with pytest.raises(InputError, match=r"pictures.enlarge is 2\.0, and 4\.0 in this run"):
-        rows_of(cached(other, enlarge=4.0))
+        rows_of(config_with_cache(other, enlarge=4.0))
     with pytest.raises(InputError, match="pictures.filter is 'lanczos', and 'bicubic' in this run"):
-        rows_of(cached(other, filter="bicubic"))
+        rows_of(config_with_cache(other, filter="bicubic"))
     (other / cache.MANIFEST).unlink()  # not finished, and gone on with
     begun = json.loads((other / cache.PLAN).read_text())
     older(begun)
     (other / cache.PLAN).write_text(json.dumps(begun))
     other.rename(tmp_path / "blobs")
-    encoded(tmp_path)
+    write_cache(tmp_path)
     larger = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, enlarge=3.0))
     with pytest.raises(InputError, match=r"plan.pictures.enlarge is 2\.0, and 3\.0 now"):
-        encoded(tmp_path, larger)
+        write_cache(tmp_path, larger)
 
 
 def test_a_task_that_a_cache_lacks_is_refused_with_those_it_has(folder):
-    config = cached(folder, row=(SlotConfig(1, 4), SlotConfig(2, 9)))
+    config = config_with_cache(folder, row=(SlotConfig(1, 4), SlotConfig(2, 9)))
     match = "no examples of task 'depth2image' with 2 views of 9 tokens; it holds depth2image-2x10"
     with pytest.raises(InputError, match=match):
         rows_of(config)
@@ -337,7 +312,7 @@ def test_a_file_that_changed_is_refused(folder, tmp_path):
     file = next(other.glob("*.array_record"))
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"manifest.json says \d+ bytes"):
-        rows_of(cached(other))
+        rows_of(config_with_cache(other))
 
 
 def test_a_damaged_example_is_named_when_it_is_read(folder, tmp_path):
@@ -376,12 +351,12 @@ def test_a_run_that_starts_from_another_is_encoded_by_its_codec(folder, tmp_path
     first = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, sources={"few": FEW}))
     train(first, tmp_path / "first", as_dict(first))
     config = dataclasses.replace(CONFIG, tune=TuneConfig(start=str(tmp_path / "first")))
-    other = encoded(tmp_path / "cache", config)
+    other = write_cache(tmp_path / "cache", config)
     plans = [json.loads((f / cache.MANIFEST).read_text())["plan"] for f in (other, folder)]
     assert plans[0]["codec"]["fingerprint"] != plans[1]["codec"]["fingerprint"]
-    rows_of(cached(other, config))
+    rows_of(config_with_cache(other, config))
     with pytest.raises(InputError, match="codec.fingerprint is"):
-        rows_of(cached(folder, config))
+        rows_of(config_with_cache(folder, config))
 
 
 def config_file(tmp_path, config) -> str:
@@ -426,7 +401,7 @@ def test_mistakes_of_the_tool_are_one_line(tmp_path, capsys, option, status, mes
 
 
 def test_a_dropped_prompt_is_the_empty_one(folder):
-    rows, _ = rows_of(cached(folder, prompt_dropout=1.0))
+    rows, _ = rows_of(config_with_cache(folder, prompt_dropout=1.0))
     text = rows[0].text
     assert (text[:, 0] == END).all() and not text[:, 1:].any()
     source = Cache(str(folder)).open("train")
@@ -437,7 +412,7 @@ def test_a_dropped_caption_leaves_the_token_as_it_does_of_images(folder):
     data = dataclasses.replace(DATA, caption_dropout=0.5)
     (images, _), (ahead, _) = (
         rows_of(dataclasses.replace(CONFIG, data=data)),
-        rows_of(cached(folder, caption_dropout=0.5)),
+        rows_of(config_with_cache(folder, caption_dropout=0.5)),
     )
     whole, _ = rows_of(CONFIG)
     texts = [[rows[number].text for number in range(6)] for rows in (ahead, images, whole)]
