@@ -4,6 +4,8 @@ import os
 import platform
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from onediff_jax.errors import InputError
 
@@ -35,6 +37,13 @@ def joined() -> bool:
 def first() -> bool:
     """Whether this process is the one that speaks for all."""
     return jax.process_index() == 0
+
+
+def sum_over_processes(counts: np.ndarray) -> np.ndarray:
+    """The sum of what all processes give; all of them must call it at the same step."""
+    if jax.process_count() == 1:
+        return counts
+    return multihost_utils.process_allgather(counts).sum(0)
 
 
 def here() -> str:

@@ -173,7 +173,7 @@ def numbered_batch(rows: int) -> Batch:
         latents=(8, 3), positions=(8, 3), example_of_view=(2,), token_mask=(8,), text=(1, 5)
     )
     shapes |= dict(deviations=(8, 0), pixels=(8, 0), encoded=(2,))
-    shapes |= dict(text_mask=(1, 5), task=(1,), source=(1,), faults=(1,))
+    shapes |= dict(text_mask=(1, 5), task=(1,), source=(1,), bad_records=(1,))
     return Batch(
         **{
             name: np.arange(rows)[(..., *[None] * len(shape))] * 1000

@@ -55,15 +55,11 @@ class Placed(NamedTuple):
     step: Callable[..., Any]  # (state, batch, key, frozen) -> (state, metrics)
 
 
-def placed(
-    config: RunConfig, networks: Networks, layout: Layout, mesh: Mesh, sources: int
-) -> Placed:
-    """The run's optimizer, and its step over so many sources, on a mesh."""
+def placed(config: RunConfig, networks: Networks, layout: Layout, mesh: Mesh) -> Placed:
+    """The run's optimizer, and its step, on a mesh."""
     optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
     shardings = state_shardings(networks, optimizer, mesh, config.tune, config.optimizer)
-    step = train_step_of(
-        networks, optimizer, layout, config.flow, config.optimizer, shardings, sources
-    )
+    step = train_step_of(networks, optimizer, layout, config.flow, config.optimizer, shardings)
     compiled = jax.jit(
         step,
         donate_argnums=0,
@@ -95,7 +91,7 @@ def planned(
     networks = networks_of(
         config.model, config.text, config.codec, pieces, config.remat, absent=True
     )
-    run = placed(config, networks, layout, mesh, len(config.data.sources))
+    run = placed(config, networks, layout, mesh)
     state = state_shapes(networks, run.optimizer, run.shardings, config)
     carried = batch_fields_of(config, networks.text.config.width if states else 0)
     row = empty_row(config, networks, layout, carried)

@@ -40,7 +40,7 @@ class HeldOutLoss:
             found, sigmas = errors(params, batch, numbers, jax.random.key(SEED))
             valid = batch.token_mask.astype(found.dtype)
             loss = mean_of((found * valid).sum() / jax.numpy.maximum(valid.sum(), 1), valid.sum())
-            by = measures(found, sigmas, batch, rows.layout, 1)
+            by = measures(found, sigmas, batch, rows.layout)
             return {"loss": loss, "task": by["task"], "sigma": by["sigma"]}
 
         self._measured = jax.jit(measured, out_shardings=replicated(mesh))
@@ -58,7 +58,7 @@ class HeldOutLoss:
             numbers = step * self._count + jax.numpy.arange(self._count)
             found = self._measured(params, global_batch(batch, self._mesh, self._count), numbers)
             total = found if total is None else jax.tree.map(lambda a, b: a + b, total, found)
-        return {f"held_out/{name}": value for name, value in named_scalars(total, ()).items()}
+        return {f"held_out/{name}": value for name, value in named_scalars(total).items()}
 
 
 def held_out_rows(

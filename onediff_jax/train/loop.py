@@ -1,21 +1,21 @@
 """The loop: next batch, step, and every so often log, sample, save."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from clu import metrics as clu_metrics
 from clu import parameter_overview
 
 from onediff_jax.data.batching import loader, mixture
+from onediff_jax.data.batching.bad_records import BadRecordCounts
 from onediff_jax.data.sources import arrayrecord as readers
 from onediff_jax.data.tasks.table import TASKS
-from onediff_jax.errors import InputError, Stopped
+from onediff_jax.errors import Stopped
 from onediff_jax.evaluate.grids import grid
 from onediff_jax.evaluate.held_out import complete
 from onediff_jax.ops import attention
+from onediff_jax.processes import sum_over_processes
 from onediff_jax.sampling.generate import Trained
 from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, replicated
 from onediff_jax.train import encoders, metrics, run
@@ -53,9 +53,7 @@ def train(
         encoders.refuse_others(config.text, config.codec, assets.fingerprints, f"{workdir}")
         networks, tokenizer = run.assembled(config, assets)
         rows = run.rows_of(config, sources, assets, tokenizer)
-        _, optimizer, shardings, train_step = placed(
-            config, networks, rows.layout, mesh, len(sources)
-        )
+        _, optimizer, shardings, train_step = placed(config, networks, rows.layout, mesh)
         if done:
             shapes = state_shapes(networks, optimizer, shardings, config)
             state = checkpoints.restore(done, shapes, as_json)
@@ -84,13 +82,15 @@ def train(
                 networks, rows.layout, config.rows, config.text.length, rows.carried.encoders
             )
             clock.begin(done, views=config.rows * rows.layout.views, flops=flops)
-            faults = Faults(config.data.faults, list(sources))
+            bad_records = BadRecordCounts(config.data.faults, list(sources))
             measured = fresh = None
             held_out_loss = unseen and HeldOutLoss(unseen, config, networks, mesh)
             last, evaluation = config.steps, config.evaluate
             for step in range(done + 1, config.steps + 1):
                 with clock.waiting(fresh):
-                    batch = global_batch(next(batches), mesh, config.rows)
+                    own_rows = next(batches)
+                    batch = global_batch(own_rows, mesh, config.rows)
+                bad_records.add(own_rows)
                 with clock.dispatching(), profile.at(step, fresh), jax.transfer_guard("disallow"):
                     state, fresh = train_step(state, batch, key, frozen)
                     measured = fresh if measured is None else merge(measured, fresh)
@@ -102,11 +102,12 @@ def train(
                 samples = evaluates and evaluation.grids
                 samples = samples and due(step, evaluation.every * evaluation.grids, last)
                 if logs or saves or evaluates:  # the only wait for the device
-                    refuse_nonfinite(named_scalars(fresh, list(sources)), step)
+                    refuse_nonfinite(named_scalars(fresh), step)
                 if logs:
-                    scalars = named_scalars(measured, list(sources))
+                    scalars = named_scalars(measured)
+                    scalars |= bad_records.shares(sum_over_processes)
                     writer.scalars(step, scalars | clock.report(step))
-                    faults.add(measured["faults"])
+                    bad_records.refuse_too_many()
                     measured = None
                 if saves:
                     with clock.counting("save"):
@@ -146,27 +147,6 @@ def due(step: int, every: int, last: int) -> bool:
 def merge(metrics: Any, fresh: Any) -> Any:
     """Averages over the steps of both."""
     return jax.tree.map(lambda a, b: a + b, metrics, fresh)
-
-
-class Faults:
-    """Records at fault so far, by source; stops a run when their share exceeds what is allowed."""
-
-    def __init__(self, allowed: float, sources: Sequence[str]):
-        self._allowed, self._sources = allowed, sources
-        self._faults, self._records = np.zeros(len(sources)), np.zeros(len(sources))
-
-    def add(self, measured: clu_metrics.Average) -> None:
-        """Counts more steps; raises InputError, naming the source, once enough is known."""
-        found = jax.device_get(measured)
-        self._faults, self._records = self._faults + found.total, self._records + found.count
-        # Five more than allowed, so that one early fault does not stop a run.
-        over = self._faults > self._allowed * self._records + 5
-        for i in np.flatnonzero(over):
-            raise InputError(
-                f"{self._faults[i]:.0f} of {self._records[i]:.0f} records of source "
-                f"{self._sources[i]} are at fault; data.faults allows {self._allowed:.1%}. "
-                "`python -m onediff_jax check_data` lists them; mend them or raise data.faults."
-            )
 
 
 def refuse_nonfinite(values: dict[str, float], step: int) -> None:

@@ -1,6 +1,6 @@
 """One training step: noise, predict, compare, update.  A pure function of state, batch and key."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -244,7 +244,6 @@ def train_step_of(
     flow_config: flow.FlowConfig,
     config: OptimizerConfig,
     shardings: State,
-    sources: int = 1,
 ) -> Callable[..., tuple[State, dict[str, clu_metrics.Average]]]:
     """The step of a run of so many sources: (state, batch, key, frozen) -> (state, metrics).
 
@@ -273,7 +272,7 @@ def train_step_of(
         updates, moments = optimizer.update(grads, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = updated_ema(state.ema, params, state.step, config.ema) if config.ema else {}
-        measured = measures(errors, sigmas, batch._replace(token_mask=counted), layout, sources)
+        measured = measures(errors, sigmas, batch._replace(token_mask=counted), layout)
         loss = (errors * weights).sum()
         measured |= {"loss": mean_of(loss), "grad_norm": mean_of(optax.global_norm(grads))}
         return State(state.step + 1, params, ema, moments, state.frozen), measured
@@ -292,10 +291,8 @@ def task_of_view(batch: Batch) -> Int[Array, "b v"]:
     return jnp.take_along_axis(batch.task, jnp.maximum(batch.example_of_view, 0), 1)
 
 
-def measures(
-    errors, sigmas, batch: Batch, layout: Layout, sources: int
-) -> dict[str, clu_metrics.Average]:
-    """Loss by task and by noise level, and faults by source, as vectors; logged apart."""
+def measures(errors, sigmas, batch: Batch, layout: Layout) -> dict[str, clu_metrics.Average]:
+    """Loss by task and by noise level, as vectors; logged apart."""
     valid = batch.token_mask.astype(jnp.float32)
     of_view = jax.nn.one_hot(layout.view_of_token, layout.views)  # n v
     summed = jnp.einsum("bn,nv->bv", errors * valid, of_view)
@@ -307,26 +304,17 @@ def measures(
         totals = (jnp.einsum("bv,bvk->k", x, belongs) for x in (summed, tokens))
         return clu_metrics.Average(*totals)
 
-    of_source = jax.nn.one_hot(batch.source, sources)
-    faults = jnp.einsum("be,bes->s", batch.faults.astype(jnp.float32), of_source)
     return {
         "task": by(task_of_view(batch), len(TASK_NAMES)),
         "sigma": by(sigma_bin, SIGMA_BINS),
-        "faults": clu_metrics.Average(faults, faults + of_source.sum((0, 1))),
     }
 
 
-def named_scalars(
-    measured: dict[str, clu_metrics.Average], sources: Sequence[str]
-) -> dict[str, float]:
-    """Measures by the names they are logged under; what was not seen is left out.
-
-    `sources` are the sources' names, in order.
-    """
+def named_scalars(measured: dict[str, clu_metrics.Average]) -> dict[str, float]:
+    """Measures by the names they are logged under; what was not seen is left out."""
     labels = {
         "task": [f"loss/{task}" for task in TASK_NAMES],
         "sigma": [f"loss/sigma_{i / SIGMA_BINS:.1f}" for i in range(SIGMA_BINS)],
-        "faults": [f"faults/{source}" for source in sources],
     }
     scalars = {}
     for name, metric in jax.device_get(measured).items():

@@ -182,7 +182,7 @@ def gradients(config: NextDiTConfig, tensors, inputs: Inputs) -> dict[str, np.nd
         text=jnp.arange(b * words).reshape(b, 1, words),
         task=none,
         source=none,
-        faults=none,
+        bad_records=none,
         **{name: array for name, array in row.items() if name not in ("sigmas", "text")},
     )
     key, _, _ = drawn_flow(config, inputs)

@@ -73,7 +73,7 @@ def drawn_batch(layout: Layout) -> Batch:
         text_mask=text_mask,
         task=rng.integers(-1, 3, (ROWS, examples)).astype(np.int32),
         source=rng.integers(-1, 2, (ROWS, examples)).astype(np.int32),
-        faults=rng.integers(0, 2, (ROWS, examples)).astype(np.int32),
+        bad_records=rng.integers(0, 2, (ROWS, examples)).astype(np.int32),
     )
 
 
@@ -97,7 +97,7 @@ def trained(
     optimizer = optimizer_of(settings, STEPS)
     shardings = state_shardings(networks, optimizer, mesh)
     flow_config = FlowConfig(balance=balance, clean=0.5)
-    step = train_step_of(networks, optimizer, layout, flow_config, settings, shardings, 2)
+    step = train_step_of(networks, optimizer, layout, flow_config, settings, shardings)
     step = jax.jit(step, out_shardings=(shardings, None))
     state = State(jnp.zeros((), jnp.int32), PARAMS, PARAMS, optimizer.init(PARAMS), {})
     state = jax.device_put(state, shardings)
@@ -106,7 +106,7 @@ def trained(
     for _ in range(STEPS):
         state, measured = step(state, batch, key)
         if not found:
-            found["measured"] = named_scalars(measured, ["one", "other"])
+            found["measured"] = named_scalars(measured)
             found["gradients"] = jax.device_get(state.moments[1][0].mu)
     return found | {"params": jax.device_get(state.params), "ema": jax.device_get(state.ema)}
 
@@ -152,7 +152,7 @@ def test_gradients_of_blocks_are_summed_over_shards_in_the_type_that_is_asked_fo
     settings = dataclasses.replace(OPTIMIZER, gradient_dtype=dtype)
     optimizer = optimizer_of(settings, STEPS)
     shardings = state_shardings(networks, optimizer, mesh)
-    step = train_step_of(networks, optimizer, ONE_SLOT, FlowConfig(), settings, shardings, 2)
+    step = train_step_of(networks, optimizer, ONE_SLOT, FlowConfig(), settings, shardings)
     state = State(jnp.zeros((), jnp.int32), PARAMS, PARAMS, optimizer.init(PARAMS), {})
     lowered = jax.jit(step).lower(
         jax.device_put(state, shardings), drawn_batch(ONE_SLOT), jax.random.key(7)

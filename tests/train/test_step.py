@@ -57,7 +57,7 @@ def trained(config, devices: int = 1, steps: int = 3) -> tuple[State, dict]:
     key = jax.random.key(7)
     for batch in batches:
         state, measured = step(state, global_batch(batch, mesh, config.rows), key)
-    return jax.device_get(state), named_scalars(measured, ["blobs"])
+    return jax.device_get(state), named_scalars(measured)
 
 
 ALONE, ALONE_MEASURED = trained(CONFIG)

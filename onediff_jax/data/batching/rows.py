@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     text_mask: Bool[np.ndarray, "*b e l"]  # never all false
     task: Int[np.ndarray, "*b e"]  # place in TASK_NAMES; -1: an unused place
     source: Int[np.ndarray, "*b e"]  # number of the example's source; -1 likewise
-    faults: Int[np.ndarray, "*b e"]  # records at fault that the example stands in for
+    bad_records: Int[np.ndarray, "*b e"]  # that the example stands in for
 
 
 class BatchFields(NamedTuple):
@@ -84,7 +84,7 @@ class Writer:
             text_mask=np.repeat(empty_mask[None], layout.examples, 0),
             task=np.full(layout.examples, -1, np.int32),
             source=np.full(layout.examples, -1, np.int32),
-            faults=np.zeros(layout.examples, np.int32),
+            bad_records=np.zeros(layout.examples, np.int32),
         )
         self._starts = np.searchsorted(layout.view_of_token, np.arange(layout.views))
 
@@ -102,7 +102,7 @@ class Writer:
         """
         row, example = self.row, placed.example
         row.task[place] = TASK_NAMES.index(example.task)
-        row.source[place], row.faults[place] = placed.source, placed.faults
+        row.source[place], row.bad_records[place] = placed.source, placed.faults
         prompt = example.prompt
         if drop_prompt:
             prompt = self._carried.empty or ""

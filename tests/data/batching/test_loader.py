@@ -239,7 +239,7 @@ def test_a_faulty_record_is_replaced_by_the_next_good_one_and_counted():
             assert record_of(found[2].example) == f"room {(index + steps) % 60}"
             assert found[2].faults == steps
             counted += steps
-        assert rows[number].faults.sum() == sum(p.faults for *_, p in rows.examples(number))
+        assert rows[number].bad_records.sum() == sum(p.faults for *_, p in rows.examples(number))
     assert counted == 4 * 3  # in three epochs, one for the first of two in a row more
 
 

@@ -87,7 +87,7 @@ def test_ranges_name_their_example_and_places_their_task_and_prompt():
 def test_places_name_their_source_and_the_faults_before_it():
     row = written()
     assert row.source.tolist() == [0, -1, 0, 1, 0, -1]
-    assert row.faults.tolist() == [0, 0, 2, 3, 4, 0]
+    assert row.bad_records.tolist() == [0, 0, 2, 3, 4, 0]
 
 
 def test_a_camera_is_written_as_its_rays():
