@@ -1,4 +1,4 @@
-"""The page of tasks: what each is made of, real examples of it, and how it is sampled.
+"""Writes the page of tasks: the fields and views of each, real examples, and sampling commands.
 
     python tools/docs/tasks_page.py --config configs/scenes_all.py --out docs
 
@@ -27,16 +27,17 @@ EXAMPLES = 4  # of every task
 
 HEAD = """# Tasks
 
-One table, `onediff_jax/data/tasks/table.py`; a task is learned in all directions at once, and
-which views are given decides when sampling. Tokens are as released; none was published for
-super-resolution, so that one is ours. The examples below are what the loader makes of the built-in
-scenes (`python tools/docs/tasks_page.py --config {config} --out docs`, which wrote this page).
+`onediff_jax/data/tasks/table.py` defines the tasks. Each task is trained in all directions at
+once; which views are conditions is decided only in sampling. Tokens are those of the release;
+none was published for super-resolution, so that one is ours. The examples are what the loader reads
+from the built-in scenes (`python tools/docs/tasks_page.py --config {config} --out docs` writes
+this page).
 
-`CHECKPOINT` stands for a workdir of a run that knows the task. Every command takes `--negative`,
-`--guidance`, `--steps`, `--shift`, `--noise_scale`, `--scale_factor` and `--scale_watershed`;
-[parity.md](parity.md) has the released pipeline's defaults beside ours. For more views than were
-trained, use a `--scale_factor` of 1.1 to 1.5 with a `--scale_watershed` of 100 to 400.
-`--focal` gives the focal length of multiview's cameras; recovered poses keep it
+`CHECKPOINT` is the workdir of a run that was trained on the task. Every command also takes
+`--negative`, `--guidance`, `--steps`, `--shift`, `--noise_scale`, `--scale_factor` and
+`--scale_watershed`; [parity.md](parity.md) compares the released pipeline's defaults with ours.
+For more views than in training, use a `--scale_factor` of 1.1 to 1.5 with a `--scale_watershed`
+of 100 to 400. `--focal` is the focal length of multiview's cameras; recovered poses keep it
 ([cameras.md](cameras.md#back-to-cameras)).
 """
 
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def section(name: str, task: Task) -> str:
-    """What the table says of a task, and its commands."""
+    """The section of a task: token, fields, views and commands."""
     counts = task.form.counts
     many = (
         f"{counts[0]} to {counts[-1]} views"
@@ -89,7 +90,7 @@ def section(name: str, task: Task) -> str:
     lines = [
         f"## {name}\n",
         f"- token: `{task.token}`" + "".join(f" (also called `{alias}`)" for alias in aliases),
-        f"- a record has: {needs}",
+        f"- fields of a record: {needs}",
         f"- {many}: {shown}" + (", ..." if len(counts) > 1 else ""),
         "\nTo sample it:\n",
     ]
