@@ -20,6 +20,8 @@ FIELDS = {
     "keypoints": "people",
     "item": "kind",
     "references": "others",
+    "frames": "frames",
+    "cameras": "cameras",
 }
 FEATURES = {
     "picture": F.Image(shape=(None, None, 3), encoding_format="png"),
@@ -40,6 +42,13 @@ FEATURES = {
     "people": F.Sequence(F.Tensor(shape=(17, 3), dtype=np.float32)),
     "kind": F.ClassLabel(names=NAMES),
     "others": F.Sequence(F.Image(shape=(4, 6, 3), encoding_format="png")),
+    "frames": F.Sequence(F.Image(shape=(4, 6, 3), encoding_format="png")),
+    "cameras": F.Sequence(
+        {
+            "intrinsics": F.Tensor(shape=(3, 3), dtype=np.float32),
+            "camera_to_world": F.Tensor(shape=(4, 4), dtype=np.float32),
+        }
+    ),
 }
 
 
@@ -73,6 +82,11 @@ def example(number: int) -> dict:
         "people": [np.full((17, 3), 2, np.float32)] * (number % 3),
         "kind": "dining table",
         "others": [png(np.full((4, 6, 3), 200 + i, np.uint8)) for i in range(2)],
+        "frames": [png(np.full((4, 6, 3), i, np.uint8)) for i in range(3)],
+        "cameras": [
+            {"intrinsics": np.float32(i + np.eye(3)), "camera_to_world": np.float32(i + np.eye(4))}
+            for i in range(3)
+        ],
     }
 
 

@@ -21,20 +21,22 @@ from onediff_jax.data.records import (
     Source,
     SourceSettings,
     StoredImage,
+    StoredImages,
     StoredRecord,
     few_files_at,
     numbers_of_split,
 )
 from onediff_jax.data.sources.arrayrecord import RecordFiles
 from onediff_jax.errors import BadRecord, InputError
+from onediff_jax.ops.cameras import Camera
 from onediff_jax.paths import Location
 
 PICTURE = ("image", "edited")
-PICTURES = ("references", "item_references")
+PICTURES = ("references", "item_references", "frames")
 TEXT = ("caption", "instruction", "item")
 TEXTS = ("names", "colors", "places", "reference_captions", "item_captions")
 ARRAYS = ("depth", "instances", "boxes", "keypoints")
-FIELDS = (*PICTURE, *PICTURES, *TEXT, *TEXTS, *ARRAYS)
+FIELDS = (*PICTURE, *PICTURES, *TEXT, *TEXTS, *ARRAYS, "cameras")
 ORIENTATION = 0x0112  # the EXIF tag; 1: as stored
 
 
@@ -94,13 +96,20 @@ class TfdsRecords(Source):
         features = builder.info.features
         self._found = {field: found_at(features, field, path) for field, path in mapped.items()}
         self.fields = frozenset(self._found)
+
+        class Encoded(tfds.decode.SkipDecoding):
+            """Leaves images encoded, in sequences too; they are decoded here, when asked for."""
+
+            def decode_batch_example_np(self, images: Any) -> Any:
+                return images
+
         decoders: dict[str, Any] = {}
         for field, found in self._found.items():
-            if field in PICTURE or field.startswith(READY):  # decoded here, when asked for
+            if field in (*PICTURE, *PICTURES) or field.startswith(READY):
                 inner = decoders
                 for part in found.parts[:-1]:
                     inner = inner.setdefault(part, {})
-                inner[found.parts[-1]] = tfds.decode.SkipDecoding()
+                inner[found.parts[-1]] = Encoded()
         held_out = split == "validation" and settings.held_out
         name = settings.held_out if held_out else settings.train
         try:
@@ -150,7 +159,11 @@ class TfdsRecords(Source):
             elif field in PICTURE:
                 stored[field] = stored_image(value, f"{where}: {field}")
             elif field in PICTURES:
-                stored[field] = list(value)
+                stored[field] = StoredImages(
+                    [stored_image(data, f"{where}: {field}[{i}]") for i, data in enumerate(value)]
+                )
+            elif field == "cameras":
+                stored[field] = tuple(map(Camera, value["intrinsics"], value["camera_to_world"]))
             elif field in TEXT and not found.several:
                 stored[field] = text_of(value, found.feature, f"{where}: {field}")
             elif field in (*TEXT, *TEXTS):
@@ -219,6 +232,7 @@ WANTED = {
     "instances": "an Image or Tensor of height x width whole numbers",
     "boxes": "a sequence of BBoxFeature with a format",
     "keypoints": "a sequence of Tensor (17, 3)",
+    "cameras": "a sequence of intrinsics (3, 3) and camera_to_world (4, 4)",
 }
 
 
@@ -235,6 +249,10 @@ def fits(found: Found, field: str) -> bool:
     if field in (*TEXT, *TEXTS):
         fitting = several == (field in TEXTS) or field == "caption"  # of which there may be several
         return fitting and (is_text or isinstance(feature, kinds.ClassLabel))
+    if field == "cameras":
+        shapes = {"intrinsics": (3, 3), "camera_to_world": (4, 4)}
+        known = several and isinstance(feature, kinds.FeaturesDict)
+        return known and all(n in feature and feature[n].shape == s for n, s in shapes.items())
     if field == "boxes":
         return isinstance(feature, kinds.BBoxFeature) and several and bool(feature.bbox_format)
     if not isinstance(feature, (kinds.Tensor, kinds.Image)) or is_text:

@@ -39,6 +39,10 @@ def test_records_are_what_the_data_set_was_made_of(folder):
         np.testing.assert_array_equal(record["instances"], Image.open(made["maps"]["instances"]))
         assert record["keypoints"].shape == (number % 3, 17, 3)
         assert [p[0, 0, 0] for p in record["references"]] == [200, 201]
+        assert [p[0, 0, 0] for p in record["frames"]] == [0, 1, 2]
+        for i, camera in enumerate(record["cameras"]):
+            np.testing.assert_array_equal(camera.intrinsics, i + np.eye(3))
+            np.testing.assert_array_equal(camera.camera_to_world, i + np.eye(4))
 
 
 def test_normalised_boxes_become_pixels_from_the_left_and_the_top(folder):
@@ -87,6 +91,7 @@ def test_a_source_travels_to_workers(folder):
         ({"fields": {"image": "picture", "item": "captions/text"}}, "a sequence of Text; it must"),
         ({"fields": {"image": "kind"}}, "which is ClassLabel; it must be an Image outside of seq"),
         ({"fields": {"image": "others/0"}}, "must be an Image outside of sequences"),
+        ({"fields": FIELDS | {"cameras": "people"}}, "must be a sequence of intrinsics"),
         ({"fields": {"image": "picture", "depth": "kind"}}, "ClassLabel; it must be an Image or T"),
         ({"fields": {"image": "picture", "instances": "maps/depth"}}, "Tensor; .* whole numbers"),
         ({"fields": {"image": "picture", "boxes": "people"}}, "must be a sequence of BBoxFeature"),
