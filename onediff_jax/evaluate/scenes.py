@@ -13,15 +13,17 @@ from onediff_jax.data.conditions import maps
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.example import Record
 from onediff_jax.data.records import Source
-from onediff_jax.data.scenes import basic as scenes
-from onediff_jax.data.scenes.basic_render import FAR
+from onediff_jax.data.scenes.objects import PALETTE
+from onediff_jax.data.scenes.render import FAR
+from onediff_jax.data.scenes.worlds import WORLDS
 from onediff_jax.data.tasks.fitting import fitted
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.evaluate import scores
 from onediff_jax.evaluate.held_out import Completed, complete
 from onediff_jax.sampling.generate import SampleConfig, Trained
 
-CLASSES = ("background", *scenes.SHAPES)
+SHAPES = WORLDS["basic"].shapes
+CLASSES = ("background", *SHAPES)
 TRAINING_SCENES = 2000  # that the trivial answers are made of
 
 
@@ -128,8 +130,8 @@ def map_line(
     """Classes from images: every pixel takes the class whose color is nearest."""
     votes = [np.stack([classes_of(r) == i for r in known]).mean(0) for i in range(len(CLASSES))]
     usual = np.argmax(votes, 0)
-    colors = maps.class_colors(scenes.SHAPES, None)
-    palette = [(0, 0, 0), *(maps.rgb(colors[name]) for name in scenes.SHAPES)]
+    colors = maps.class_colors(SHAPES, None)
+    palette = [(0, 0, 0), *(maps.rgb(colors[name]) for name in SHAPES)]
     made, trivial = 0, 0
     for c, record in zip(completed, true, strict=True):
         predicted, truth = scores.nearest_color(c.made["semantic"], palette), classes_of(record)
@@ -157,7 +159,7 @@ def text_lines(completed: Sequence[Completed], true: Sequence[Record]) -> list[L
 
     The trivial answer is the images of other captions.
     """
-    found = [scores.detected(c.made["image"], scenes.PALETTE) for c in completed]
+    found = [scores.detected(c.made["image"], PALETTE) for c in completed]
     named = [named_in(record) for record in true]
     others = named[1:] + named[:1]
 

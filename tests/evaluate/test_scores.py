@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from onediff_jax.data.conditions.maps import depth_image
-from onediff_jax.data.scenes import basic as scenes
+from onediff_jax.data.scenes.objects import PALETTE
 from onediff_jax.data.scenes.source import SceneRecords
 from onediff_jax.evaluate import scores
-from onediff_jax.evaluate.scenes import classes_of, named_in
+from onediff_jax.evaluate.scenes import CLASSES, classes_of, named_in
 
 RNG = np.random.default_rng(0)
 
@@ -83,14 +83,14 @@ def drawn(tmp_path_factory):
 
 def test_the_detector_finds_what_the_captions_of_true_scenes_name(drawn: SceneRecords):
     records = [drawn[i] for i in range(len(drawn))]
-    found = [scores.detected(record["image"], scenes.PALETTE) for record in records]
+    found = [scores.detected(record["image"], PALETTE) for record in records]
     named = [named_in(record) for record in records]
     assert scores.f1(found, named) > 0.97
     assert scores.f1(found, named[1:] + named[:1]) < 0.3
 
 
 def test_the_detector_finds_nothing_on_plain_ground():
-    assert scores.detected(np.full((32, 32, 3), (150, 160, 140), np.uint8), scenes.PALETTE) == set()
+    assert scores.detected(np.full((32, 32, 3), (150, 160, 140), np.uint8), PALETTE) == set()
 
 
 def test_classes_of_a_scene_are_its_instances_shapes(drawn: SceneRecords):
@@ -99,4 +99,4 @@ def test_classes_of_a_scene_are_its_instances_shapes(drawn: SceneRecords):
     assert (classes[record["instances"] == 0] == 0).all()
     for i, name in enumerate(record["names"], start=1):
         owned = classes[record["instances"] == i]
-        assert (owned == 1 + scenes.SHAPES.index(name)).all() and owned.size
+        assert (owned == CLASSES.index(name)).all() and owned.size

@@ -1,4 +1,4 @@
-"""A contact sheet of the full scenes, as their source gives them.
+"""A contact sheet of the full scenes, as their source gives them and as they are stored.
 
     python tools/docs/scenes_sheet.py --out docs/scenes.png
 
@@ -11,11 +11,14 @@ import pathlib
 import textwrap
 
 import numpy as np
+import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw, ImageFont
 
 from onediff_jax.data.conditions.maps import COLORS, depth_image, rgb
+from onediff_jax.data.scenes.build import build
 from onediff_jax.data.scenes.figure import KEYPOINTS
 from onediff_jax.data.scenes.source import Scenes
+from onediff_jax.data.scenes.worlds import WORLDS
 
 EDGE, GAP, LINE = 150, 6, 15
 BONES = [
@@ -63,10 +66,10 @@ def skeleton(record):
     return image
 
 
-def row_of(record):
+def row_of(record, stored):
     """The images of a scene, each with its heading."""
     frames = [(panel(frame), f"view {i}") for i, frame in enumerate(record["frames"])]
-    normals = np.round(127 * record["normals"] * (1, -1, -1) + 128).astype(np.uint8)
+    normals = np.round((stored["normals"] - 128.0) * (1, -1, -1) + 128).astype(np.uint8)
     return [
         *frames,
         (panel(depth_image(record["depth"])), "depth"),
@@ -87,18 +90,23 @@ def main():
     parser.add_argument("--rows", type=int, default=4, help="of scenes of each kind")
     arguments = parser.parse_args()
     settings = dict(
-        path=arguments.scenes, size=arguments.size, train=arguments.count, validation=8, seed=0,
-        content="full", views=4,
-    )  # fmt: skip
+        size=arguments.size, train=arguments.count, validation=8, seed=0, content="full", views=4
+    )
+    name = build(pathlib.Path(arguments.scenes), **settings)
+    scenes = tfds.builder(name, data_dir=arguments.scenes).as_data_source("train")
+    settings["path"] = arguments.scenes
     font = ImageFont.load_default(11)
     width = 9 * (EDGE + GAP) + GAP
     bands = []
     for kind in ("figures", "objects"):
         source = Scenes(**settings, groups=kind).open("train")
+        numbers = [i for i in range(len(scenes)) if WORLDS["full"].kind(i) == kind]
         for i in range(arguments.rows):
             record = source[5 * i % len(source)]
-            said = (record["caption"], record["long_caption"], f"EDIT: {record['instruction']}")
-            bands.append((row_of(record), textwrap.wrap("  |  ".join(said), 215)))
+            stored = scenes[numbers[5 * i % len(source)]]
+            long = stored["long_caption"].decode()
+            said = (record["caption"], long, f"EDIT: {record['instruction']}")
+            bands.append((row_of(record, stored), textwrap.wrap("  |  ".join(said), 215)))
     for kind, references in (("figures", "references"), ("objects", "item_references")):
         source = Scenes(**settings, groups=kind).open("train")
         for i in range(0, 8 * (arguments.rows // 2), 8):

@@ -1,1 +1,1 @@
-"""scenes."""
+"""One world of procedural scenes: drawn, rendered, told in captions, stored by TFDS."""

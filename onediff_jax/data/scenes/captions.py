@@ -1,4 +1,4 @@
-"""What can be said of a full scene's first image: short and long captions, and an item's name.
+"""What can be said of a scene's first image: short and long captions.
 
 Everything said follows from the scene or from what its first camera sees.
 """
@@ -8,12 +8,22 @@ import math
 
 import numpy as np
 
-from onediff_jax.data.scenes.basic import WORDS, stream
-from onediff_jax.data.scenes.objects import Person, Solid, noun, with_article
-from onediff_jax.data.scenes.placement import PROBE, FullScene, View, view
+from onediff_jax.data.scenes.objects import Person, SceneObject, noun, with_article
+from onediff_jax.data.scenes.placement import PROBE, Scene, Sight, sight
+from onediff_jax.data.scenes.worlds import stream
 
+WORDS: dict[str, tuple[str, str]] = {  # what captions call things, usually and sometimes
+    "sphere": ("sphere", "ball"),
+    "box": ("box", "block"),
+    "left": ("on the left", "on the left side"),
+    "middle": ("in the middle", "in the center"),
+    "right": ("on the right", "on the right side"),
+}
+RARE = 0.25  # how often the second word is said
 NEARER = 0.9  # least difference of two distances from the camera that is spoken of, in world units
-OVERLAP = 0.15  # share of a thing's columns that another covers where one is in front of the other
+OVERLAP = (
+    0.15  # share of an object's columns that another covers where one is in front of the other
+)
 
 
 def _joined(phrases: list[str]) -> str:
@@ -21,16 +31,16 @@ def _joined(phrases: list[str]) -> str:
     return f"{', '.join(some)} and {last}" if some else last
 
 
-def _called(thing: Solid | Person) -> str:
-    """A thing with its size."""
-    return with_article(f"{thing.size} {noun(thing)}".strip())
+def _called(item: SceneObject, shape: str = "") -> str:
+    """An object with its size."""
+    return with_article(f"{item.size} {noun(item, shape)}".strip())
 
 
-def caption(scene: FullScene, seed: int) -> str:
-    """Every thing and its place, from left to right; `seed` picks the words."""
-    rng = stream("full caption", seed)
-    places = {name: WORDS[name][int(rng.random() < 0.25)] for name in ("left", "middle", "right")}
-    return _joined([f"{_called(thing)} {places[thing.place]}" for thing in scene.things])
+def caption(scene: Scene, seed: int) -> str:
+    """Every object and its place, from left to right; `seed` picks the words."""
+    rng = stream(f"{scene.world.name} caption", seed)
+    words = {name: WORDS[name][int(rng.random() < RARE)] for name in scene.world.synonyms}
+    return _joined([f"{_called(o, words.get(o.name, ''))} {words[o.place]}" for o in scene.objects])
 
 
 def clothes(person: Person) -> str:
@@ -43,7 +53,7 @@ def clothes(person: Person) -> str:
     return _joined(worn)
 
 
-def facing(person: Person, scene: FullScene) -> str:
+def facing(person: Person, scene: Scene) -> str:
     """Which side of a figure the first camera sees: front, back, or its left or right side."""
     eye = scene.cameras[0].eye
     toward = math.atan2(eye[1] - person.spot[1], eye[0] - person.spot[0])
@@ -55,25 +65,25 @@ def facing(person: Person, scene: FullScene) -> str:
     return "from its left side" if turn > 0 else "from its right side"
 
 
-def _described(thing: Solid | Person, scene: FullScene) -> str:
-    if isinstance(thing, Person):
-        return f"a person in {clothes(thing)}, {thing.pose.name}, seen {facing(thing, scene)}"
-    words = _called(thing)
-    if thing.second:
-        words += f" with {thing.second} {'stripes' if thing.material == 'striped' else 'checks'}"
+def _described(item: SceneObject, scene: Scene) -> str:
+    if isinstance(item, Person):
+        return f"a person in {clothes(item)}, {item.pose.name}, seen {facing(item, scene)}"
+    words = _called(item)
+    if item.second:
+        words += f" with {item.second} {'stripes' if item.material == 'striped' else 'checks'}"
     return words
 
 
-def _distance(thing: Solid | Person, scene: FullScene) -> float:
+def _distance(item: SceneObject, scene: Scene) -> float:
     camera = scene.cameras[0]
-    return float(np.dot(np.subtract(thing.center, camera.eye), camera.axes()[2]))
+    return float(np.dot(np.subtract(item.center, camera.eye), camera.axes()[2]))
 
 
-def relation(scene: FullScene, seen: View, left: int, right: int) -> str:
-    """How a thing stands to its right neighbour, from the neighbour's point: left, or in front."""
+def relation(scene: Scene, seen: Sight, left: int, right: int) -> str:
+    """How an object stands to its right neighbour, such as "in front of"."""
     columns = [seen.outlines[i].reshape(PROBE, PROBE).any(axis=0) for i in (left, right)]
     both = (columns[0] & columns[1]).sum() / min(c.sum() for c in columns)
-    nearer = _distance(scene.things[right], scene) - _distance(scene.things[left], scene)
+    nearer = _distance(scene.objects[right], scene) - _distance(scene.objects[left], scene)
     if both >= OVERLAP and abs(nearer) > NEARER:
         return "in front of" if nearer > 0 else "behind"
     if abs(nearer) > NEARER:
@@ -81,7 +91,7 @@ def relation(scene: FullScene, seen: View, left: int, right: int) -> str:
     return "to the left of"
 
 
-def sun_side(scene: FullScene) -> str:
+def sun_side(scene: Scene) -> str:
     """Where light comes from: left, right, or behind the camera."""
     right, _, forward = scene.cameras[0].axes()
     sun = scene.light.sun
@@ -91,24 +101,24 @@ def sun_side(scene: FullScene) -> str:
     return "from the left" if across < 0 else "from the right"
 
 
-def long_caption(scene: FullScene, seed: int) -> str:
-    """Things with clothes, poses and materials, how they stand to each other, ground and light."""
+def long_caption(scene: Scene, seed: int) -> str:
+    """Objects with clothes, poses and materials, how they stand to each other, ground and light."""
     rng = stream("long caption", seed)
-    seen = view(scene, scene.cameras[0], PROBE)
+    seen = sight(scene, scene.cameras[0], PROBE)
     text = [
-        f"{_described(thing, scene)}, {WORDS[thing.place][int(rng.random() < 0.25)]}"
-        for thing in scene.things
+        f"{_described(item, scene)}, {WORDS[item.place][int(rng.random() < RARE)]}"
+        for item in scene.objects
     ]
     said = [f"{text[0][0].upper()}{text[0][1:]}."]
     said += [f"There is {each}." for each in text[1:]]
-    for (i, a), (j, b) in itertools.pairwise(enumerate(scene.things)):
+    for (i, a), (j, b) in itertools.pairwise(enumerate(scene.objects)):
         said.append(f"The {noun(a)} is {relation(scene, seen, i, j)} the {noun(b)}.")
-    light, (_, down, forward) = scene.light, scene.cameras[0].axes()
+    _, down, forward = scene.cameras[0].axes()
     # The sky is spoken of where the middle of the image's upper edge is above the horizon.
     sky = (
-        f", under {with_article(light.sky)}"
+        f", under {with_article(scene.sky)}"
         if forward[2] - 0.45 / scene.cameras[0].focal * down[2] > 0
         else ""
     )
-    said.append(f"The ground is {light.ground}{sky}, and the sun shines {sun_side(scene)}.")
+    said.append(f"The ground is {scene.ground}{sky}, and the sun shines {sun_side(scene)}.")
     return " ".join(said)

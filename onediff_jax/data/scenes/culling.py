@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from onediff_jax.data.scenes.basic_render import SUN_RADIUS, CameraArrays
-from onediff_jax.data.scenes.primitives import Vector
+from onediff_jax.data.scenes.geometry import PinholeCamera, Vector
+from onediff_jax.data.scenes.shading import SUN_RADIUS
 from onediff_jax.data.scenes.solids import Solids
 
 MARGIN = np.float32(1e-4)  # for float32
@@ -32,7 +32,7 @@ class Balls(NamedTuple):
     radii: Float[np.ndarray, "s m"]
 
 
-def balls(solids: Solids) -> Balls:
+def bounding_balls(solids: Solids) -> Balls:
     """Those of every solid: at its box's corners, or at its ends."""
     upright = np.concatenate([solids.boxes[:, :7], solids.tapered[:, :7]])
     corners = CORNERS * upright[:, None, 3:6]
@@ -45,7 +45,7 @@ def balls(solids: Solids) -> Balls:
     return Balls(centers, np.repeat(radii[:, None], 8, axis=1))
 
 
-def seen_rays(around: Balls, camera: CameraArrays, slopes: Slopes) -> list[Int[np.ndarray, " _"]]:
+def seen_rays(around: Balls, camera: PinholeCamera, slopes: Slopes) -> list[Int[np.ndarray, " _"]]:
     """For each solid, the numbers of the camera's rays that it may meet."""
     centers, radii = around
     local = (centers - camera.camera_to_world[:3, 3]) @ camera.camera_to_world[:3, :3]

@@ -11,7 +11,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from onediff_jax.data.scenes.parts import Part, capsule, tapered
+from onediff_jax.data.scenes.geometry import Triple
+from onediff_jax.data.scenes.primitives import Primitive, capsule, tapered
 
 KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
@@ -23,8 +24,6 @@ SKINS = ((1.0, 0.82, 0.68), (0.91, 0.69, 0.52), (0.70, 0.47, 0.32), (0.43, 0.27,
 HAIRS = ((0.10, 0.08, 0.07), (0.35, 0.21, 0.10), (0.87, 0.70, 0.33), (0.55, 0.17, 0.08))
 EYES = (0.05, 0.05, 0.08)
 SHIRT_BANDS = 6.0  # of a striped shirt
-
-Triple = tuple[float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +202,7 @@ def reaches(who: Identity) -> Float[np.ndarray, "17"]:
     return np.array([head] * 5 + [1.6 * radius[limb] for limb in limbs])
 
 
-def parts(who: Identity, pose: Pose, colors: dict[str, Triple]) -> list[Part]:
+def primitives(who: Identity, pose: Pose, colors: dict[str, Triple]) -> list[Primitive]:
     """The limbs and clothes in the body frame, feet first; `colors` maps names to sRGB."""
     joints, lift = _body(who, pose)
     at = {name: joint + (0, 0, lift) for name, joint in joints.items()}
@@ -241,16 +240,16 @@ def parts(who: Identity, pose: Pose, colors: dict[str, Triple]) -> list[Part]:
     return found + _hat(who, head, r, colors)
 
 
-def _hat(who: Identity, head: np.ndarray, r: float, colors: dict[str, Triple]) -> list[Part]:
+def _hat(who: Identity, head: np.ndarray, r: float, colors: dict[str, Triple]) -> list[Primitive]:
     if who.hat == "none":
         return []
     color = colors[who.hat_color]
 
-    def ball(x: float, z: float, size: float) -> Part:
+    def ball(x: float, z: float, size: float) -> Primitive:
         middle = head + r * np.array((x, 0, z))
         return capsule(middle, middle, size * r, color)
 
-    def upright(z: float, width: float, tall: float, top: float) -> Part:
+    def upright(z: float, width: float, tall: float, top: float) -> Primitive:
         return tapered(
             head + r * np.array((-0.05, 0, z)), r * np.array((width, width, tall)), top, color
         )

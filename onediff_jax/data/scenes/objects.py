@@ -1,19 +1,38 @@
-"""What stands in full scenes: solids of five shapes and four materials, and posed figures."""
+"""What stands in scenes: solids of five shapes and four materials, and posed figures."""
 
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from onediff_jax.data.scenes import figure, parts
-from onediff_jax.data.scenes.basic import LARGE, PALETTE, SIZES, Triple
-from onediff_jax.data.scenes.parts import Part
+from onediff_jax.data.scenes import figure
+from onediff_jax.data.scenes.geometry import Triple
+from onediff_jax.data.scenes.primitives import Primitive, box, capsule, tapered
 
-SHAPES = ("sphere", "box", "cylinder", "cone", "capsule")
-MATERIALS = {"matte": 0.4, "glossy": 0.2, "striped": 0.2, "checkered": 0.2}  # and their shares
-COLORS: dict[str, Triple] = {
+PALETTE: dict[str, Triple] = {  # sRGB; hues are at least 20 degrees apart
+    "red": (0.88, 0.10, 0.12),
+    "orange": (1.00, 0.50, 0.05),
+    "yellow": (0.98, 0.86, 0.10),
+    "green": (0.16, 0.70, 0.22),
+    "cyan": (0.12, 0.80, 0.84),
+    "blue": (0.12, 0.28, 0.90),
+    "purple": (0.52, 0.18, 0.80),
+    "pink": (0.98, 0.45, 0.74),
+}
+SIZES: dict[str, float] = {"small": 0.58, "large": 1.08}  # a sphere's radius, in world units
+LARGE = 0.65  # share of large objects
+SHAPES = {  # half width and half height of a solid, over its size
+    "sphere": ((1.0, 1.0), (1.0, 1.0)),
+    "box": ((0.65, 0.9), (0.7, 1.1)),  # a cube as wide as a sphere would look larger than it
+    "cylinder": ((0.6, 0.8), (0.7, 1.1)),
+    "cone": ((0.8, 1.0), (0.9, 1.2)),
+    "capsule": ((0.45, 0.6), (0.95, 1.2)),
+}
+ADJECTIVES = {"matte": "", "glossy": "shiny", "striped": "striped", "checkered": "checkered"}
+NAMED_COLORS: dict[str, Triple] = {
     **PALETTE,
     "white": (0.95, 0.95, 0.95),
     "black": (0.06, 0.06, 0.07),
@@ -50,25 +69,25 @@ class Solid:
         """The same at another spot."""
         return dataclasses.replace(self, center=(x, y, self.half[2]))
 
-    def parts(self) -> list[Part]:
+    def primitives(self) -> list[Primitive]:
         """What the ray tracer draws."""
         x, y, z = self.half
         if self.shape in ("sphere", "capsule"):
             along = np.array((0, 0, z - x))
-            part = parts.capsule(-along, along, x, COLORS[self.color])
+            solid = capsule(-along, along, x, NAMED_COLORS[self.color])
         elif self.shape == "box":
-            part = parts.box(np.zeros(3), np.array(self.half), COLORS[self.color])
+            solid = box(np.zeros(3), np.array(self.half), NAMED_COLORS[self.color])
         else:
             top = 1.0 if self.shape == "cylinder" else 0.0
-            part = parts.tapered(np.zeros(3), np.array(self.half), top, COLORS[self.color])
-        part = dataclasses.replace(
-            part,
-            second=COLORS[self.second or self.color],
+            solid = tapered(np.zeros(3), np.array(self.half), top, NAMED_COLORS[self.color])
+        solid = dataclasses.replace(
+            solid,
+            second=NAMED_COLORS[self.second or self.color],
             bands=5.0 if self.material == "striped" else 0.0,
             checks=3.0 if self.material == "checkered" else 0.0,
             gloss=float(self.material == "glossy"),
         )
-        return [part.placed(self.yaw, self.center)]
+        return [solid.at(self.yaw, self.center)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +123,10 @@ class Person:
         """The same at another spot."""
         return dataclasses.replace(self, spot=(x, y))
 
-    def parts(self) -> list[Part]:
+    def primitives(self) -> list[Primitive]:
         """What the ray tracer draws."""
         place = (*self.spot, 0.0)
-        return [part.placed(self.yaw, place) for part in _body(self.who, self.pose)]
+        return [limb.at(self.yaw, place) for limb in _body(self.who, self.pose)]
 
     def keypoints(self) -> Float[np.ndarray, "17 3"]:
         """In the world."""
@@ -117,22 +136,25 @@ class Person:
 
 
 @functools.lru_cache(8)  # it is asked for at every place where a person is tried
-def _body(who: figure.Identity, pose: figure.Pose) -> list[Part]:
-    return figure.parts(who, pose, COLORS)
+def _body(who: figure.Identity, pose: figure.Pose) -> list[Primitive]:
+    return figure.primitives(who, pose, NAMED_COLORS)
 
 
-def draw_solid(rng: np.random.Generator, color: str, others: list[str], material: str) -> Solid:
-    """An object that stands at the origin; a second color is one of `others`."""
-    shape = SHAPES[rng.integers(len(SHAPES))]
+SceneObject = Solid | Person
+
+
+def draw_solid(
+    rng: np.random.Generator,
+    shapes: Sequence[str],
+    color: str,
+    others: Sequence[str],
+    material: str,
+) -> Solid:
+    """A solid that stands at the origin; a second color is one of `others`."""
+    shape = shapes[rng.integers(len(shapes))]
     size = "large" if rng.random() < LARGE else "small"
     radius = SIZES[size] * rng.uniform(0.94, 1.06)
-    wide, tall = {
-        "sphere": ((1.0, 1.0), (1.0, 1.0)),
-        "box": ((0.65, 0.9), (0.7, 1.1)),
-        "cylinder": ((0.6, 0.8), (0.7, 1.1)),
-        "cone": ((0.8, 1.0), (0.9, 1.2)),
-        "capsule": ((0.45, 0.6), (0.95, 1.2)),
-    }[shape]
+    wide, tall = SHAPES[shape]
     x, y, z = (radius * rng.uniform(*range_) for range_ in (wide, wide, tall))
     half = (x, y if shape == "box" else x, z)
     second = others[rng.integers(len(others))] if material in ("striped", "checkered") else ""
@@ -140,14 +162,14 @@ def draw_solid(rng: np.random.Generator, color: str, others: list[str], material
     return Solid(shape, color, second, material, size, "", (0.0, 0.0, half[2]), half, yaw)
 
 
-ADJECTIVES = {"matte": "", "glossy": "shiny", "striped": "striped", "checkered": "checkered"}
+def noun(item: SceneObject, shape: str = "") -> str:
+    """What an object is called, such as "striped red cone": it names it within a scene.
 
-
-def noun(thing: Solid | Person) -> str:
-    """What a thing is called, such as "striped red cone": it names it within a scene."""
-    if isinstance(thing, Person):
+    `shape` is another word for the shape of a solid.
+    """
+    if isinstance(item, Person):
         return "person"
-    words = (ADJECTIVES[thing.material], thing.color, thing.shape)
+    words = (ADJECTIVES[item.material], item.color, shape or item.shape)
     return " ".join(word for word in words if word)
 
 

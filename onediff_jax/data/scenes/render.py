@@ -1,7 +1,7 @@
-"""Images of the full scenes: boxes, cylinders, cones, balls, capsules, and what they are made of.
+"""Images of scenes: boxes, cylinders, cones, balls, capsules, and what they are made of.
 
-World, camera and light are those of `render`.  A pixel's ray through its centre decides depth,
-normal and instance; where the image changes, four more rays share in its color.
+A pixel's ray through its centre decides depth, normal and instance; where the image changes, four
+more rays share in its color.
 
 n rays, of all shots one after the other   h w image
 """
@@ -13,27 +13,34 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from onediff_jax.data.scenes.basic_render import (
-    FAR,
-    SKY_HEIGHT,
-    CameraArrays,
+from onediff_jax.data.scenes.culling import (
+    Balls,
+    Slopes,
+    bounding_balls,
+    seen_rays,
+    sunward_rays,
+)
+from onediff_jax.data.scenes.geometry import PinholeCamera, Triple, Vector
+from onediff_jax.data.scenes.shading import (
+    ambient_light,
+    attributes,
     linear_to_srgb,
     srgb_to_linear,
     sun_directions,
+    surface_of,
 )
-from onediff_jax.data.scenes.culling import Balls, Slopes, balls, seen_rays, sunward_rays
-from onediff_jax.data.scenes.primitives import Vector
-from onediff_jax.data.scenes.shading import ambient_light, attributes, surface_of
 from onediff_jax.data.scenes.solids import (
     Pairs,
     Solids,
     entries,
-    joined,
-    nearest,
+    first_entries,
+    join_solids,
     pairs_of,
-    shadowed,
+    shadowed_rays,
 )
 
+FAR = 20.0  # depth of the sky, and of ground that lies further
+SKY_HEIGHT = 0.3  # sine of the elevation at which the sky has reached its zenith's color
 # Of a pixel's five rays, in pixels from its centre: a square turned so that no two share a row or
 # column, which resolves edges along the image's sides as well as a grid of twenty-five.
 OFFSETS = np.array([(0, 0), (-0.2, -0.4), (0.4, -0.2), (0.2, 0.4), (-0.4, 0.2)], np.float32)
@@ -43,14 +50,14 @@ CONTRAST = 0.08  # difference of neighbours from which a pixel gets all its rays
 SOFTNESS = 32  # the edge of a shadow is at most this part of the image on either side
 
 
-class Surroundings(NamedTuple):
-    """Ground, sky and light; colors sRGB in [0, 1]."""
+class Light(NamedTuple):
+    """Ground, sky and sun; colors sRGB in [0, 1]."""
 
-    ground: Float[np.ndarray, "3"]
-    horizon: Float[np.ndarray, "3"]
-    zenith: Float[np.ndarray, "3"]
-    sun: Float[np.ndarray, "3"]  # unit vector towards the sun
-    ambient: Float[np.ndarray, ""]  # share of ambient light
+    ground: Triple
+    horizon: Triple
+    zenith: Triple
+    sun: Triple  # unit vector towards it
+    ambient: float  # share of ambient light; the sun gives the rest
 
 
 class Seen(NamedTuple):
@@ -66,17 +73,19 @@ class Shot(NamedTuple):
     """Solids in their light, and the camera that looks at them."""
 
     solids: Solids
-    surroundings: Surroundings
-    camera: CameraArrays
+    light: Light
+    camera: PinholeCamera
 
 
-def central_slopes(camera: CameraArrays, size: int) -> Slopes:
+def central_slopes(camera: PinholeCamera, size: int) -> Slopes:
     """Of the rays through the centres of all pixels, row by row."""
     ticks = np.arange(size, dtype=np.float32) + np.float32(0.5 - size / 2)
-    return Slopes(*(grid.ravel() / (camera.focal * size) for grid in np.meshgrid(ticks, ticks)))
+    return Slopes(
+        *(grid.ravel() / camera.focal_in_pixels(size) for grid in np.meshgrid(ticks, ticks))
+    )
 
 
-def rays(cameras: Sequence[CameraArrays], slopes: Sequence[Slopes]) -> tuple[Vector, Vector]:
+def rays(cameras: Sequence[PinholeCamera], slopes: Sequence[Slopes]) -> tuple[Vector, Vector]:
     """Origins and directions of cameras' rays, one camera's after the other's.
 
     A length along a direction is a depth.
@@ -111,7 +120,7 @@ def _shaded(
 
     All shots at once: of one alone, NumPy's calls would cost more than its arithmetic.
     """
-    solids, numbers = joined([shot.solids for shot in shots])
+    solids, numbers = join_solids([shot.solids for shot in shots])
     counts = [len(each.x) for each in slopes]
     spans = [slice(stop - n, stop) for n, stop in zip(counts, np.cumsum(counts), strict=True)]
 
@@ -129,7 +138,7 @@ def _shaded(
     origin, direction = rays([shot.camera for shot in shots], slopes)
     seen = [seen_rays(b, s.camera, each) for s, b, each in zip(shots, around, slopes, strict=True)]
     tried = pairs(seen)
-    length, owner = nearest(tried, entries(solids, tried, origin, direction), sum(counts))
+    length, owner = first_entries(tried, entries(solids, tried, origin, direction), sum(counts))
     falls = direction.z < -1e-6
     ground = np.where(falls, -origin.z / np.where(falls, direction.z, -1), np.inf)
     owner = np.where(length < ground, owner, -1)
@@ -138,7 +147,9 @@ def _shaded(
     point = origin + direction * depth
 
     surface = surface_of(attributes(solids)[owner[solid]].T, point.map(lambda c: c[solid]))
-    color, horizon, zenith = (spread([shot.surroundings[i] for shot in shots]) for i in range(3))
+    color, horizon, zenith = (
+        spread([np.float32(shot.light[i]) for shot in shots]) for i in range(3)
+    )
     normal = Vector(*np.zeros((2, len(lit)), np.float32), lit.astype(np.float32))
     for whole, part in zip((*normal, *color), (*surface.normal, *surface.color), strict=True):
         whole[solid] = part
@@ -147,11 +158,11 @@ def _shaded(
     light, sunward = np.empty_like(facing), []
     for shot, hulls, mine, span in zip(shots, around, numbers, spans, strict=True):
         at, outer = (vector.map(lambda c, span=span: c[span]) for vector in (point, normal))
-        sunward.append(sunward_rays(hulls, at, shot.surroundings.sun, facing[span] > 0))
+        sunward.append(sunward_rays(hulls, at, np.float32(shot.light.sun), facing[span] > 0))
         around = ambient_light(shot.solids, at, outer, owner[span], mine)
-        light[span] = shot.surroundings.ambient * around
-    dark = (facing <= 0) | shadowed(solids, pairs(sunward), point, sun, owner)
-    sunlight = np.repeat([1 - shot.surroundings.ambient for shot in shots], counts)
+        light[span] = np.float32(shot.light.ambient) * around
+    dark = (facing <= 0) | shadowed_rays(solids, pairs(sunward), point, sun, owner)
+    sunlight = np.repeat([1 - np.float32(shot.light.ambient) for shot in shots], counts)
     direct = sunlight * np.where(dark, 0, facing)
     light += direct
 
@@ -185,14 +196,16 @@ def _uneven(shaded: _Shaded, size: int) -> Bool[np.ndarray, "v n"]:
 def render(shots: Sequence[Shot], size: int) -> list[Seen]:
     """The images (size x size) of shots, with what they show."""
     slopes = [central_slopes(shot.camera, size) for shot in shots]
-    balls_of = {id(shot.solids): balls(shot.solids) for shot in shots}  # shots may share solids
+    balls_of = {
+        id(shot.solids): bounding_balls(shot.solids) for shot in shots
+    }  # shots may share solids
     around = [balls_of[id(shot.solids)] for shot in shots]
-    suns = [sun_directions(shot.surroundings.sun, len(OFFSETS), np) for shot in shots]
+    suns = [sun_directions(np.float32(shot.light.sun), len(OFFSETS)) for shot in shots]
 
     def spread(counts: Sequence[int], samples: slice) -> Vector:
         """Each ray of a pixel sees the sun from another point of its disc."""
         pixels = zip(suns, counts, strict=True)
-        spreads = [sun.map(lambda c, n=n: np.repeat(c[samples, 0], n)) for sun, n in pixels]
+        spreads = [sun.map(lambda c, n=n: np.repeat(c[samples], n)) for sun, n in pixels]
         return _joined(spreads)
 
     with np.errstate(all="ignore"):  # misses divide by zero and are left out afterwards
@@ -200,7 +213,7 @@ def render(shots: Sequence[Shot], size: int) -> list[Seen]:
         again = list(map(np.flatnonzero, _uneven(first, size)))
         near = []
         for shot, (x, y), pixels in zip(shots, slopes, again, strict=True):
-            across, down = (OFFSETS[1:, :, None] / (shot.camera.focal * size)).swapaxes(0, 1)
+            across, down = (OFFSETS[1:, :, None] / shot.camera.focal_in_pixels(size)).swapaxes(0, 1)
             near.append(Slopes((x[pixels] + across).ravel(), (y[pixels] + down).ravel()))
         others = _shaded(shots, around, near, spread(list(map(len, again)), slice(1, None)))
 

@@ -1,4 +1,4 @@
-"""What solids are made of, and the ambient light around them.
+"""What solids are made of, the light around them, and its colors.
 
 s solids   k points   o solids that hide the sky
 """
@@ -8,9 +8,37 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from onediff_jax.data.scenes.basic_render import OCCLUSION, srgb_to_linear
-from onediff_jax.data.scenes.primitives import Vector, box_normal, capsule_normal, tapered_normal
+from onediff_jax.data.scenes.geometry import Vector
+from onediff_jax.data.scenes.intersections import box_normal, capsule_normal, tapered_normal
 from onediff_jax.data.scenes.solids import Solids
+
+SUN_RADIUS = 0.09  # of the sun's disc, in radians; twenty times the real one, for soft shadows
+OCCLUSION = 0.75  # share of the ambient light that an object takes from a point it touches
+
+
+def srgb_to_linear(color: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Light in [0, 1] of sRGB values in [0, 1]."""
+    curve = ((color + 0.055) / 1.055) ** 2.4
+    return np.where(color <= 0.04045, color / 12.92, curve)
+
+
+def linear_to_srgb(light: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """The sRGB values in [0, 1] of light; light outside [0, 1] is clipped."""
+    light = np.clip(light, 0, 1)
+    curve = 1.055 * np.maximum(light, 0.0031308) ** (1 / 2.4) - 0.055
+    return np.where(light <= 0.0031308, 12.92 * light, curve)
+
+
+def sun_directions(sun: Float[np.ndarray, "3"], samples: int) -> Vector:
+    """Directions (samples) to points spread evenly over the sun's disc."""
+    turn = np.arange(samples) * np.pi * (3 - np.sqrt(5))  # the golden angle
+    radius = SUN_RADIUS * np.sqrt((np.arange(samples) + 0.5) / samples)
+    across, up = (np.asarray(radius * f(turn), np.float32) for f in (np.cos, np.sin))
+    sun = Vector(*sun)
+    level = np.sqrt(np.maximum(sun.x**2 + sun.y**2, 1e-12))
+    first = Vector(-sun.y / level, sun.x / level, 0 * level)
+    second = Vector(-sun.z * first.y, sun.z * first.x, level)
+    return sun + first * across + second * up
 
 
 def attributes(solids: Solids) -> Float[np.ndarray, "s a"]:
@@ -42,10 +70,10 @@ def surface_of(rows: Float[np.ndarray, "a k"], point: Vector) -> Surface:
     shape, bands, checks, gloss = rows[17:]
     inverse = last.map(lambda c: 1 / np.where(capsule, 1, c))
     local = (point - first).turn(cosine, -sine) * inverse
-    boxed, rounded = box_normal(local, np), tapered_normal(local, np, shape)
+    boxed, rounded = box_normal(local), tapered_normal(local, shape)
     normal = boxed.map(lambda p, q: np.where(box, p, q), rounded)
     normal = (normal * inverse).turn(cosine, sine)
-    bent = capsule_normal(first, last, point, np)
+    bent = capsule_normal(first, last, point)
     normal = normal.map(lambda p, q: np.where(capsule, q, p), bent)
     normal = normal * (1 / np.sqrt(np.maximum(normal.dot(normal), 1e-12)))
 

@@ -1,7 +1,7 @@
 """Solids of three families, the rays that may meet them, and where they do.
 
 Each family has rows of its own, so that a ray is tried on a solid by one formula only, and a ray is
-tried on few: pairs of a solid and a ray are listed first (`windows` knows which can meet).
+tried on few: pairs of a solid and a ray are listed first (`culling` knows which can meet).
 
 b boxes   t tapered solids   c capsules   s = b + t + c solids   n rays   p pairs
 """
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from onediff_jax.data.scenes.primitives import (
-    Vector,
+from onediff_jax.data.scenes.geometry import Vector
+from onediff_jax.data.scenes.intersections import (
     box_distance,
     capsule_blocks,
     capsule_distance,
@@ -24,14 +24,14 @@ from onediff_jax.data.scenes.primitives import (
 class Solids(NamedTuple):
     """What stands in a scene: first boxes, then tapered solids, then capsules.
 
-    A box or tapered solid is its unit primitive scaled by `half`, turned by `yaw` about z and moved
+    A box or tapered solid is its unit solid scaled by `half`, turned by `yaw` about z and moved
     to `center`.  Colors are sRGB in [0, 1].
     """
 
     boxes: Float[np.ndarray, "b 7"]  # center, half, yaw
     tapered: Float[np.ndarray, "t 8"]  # center, half, yaw, radius at the top over that at the foot
     capsules: Float[np.ndarray, "c 7"]  # start, end, radius
-    instance: Int[np.ndarray, " s"]  # of the thing that it is a part of, counted from 1
+    instance: Int[np.ndarray, " s"]  # of the object that it is a part of, counted from 1
     color: Float[np.ndarray, "s 3"]
     second: Float[np.ndarray, "s 3"]  # of every other band or check
     bands: Float[np.ndarray, " s"]  # across the height; 0: plain
@@ -52,7 +52,7 @@ def pairs_of(rays: Sequence[Int[np.ndarray, " _"]]) -> Pairs:
     return Pairs(solids, np.concatenate(rays) if rays else solids)
 
 
-def joined(several: Sequence[Solids]) -> tuple[Solids, list[Int[np.ndarray, " _"]]]:
+def join_solids(several: Sequence[Solids]) -> tuple[Solids, list[Int[np.ndarray, " _"]]]:
     """The solids of several scenes in one, and for each scene its solids' numbers in that."""
     family = [np.repeat(range(3), list(map(len, solids[:3]))) for solids in several]
     order = np.argsort(np.concatenate(family), kind="stable")
@@ -73,21 +73,21 @@ def _upright(
 
 
 def _box(columns: Any, origin: Vector, direction: Vector) -> Float[np.ndarray, " p"]:
-    return box_distance(*_upright(columns, origin, direction), np)
+    return box_distance(*_upright(columns, origin, direction))
 
 
 def _taper(columns: Any, origin: Vector, direction: Vector) -> Float[np.ndarray, " p"]:
-    return tapered_distance(*_upright(columns, origin, direction), np, columns[7])
+    return tapered_distance(*_upright(columns, origin, direction), columns[7])
 
 
 def _capsule(columns: Any, origin: Vector, direction: Vector) -> Float[np.ndarray, " p"]:
     ends = Vector(*columns[:3]), Vector(*columns[3:6])
-    return capsule_distance(*ends, columns[6], origin, direction, np)
+    return capsule_distance(*ends, columns[6], origin, direction)
 
 
 def _capsule_shadow(columns: Any, origin: Vector, direction: Vector) -> Bool[np.ndarray, " p"]:
     ends = Vector(*columns[:3]), Vector(*columns[3:6])
-    return capsule_blocks(*ends, columns[6], origin, direction, np)
+    return capsule_blocks(*ends, columns[6], origin, direction)
 
 
 def _by_family(
@@ -123,7 +123,7 @@ def entries(
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 
-def nearest(
+def first_entries(
     pairs: Pairs, entry: Float[np.ndarray, " p"], rays: int
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Length along rays to the first solid that they enter, and which; infinite and -1 if none."""
@@ -134,7 +134,7 @@ def nearest(
     return length, solid
 
 
-def shadowed(
+def shadowed_rays(
     solids: Solids, pairs: Pairs, point: Vector, sun: Vector, owner: Int[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
     """Whether a solid other than a point's own (`owner`, -1: none) stands before the sun."""

@@ -1,21 +1,38 @@
-"""The built-in scenes as a source: records whose fields are decoded when they are asked for."""
+"""The built-in scenes as a source: a TFDS data set, built on first use."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from onediff_jax.data.example import Record
-from onediff_jax.data.records import Source, SourceSettings, StoredRecord, refuse_remote
+from onediff_jax.data.records import (
+    Source,
+    SourceSettings,
+    StoredImages,
+    StoredRecord,
+    refuse_remote,
+)
+from onediff_jax.data.scenes.worlds import WORLDS
+from onediff_jax.data.sources.tfds import Tfds, TfdsRecords
 from onediff_jax.errors import InputError
-from onediff_jax.ops.cameras import Camera
 from onediff_jax.paths import Location
 
-CONTENTS = ("basic", "full")
-GROUPS = ("all", "figures", "objects")
-CAPTIONS = {"short": "caption", "long": "long_caption"}  # fields of the stored scenes
+GROUPS = {  # what `groups` chooses -> fields of the other scenes of a scene's group
+    "all": (),
+    "figures": ("references", "reference_captions"),
+    "objects": ("item_references", "item_captions"),
+}
+CAPTIONS = {"short": "caption", "long": "long_caption"}  # features of the stored scenes
+STORED = {  # fields of a record -> features that every world has
+    "image": "image",
+    "depth": "depth",
+    "instances": "instances",
+    "names": "objects/name",
+    "colors": "objects/color",
+    "places": "objects/place",
+    "boxes": "objects/box",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,188 +56,84 @@ class Scenes(SourceSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        kinds = (("content", CONTENTS), ("groups", GROUPS), ("captions", CAPTIONS))
+        kinds = (("content", WORLDS), ("groups", GROUPS), ("captions", CAPTIONS))
         for name, known in kinds:
             if getattr(self, name) not in known:
                 raise InputError(
                     f"data.sources' {name} is {getattr(self, name)!r}; it can be "
                     f"{', '.join(known)}."
                 )
-        if self.content == "basic" and (self.views, self.groups) != (1, "all"):
+        asked = (self.views, self.groups, self.captions)
+        if self.content == "basic" and asked != (1, "all", "short"):
             raise InputError(
-                f"Basic scenes have one view and no groups, not views={self.views} and "
-                f'groups={self.groups!r}; set data.sources\' content to "full".'
+                f"Basic scenes have one view, no groups and short captions, not views={self.views} "
+                f"and groups={self.groups!r} with captions={self.captions!r}; set data.sources' "
+                'content to "full".'
             )
 
     def records(self, split: str) -> Source:
         """The scenes of a split; raises InputError where they would be built in object storage."""
         refuse_remote(self.path, "scenes")
-        return (FullRecords if self.content == "full" else SceneRecords)(self, split)
+        return SceneRecords(self, split)
 
 
-class SceneRecords(Source):
-    """Basic scenes read by TFDS at random access, without TensorFlow."""
+def stored_fields(scenes: Scenes) -> dict[str, str]:
+    """The fields of a record, and the features of the stored scenes that they are read from."""
+    fields = STORED | {"caption": CAPTIONS[scenes.captions]}
+    if WORLDS[scenes.content].edits:
+        fields |= {"edited": "edited", "instruction": "instruction"}
+    if scenes.views > 1:
+        fields |= {"frames": "frames", "cameras": "cameras"}
+    if scenes.groups != "all":
+        name = {"figures": "keypoints", "objects": "item"}[scenes.groups]
+        fields[name] = name
+    return fields
 
-    # The stored feature that a field is made of, and how.
-    stored: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-        "image": ("image", lambda scene: scene["image"]),
-        "depth": ("depth", lambda scene: scene["depth"]),
-        "instances": ("instances", lambda scene: scene["instances"][..., 0]),
-        "names": ("objects", lambda scene: words(scene["objects"]["shape"])),
-        "colors": ("objects", lambda scene: words(scene["objects"]["color"])),
-        "places": ("objects", lambda scene: words(scene["objects"]["place"])),
-        "caption": ("caption", lambda scene: scene["caption"].decode()),
-    }
-    fields = frozenset(stored)
 
-    def __init__(self, settings: Scenes, split: str):
-        from onediff_jax.data.scenes import basic_builder as scenes_builder
+class SceneRecords(TfdsRecords):
+    """Scenes read by TFDS; where a group is chosen, with the other scenes of each one's group."""
 
-        builder = scenes_builder.build(
-            pathlib.Path(settings.path),
-            size=settings.size,
-            train=settings.train,
-            validation=settings.validation,
-            seed=settings.seed,
+    def __init__(self, scenes: Scenes, split: str):
+        from onediff_jax.data.scenes.build import build
+
+        name = build(
+            pathlib.Path(scenes.path),
+            content=scenes.content,
+            size=scenes.size,
+            train=scenes.train,
+            validation=scenes.validation,
+            seed=scenes.seed,
+            views=scenes.views,
         )
-        import tensorflow_datasets as tfds
+        fields = stored_fields(scenes)
+        super().__init__(Tfds(scenes.path, name, fields, held_out="validation"), split)
+        self._scenes, self._split = scenes, split
+        world, self._mates = WORLDS[scenes.content], GROUPS[scenes.groups]
+        self._group = world.group
+        self.least = {"frames": scenes.views}
+        if self._mates:
+            chosen = [world.kind(i) == scenes.groups for i in self._numbers.tolist()]
+            self._numbers = self._numbers[chosen]
+            self.fields |= {*self._mates}
+            self.least[self._mates[0]] = self._group - 1
 
-        raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        self._scenes = builder.as_data_source(split=split, deserialize_method=raw)
-        self._stored = builder.info.features
-        self._parts: dict[frozenset[str], Any] = {}
-
-    def __len__(self) -> int:
-        return len(self._scenes)
+    def __reduce__(self) -> tuple[Any, tuple[Scenes, str]]:
+        return Scenes.open, (self._scenes, self._split)
 
     def __getitem__(self, index: int) -> Record:
-        return self.taken(index, self.fields)
+        record = super().__getitem__(index)
+        if not self._mates:
+            return record
 
-    def taken(self, index: int, fields: Iterable[str]) -> Record:
-        """Some fields of a scene; nothing else is decoded, which halves the time."""
-        part = self._part(frozenset(fields))
-        scene = part.deserialize_example_np(self._scenes[index])
-        return Record(**{name: self.stored[name][1](scene) for name in fields})
+        @functools.cache
+        def mates() -> list[StoredRecord]:
+            first = index - index % self._group
+            group = range(first, first + self._group)
+            return [super(SceneRecords, self).__getitem__(i) for i in group if i != index]
 
-    def caption(self, index: int) -> str:
-        """The caption of a scene, no image of which is decoded."""
-        return self.taken(index, ("caption",))["caption"]
-
-    def _part(self, fields: frozenset[str]) -> Any:
-        """The stored features that these fields are made of."""
-        if fields not in self._parts:
-            import tensorflow_datasets as tfds
-
-            names = {self.stored[name][0] for name in fields}
-            part = {name: self._stored[name] for name in self._stored if name in names}
-            self._parts[fields] = tfds.features.FeaturesDict(part)
-        return self._parts[fields]
-
-
-class FullRecords(Source):
-    """Full scenes read by TFDS at random access; images are decoded when asked for."""
-
-    fields = frozenset(
-        {"image", "caption", "long_caption", "depth", "normals", "instances", "names", "colors"}
-        | {"places", "boxes", "edited", "instruction", "frames", "cameras"}
-    )
-    grouped = {
-        "all": frozenset(),
-        "figures": frozenset({"keypoints", "references", "reference_captions"}),
-        "objects": frozenset({"item", "item_references", "item_captions"}),
-    }
-
-    def __init__(self, settings: Scenes, split: str):
-        import tensorflow_datasets as tfds
-
-        from onediff_jax.data.scenes import build as full_builder
-        from onediff_jax.data.scenes import placement as full_scenes
-
-        builder = full_builder.build(
-            pathlib.Path(settings.path),
-            size=settings.size,
-            train=settings.train,
-            validation=settings.validation,
-            seed=settings.seed,
-            views=settings.views,
-        )
-        self.fields = FullRecords.fields | self.grouped[settings.groups]
-        self._caption = CAPTIONS[settings.captions]
-        self._features = builder.info.features
-        images = ("image", "more_views", "normals", "instances", "edited")
-        self._scenes = builder.as_data_source(
-            split=split, decoders={name: tfds.decode.SkipDecoding() for name in images}
-        )
-        self._views, self._group = settings.views, full_scenes.GROUP
-        mates = self._group - 1
-        self.least = {"frames": self._views, "references": mates, "item_references": mates}
-        self._numbers = [
-            i
-            for i in range(len(self._scenes))
-            if settings.groups in ("all", full_scenes.kind_of(i))
-        ]
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> Record:
-        scene, number = self._scenes[self._numbers[index]], self._numbers[index]
-
-        def frames() -> tuple[np.ndarray, ...]:
-            more = self._image(scene, "more_views") if self._views > 1 else ()
-            size = len(record["image"])
-            return (record["image"], *(more[i : i + size] for i in range(0, len(more), size)))
-
-        def cameras() -> tuple[Camera, ...]:
-            pairs = zip(scene["intrinsics"], scene["camera_to_world"], strict=True)
-            return tuple(Camera(*pair) for pair in pairs)
-
-        makers = {
-            "image": lambda: self._image(scene, "image"),
-            "caption": lambda: scene[self._caption].decode(),
-            "long_caption": lambda: scene["long_caption"].decode(),
-            "depth": lambda: scene["depth"],
-            "normals": lambda: (self._image(scene, "normals").astype(np.float32) - 128) / 127,
-            "instances": lambda: self._image(scene, "instances")[..., 0],
-            "names": lambda: words(scene["things"]["name"]),
-            "colors": lambda: words(scene["things"]["color"]),
-            "places": lambda: words(scene["things"]["place"]),
-            "boxes": lambda: np.asarray(scene["things"]["box"], np.float32).reshape(-1, 4),
-            "keypoints": lambda: scene["keypoints"],
-            "edited": lambda: self._image(scene, "edited"),
-            "instruction": lambda: scene["instruction"].decode(),
-            "frames": frames,
-            "cameras": cameras,
-            "item": lambda: scene["item"].decode(),
-            "references": lambda: self._of_mates(number, self._image_of),
-            "reference_captions": lambda: self._of_mates(number, self._caption_of),
+        images, captions = self._mates
+        more = {
+            images: lambda: StoredImages([mate.stored["image"] for mate in mates()]),
+            captions: lambda: tuple(mate["caption"] for mate in mates()),
         }
-        makers["item_references"], makers["item_captions"] = (
-            makers[name] for name in ("references", "reference_captions")
-        )
-        record = StoredRecord({name: makers[name] for name in sorted(self.fields)})
-        return record
-
-    def caption(self, index: int) -> str:
-        """The caption of a scene, no image of which is decoded."""
-        return self[index]["caption"]
-
-    def _image(self, scene: Mapping[str, Any], name: str) -> np.ndarray:
-        return self._features[name].decode_example_np(scene[name])
-
-    def _image_of(self, scene: Mapping[str, Any]) -> np.ndarray:
-        return self._image(scene, "image")
-
-    def _caption_of(self, scene: Mapping[str, Any]) -> str:
-        return scene[self._caption].decode()
-
-    def _of_mates(self, number: int, make: Callable[[Any], Any]) -> tuple[Any, ...]:
-        """Something of every other scene of a scene's group."""
-        first = number - number % self._group
-        mates = range(first, first + self._group)
-        return tuple(make(self._scenes[mate]) for mate in mates if mate != number)
-
-
-def words(encoded: Sequence[bytes]) -> tuple[str, ...]:
-    """Strings as TFDS stores them, decoded."""
-    return tuple(word.decode() for word in encoded)
+        return StoredRecord(record.stored | more)

@@ -6,6 +6,7 @@ from a sequence, as in "captions/text/0".
 """
 
 import dataclasses
+import functools
 import io
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -113,13 +114,18 @@ class TfdsRecords(Source):
         held_out = split == "validation" and settings.held_out
         name = settings.held_out if held_out else settings.train
         try:
-            self._records = builder.as_data_source(name, decoders=decoders)
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            self._records = builder.as_data_source(name, deserialize_method=raw)
             files = builder.info.splits[name].file_instructions
         except Exception as error:  # of an unknown split, another format, or nothing prepared
             raise InputError(
                 f"{settings.name!r} in {folder} has no split {name!r} that can be read: "
                 f"{one_line(error)}; prepare it with file_format='array_record'."
             ) from None
+        # Features that no field is made of are not decoded.
+        mapped_features = {found.parts[0] for found in self._found.values()}
+        self._stored = tfds.features.FeaturesDict({n: features[n] for n in mapped_features})
+        self._decoders = decoders
         # TFDS's own reader of files keeps all of them open.
         self._records.data_source = RecordFiles(
             [str(file.filename) for file in files],
@@ -143,7 +149,9 @@ class TfdsRecords(Source):
     def __getitem__(self, index: int) -> Record:
         where = self.where(index)
         try:
-            example = self._records[self._numbers.item(index)]
+            example = self._stored.deserialize_example_np(
+                self._records[self._numbers.item(index)], decoders=self._decoders
+            )
         except (AttributeError, ValueError) as error:  # an image that OpenCV cannot decode
             raise BadRecord(f"{where} cannot be decoded: {one_line(error)}") from None
         except RuntimeError as error:
@@ -172,7 +180,9 @@ class TfdsRecords(Source):
                 )
             elif field == "boxes":
                 image = self._found["image"].of(example)
-                stored[field] = boxes_of(value, found.feature, image, f"{where}: image")
+                stored[field] = functools.partial(
+                    boxes_of, value, found.feature, image, f"{where}: image"
+                )
             else:
                 stored[field] = measured(value, field)
         return StoredRecord(stored | ({"pictures": NamedImages(views)} if views else {}))

@@ -7,13 +7,14 @@ import re
 import numpy as np
 import pytest
 
-from onediff_jax.data.scenes import edits, figure
-from onediff_jax.data.scenes import placement as full_scenes
-from onediff_jax.data.scenes import render as full_render
-from onediff_jax.data.scenes.basic import PLACES, WORDS
-from onediff_jax.data.scenes.objects import COLORS, Person, noun
+from onediff_jax.data.scenes import edits, figure, placement, render
+from onediff_jax.data.scenes.captions import WORDS
+from onediff_jax.data.scenes.objects import NAMED_COLORS, Person, noun
+from onediff_jax.data.scenes.placement import PLACES
+from onediff_jax.data.scenes.worlds import WORLDS
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+FULL = WORLDS["full"]
 NUMBER, SIZE = 48, 48
 
 
@@ -21,7 +22,7 @@ NUMBER, SIZE = 48, 48
 def edited():
     found = []
     for i in range(NUMBER):
-        scene = full_scenes.draw_full_scene(7, "train", i, 1)
+        scene = placement.draw_scene(FULL, 7, "train", i, 1)
         found.append((scene, edits.draw_edit(7, "train", i, scene)))
     return found
 
@@ -32,16 +33,15 @@ def of_kind(kind):
     return found
 
 
+@functools.cache
 def rendered(scene):
-    camera = scene.cameras[0].arrays()
-    return full_render.render(
-        [full_render.Shot(scene.solids(), scene.light.arrays(), camera)], SIZE
-    )[0]
+    camera = scene.cameras[0]
+    return render.render([render.Shot(scene.solids(), scene.light, camera)], SIZE)[0]
 
 
-def changed_things(before, edit):
+def changed_objects(before, edit):
     """Pairs that differ; the places' names are left out."""
-    pairs = zip(before.things, edit.scene.things, strict=True)
+    pairs = zip(before.objects, edit.scene.objects, strict=True)
     return [(a, b) for a, b in pairs if dataclasses.replace(b, place=a.place) != a]
 
 
@@ -52,20 +52,20 @@ def test_an_edit_is_a_function_of_seed_split_and_index():
 
 
 def tried(kind, number=6):
-    """What an edit of a kind does to every thing of every scene, whether it can be seen or not."""
+    """What an edit of a kind does to every item of every scene, whether it can be seen or not."""
     rng = np.random.default_rng(0)
     for scene, _ in edited():
-        for place, thing in enumerate(scene.things):
+        for place, item in enumerate(scene.objects):
             for _ in range(number):
                 found = edits.EDITS[kind](scene, place, rng)
                 if found is not None:
-                    yield scene, thing, *found, place
+                    yield scene, item, *found, place
 
 
 def test_new_colors_are_unlike_the_old_one_and_clothes_are_called_what_they_are():
     said = set()
     for scene, old, after, instruction, place in tried("recolor"):
-        new, color = after.things[place], instruction.split()[-1]
+        new, color = after.objects[place], instruction.split()[-1]
         if isinstance(old, Person):
             *_, what, _ = re.split("person's | (?=[a-z]+$)", instruction)
             field = {"shirt": "shirt", "trousers": "trousers", "shorts": "trousers"}
@@ -76,15 +76,15 @@ def test_new_colors_are_unlike_the_old_one_and_clothes_are_called_what_they_are(
             said.add(field)
         else:
             was = old.color
-        assert np.linalg.norm(np.subtract(COLORS[color], COLORS[was])) > 0.4
+        assert np.linalg.norm(np.subtract(NAMED_COLORS[color], NAMED_COLORS[was])) > 0.4
         assert f" {color} " not in f" {' '.join(map(str, looks(scene)))} "
     assert said == {"shirt", "trousers", "hat_color"}
 
 
 def looks(scene):
     """The colors of all things and clothes."""
-    for thing in scene.things:
-        who = thing.who if isinstance(thing, Person) else thing
+    for item in scene.objects:
+        who = item.who if isinstance(item, Person) else item
         names = ("shirt", "trousers", "stripes", "hat_color", "color", "second")
         yield from (getattr(who, name) for name in names if hasattr(who, name))
 
@@ -92,7 +92,7 @@ def looks(scene):
 def test_hats_are_taken_off_or_given():
     said = set()
     for _, old, after, instruction, place in tried("hat"):
-        who = after.things[place].who
+        who = after.objects[place].who
         if old.who.hat == "none":
             article = "an" if who.hat_color == "orange" else "a"
             assert instruction == f"give the person {article} {who.hat_color} {who.hat}"
@@ -106,7 +106,7 @@ def test_things_change_their_shape_and_size_where_they_stand():
     factors = set()
     for kind in ("reshape", "resize"):
         for _, old, after, instruction, place in tried(kind):
-            new = after.things[place]
+            new = after.objects[place]
             assert new.center == (*old.center[:2], new.half[2])
             if kind == "reshape":
                 assert new.shape != old.shape and instruction.endswith(f" into a {new.shape}")
@@ -119,37 +119,33 @@ def test_things_change_their_shape_and_size_where_they_stand():
 
 def test_scenes_keep_one_to_three_things_that_do_not_overlap():
     for _, edit in edited():
-        assert 1 <= len(edit.scene.things) <= 3
-        for i, a in enumerate(edit.scene.things):
-            for b in edit.scene.things[:i]:
+        assert 1 <= len(edit.scene.objects) <= 3
+        for i, a in enumerate(edit.scene.objects):
+            for b in edit.scene.objects[:i]:
                 gap = np.linalg.norm(np.subtract(a.center[:2], b.center[:2]))
                 assert gap > a.extent[0] + b.extent[0]
-    counts = {kind: {len(s.things) for s, *_ in tried(kind, 3)} for kind in ("remove", "add")}
+    counts = {kind: {len(s.objects) for s, *_ in tried(kind, 3)} for kind in ("remove", "add")}
     assert counts == {"remove": {2, 3}, "add": {1, 2}}
 
 
-def test_light_ground_and_camera_stay():
+def test_at_most_one_object_changes_and_light_and_camera_stay():
     for before, edit in edited():
-        for field in ("light", "cameras", "kind"):
+        for field in ("light", "cameras", "world"):
             assert getattr(before, field) == getattr(edit.scene, field)
-
-
-def test_at_most_one_thing_changes():
-    for before, edit in edited():
-        if len(edit.scene.things) == len(before.things):
-            assert len(changed_things(before, edit)) == 1
+        if len(edit.scene.objects) == len(before.objects):
+            assert len(changed_objects(before, edit)) == 1
         else:
             assert edit.kind in ("add", "remove")
-            pair = sorted((before.things, edit.scene.things), key=len)
+            pair = sorted((before.objects, edit.scene.objects), key=len)
             same = [dataclasses.replace(t, place="") for t in pair[0]]
             assert set(same) < {dataclasses.replace(t, place="") for t in pair[1]}
             assert len(pair[1]) == len(pair[0]) + 1
-            assert len(before.things) == len(pair[edit.kind == "remove"])
+            assert len(before.objects) == len(pair[edit.kind == "remove"])
 
 
 def test_recoloring_says_what_and_which_color():
     for before, edit in of_kind("recolor"):
-        [(old, new)] = changed_things(before, edit)
+        [(old, new)] = changed_objects(before, edit)
         said = re.fullmatch(r"make the (.+) (\w+)", edit.instruction)
         if isinstance(old, Person):
             what = said[1].removeprefix("person's ")
@@ -163,14 +159,14 @@ def test_recoloring_says_what_and_which_color():
 def test_moving_is_to_the_side_that_is_said():
     assert {edit.instruction.split()[-1] for _, edit in of_kind("move")} == {"left", "right"}
     for before, edit in of_kind("move"):
-        [(old, new)] = changed_things(before, edit)
+        [(old, new)] = changed_objects(before, edit)
         name, side = re.fullmatch(r"move the (.+) to the (left|right)", edit.instruction).groups()
         assert name == noun(old)
-        place = before.things.index(old)
+        place = before.objects.index(old)
         columns = (np.arange(SIZE) + 0.5) / SIZE
         middles = []
         for scene in (before, edit.scene):
-            alone = dataclasses.replace(scene, things=(scene.things[place],))
+            alone = dataclasses.replace(scene, objects=(scene.objects[place],))
             mask = rendered(alone).instances == 1
             middles.append((mask * columns).sum() / mask.sum())
         assert (middles[1] - middles[0]) * (1 if side == "right" else -1) > 0.08
@@ -178,35 +174,35 @@ def test_moving_is_to_the_side_that_is_said():
 
 def test_every_move_is_far_enough_and_stays_in_the_image():
     for scene, old, after, instruction, place in tried("move"):
-        centers = np.array([after.things[place].center, old.center])
-        (x, y), (before, _) = full_scenes.projected(scene.cameras[0], centers)[0]
+        centers = np.array([after.objects[place].center, old.center])
+        (x, y), (before, _) = scene.cameras[0].project(centers)[0]
         assert (x - before) * (1 if instruction.endswith("right") else -1) > 0.1
         assert max(abs(x - 0.5), abs(y - 0.5)) < 0.41
 
 
 def test_resizing_reshaping_removing_adding_and_hats_do_what_they_say():
     for before, edit in of_kind("resize"):
-        [(old, new)] = changed_things(before, edit)
+        [(old, new)] = changed_objects(before, edit)
         word = "larger" if np.prod(new.half) > np.prod(old.half) else "smaller"
         assert edit.instruction == f"make the {noun(old)} {word}"
     for before, edit in of_kind("reshape"):
-        [(old, new)] = changed_things(before, edit)
+        [(old, new)] = changed_objects(before, edit)
         assert edit.instruction == f"turn the {noun(old)} into a {new.shape}"
         assert new.shape != old.shape and new.color == old.color
     for before, edit in of_kind("remove"):
-        left = [dataclasses.replace(thing, place="") for thing in edit.scene.things]
-        [gone] = [t for t in before.things if dataclasses.replace(t, place="") not in left]
+        left = [dataclasses.replace(item, place="") for item in edit.scene.objects]
+        [gone] = [t for t in before.objects if dataclasses.replace(t, place="") not in left]
         assert edit.instruction == f"remove the {noun(gone)}"
     for before, edit in of_kind("add"):
-        new = edit.scene.things[-1]
+        new = edit.scene.objects[-1]
         article = "an" if noun(new)[0] in "aeiou" else "a"
         assert edit.instruction == f"add {article} {noun(new)} {WORDS[new.place][0]}"
-        mask = rendered(edit.scene).instances == len(edit.scene.things)
+        mask = rendered(edit.scene).instances == len(edit.scene.objects)
         middle = (mask * (np.arange(SIZE) + 0.5)).sum() / mask.sum() / SIZE
         assert new.place == PLACES[int(3 * middle)]
-        assert new.color not in [thing.color for thing in before.things]
+        assert new.color not in [item.color for item in before.objects]
     for before, edit in of_kind("hat"):
-        [(old, new)] = changed_things(before, edit)
+        [(old, new)] = changed_objects(before, edit)
         if new.who.hat == "none":
             assert edit.instruction == "take off the hat" and old.who.hat != "none"
         else:
@@ -215,7 +211,7 @@ def test_resizing_reshaping_removing_adding_and_hats_do_what_they_say():
 
 def test_what_is_named_is_named_by_one_thing_only():
     for before, edit in edited():
-        names = [noun(thing) for thing in before.things]
+        names = [noun(item) for item in before.objects]
         assert len(set(names)) == len(names)
         if edit.kind not in ("add", "hat"):
             assert sum(name in edit.instruction for name in names) == 1
@@ -225,12 +221,12 @@ def test_every_edit_can_be_seen_and_leaves_other_things_where_they_were():
     for before, edit in edited():
         first, second = rendered(before), rendered(edit.scene)
         assert (np.abs(first.image - second.image).max(axis=-1) > 0.1).mean() > 0.008
-        numbers = {thing: k for k, thing in enumerate(before.things, 1)}
-        for k, thing in enumerate(edit.scene.things, 1):
-            was = [n for t, n in numbers.items() if dataclasses.replace(thing, place=t.place) == t]
+        numbers = {item: k for k, item in enumerate(before.objects, 1)}
+        for k, item in enumerate(edit.scene.objects, 1):
+            was = [n for t, n in numbers.items() if dataclasses.replace(item, place=t.place) == t]
             if not was:
                 continue
-            # An untouched thing has the same pixels, but for those that the edited one hides.
+            # An untouched item has the same pixels, but for those that the edited one hides.
             one, other = first.instances == was[0], second.instances == k
             others = first.instances[other & ~one], second.instances[one & ~other]
             assert (others[0] > 0).mean() > 0.9 if others[0].size > 3 else True
@@ -244,5 +240,5 @@ def test_every_edit_can_be_seen_and_leaves_other_things_where_they_were():
 def test_what_is_edited_is_still_seen_well():
     for _, edit in edited():
         instances = rendered(edit.scene).instances
-        for k in range(1, len(edit.scene.things) + 1):
+        for k in range(1, len(edit.scene.objects) + 1):
             assert (instances == k).mean() > 0.018

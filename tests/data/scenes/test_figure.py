@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from onediff_jax.data.scenes import figure
-from onediff_jax.data.scenes.objects import COLORS
+from onediff_jax.data.scenes.objects import NAMED_COLORS
 
 PAIRS = [(name, name.replace("left", "right")) for name in figure.KEYPOINTS if "left" in name]
 
@@ -15,7 +15,7 @@ def rng(seed=0):
 
 
 def people(number=12):
-    return [figure.draw_identity(rng(i), list(COLORS)) for i in range(number)]
+    return [figure.draw_identity(rng(i), list(NAMED_COLORS)) for i in range(number)]
 
 
 def joints(who, pose):
@@ -44,7 +44,7 @@ def test_every_figure_touches_the_ground_and_does_not_sink(pose):
         bent = figure.draw_pose(rng(i), pose)
         low = [
             min(p.first[2], p.last[2]) - p.shape if p.family == 2 else p.first[2] - p.last[2]
-            for p in figure.parts(who, bent, COLORS)
+            for p in figure.primitives(who, bent, NAMED_COLORS)
         ]
         assert abs(min(low)) < 0.05 * who.height
 
@@ -57,7 +57,7 @@ def test_a_standing_figure_has_human_proportions():
         assert 0.4 < heights[2] / who.height < 0.56
         assert 0.75 < heights[3] / who.height < 0.86
         assert heights[1] > at["left_wrist"][2] - 0.35 * who.height > 0  # hands reach the thighs
-        body = figure.parts(who, figure.draw_pose(rng(i), "standing"), COLORS)
+        body = figure.primitives(who, figure.draw_pose(rng(i), "standing"), NAMED_COLORS)
         skin = [part for part in body if part.color == who.skin]
         top = max(part.first[2] + part.shape for part in skin)
         assert_allclose(top, who.height, rtol=0.05)
@@ -121,8 +121,8 @@ def ending_at(parts, first, last):
 def test_every_limb_wears_what_the_identity_says():
     for i, who in enumerate(people(20)):
         pose = figure.draw_pose(rng(i), "walking")
-        at, parts = joints(who, pose), figure.parts(who, pose, COLORS)
-        shin = who.skin if who.shorts else COLORS[who.trousers]
+        at, parts = joints(who, pose), figure.primitives(who, pose, NAMED_COLORS)
+        shin = who.skin if who.shorts else NAMED_COLORS[who.trousers]
         for side in ("left", "right"):
             for a, b, color in (
                 ("elbow", "wrist", who.skin),
@@ -133,7 +133,7 @@ def test_every_limb_wears_what_the_identity_says():
             [thigh] = [p for p in parts if np.allclose(p.last, at[f"{side}_knee"])]
             [arm] = [p for p in parts if np.allclose(p.last, at[f"{side}_elbow"])]
             [foot] = [p for p in parts if np.allclose(p.first, at[f"{side}_ankle"])]
-            expected = [COLORS[c] for c in (who.trousers, who.shirt, who.shoes)]
+            expected = [NAMED_COLORS[c] for c in (who.trousers, who.shirt, who.shoes)]
             assert [thigh.color, arm.color, foot.color] == expected
             assert foot.last[0] > foot.first[0]  # toes point ahead
             eye = ending_at(parts, at[f"{side}_eye"], at[f"{side}_eye"])
@@ -144,7 +144,7 @@ def test_hair_is_behind_the_face_and_hats_are_above_it_in_their_shapes():
     shapes = {"cap": [2, 2], "bobble hat": [2, 2], "top hat": [1, 1], "pointed hat": [1]}
     for i, who in enumerate(people(30)):
         pose = figure.draw_pose(rng(i), "standing")
-        at, parts = joints(who, pose), figure.parts(who, pose, COLORS)
+        at, parts = joints(who, pose), figure.primitives(who, pose, NAMED_COLORS)
         head = (at["left_ear"] + at["right_ear"]) / 2
         hair = next(p for p in parts if p.color == who.hair)
         assert hair.first[0] < head[0] and hair.first[2] > head[2]
@@ -160,12 +160,18 @@ def test_hair_is_behind_the_face_and_hats_are_above_it_in_their_shapes():
 
 def test_clothes_have_their_colors():
     for i, who in enumerate(people()):
-        parts = figure.parts(who, figure.draw_pose(rng(i), "standing"), COLORS)
+        pose = figure.draw_pose(rng(i), "standing")
+        parts = figure.primitives(who, pose, NAMED_COLORS)
         worn = {part.color for part in parts}
-        assert {COLORS[who.shirt], COLORS[who.trousers], COLORS[who.shoes], who.skin} <= worn
+        assert {
+            NAMED_COLORS[who.shirt],
+            NAMED_COLORS[who.trousers],
+            NAMED_COLORS[who.shoes],
+            who.skin,
+        } <= worn
         assert (who.hat == "none") == (who.hat_color == "")
         if who.hat_color:
-            assert COLORS[who.hat_color] in worn
+            assert NAMED_COLORS[who.hat_color] in worn
         assert any(part.bands for part in parts) == bool(who.stripes)
         clothes = [who.shirt, who.trousers, who.shoes, *filter(None, (who.stripes, who.hat_color))]
         assert len(set(clothes)) == len(clothes)

@@ -1,12 +1,11 @@
 """Rays and solids, beside formulas by hand and beside walking along each ray."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from onediff_jax.data.scenes import primitives
-from onediff_jax.data.scenes.primitives import Vector
+from onediff_jax.data.scenes import intersections
+from onediff_jax.data.scenes.geometry import Vector
 
 START, END, RADIUS = Vector(-0.3, 0.1, -0.8), Vector(0.4, -0.2, 0.5), 0.35
 
@@ -15,32 +14,28 @@ def vectors(array):
     return Vector(*np.asarray(array, float).T)
 
 
-def cylinder(origin, direction, xp=np):
-    return primitives.tapered_distance(origin, direction, xp, 1.0)
+def cylinder(origin, direction):
+    return intersections.tapered_distance(origin, direction, 1.0)
 
 
-def cone(origin, direction, xp=np):
-    return primitives.tapered_distance(origin, direction, xp, 0.0)
+def cone(origin, direction):
+    return intersections.tapered_distance(origin, direction, 0.0)
 
 
-def trunk(origin, direction, xp=np):
-    return primitives.tapered_distance(origin, direction, xp, 0.4)
+def trunk(origin, direction):
+    return intersections.tapered_distance(origin, direction, 0.4)
 
 
-def capsule(origin, direction, xp=np):
-    return primitives.capsule_distance(START, END, RADIUS, origin, direction, xp)
+def capsule(origin, direction):
+    return intersections.capsule_distance(START, END, RADIUS, origin, direction)
 
 
-def ball(origin, direction, xp=np):
-    return primitives.capsule_distance(END, END, RADIUS, origin, direction, xp)
+def ball(origin, direction):
+    return intersections.capsule_distance(END, END, RADIUS, origin, direction)
 
 
-def box(origin, direction, xp=np):
-    return primitives.box_distance(origin, direction, xp)
-
-
-def sphere(origin, direction, xp=np):
-    return primitives.PRIMITIVES["sphere"].distance(origin, direction, xp)
+def box(origin, direction):
+    return intersections.box_distance(origin, direction)
 
 
 def inside_tapered(top):
@@ -68,7 +63,6 @@ SOLIDS = {
     "capsule": (capsule, inside_capsule(START, END)),
     "ball": (ball, inside_capsule(END, END)),
     "box": (box, lambda p: p.map(np.abs).fold(np.maximum) <= 1),
-    "sphere": (sphere, lambda p: p.dot(p) <= 1),
 }
 
 
@@ -83,7 +77,7 @@ def random_rays(number, seed=0):
 @pytest.mark.parametrize("name", SOLIDS)
 def test_rays_enter_where_walking_along_them_does(name):
     distance, inside = SOLIDS[name]
-    origin, direction = random_rays(1500)
+    origin, direction = random_rays(500)
     steps = np.linspace(0, 6, 6001)[:, None]
     walked = inside(origin + direction * steps)
     first = np.where(walked.any(axis=0), steps[walked.argmax(axis=0), 0], np.inf)
@@ -91,7 +85,7 @@ def test_rays_enter_where_walking_along_them_does(name):
     agree = np.isfinite(entry) == np.isfinite(first)
     assert agree.mean() > 0.99  # a ray may graze an edge between two steps
     both = np.isfinite(entry) & np.isfinite(first)
-    assert 60 < both.sum() < 1450
+    assert 20 < both.sum() < 480
     assert (np.abs(entry - first)[both] < 2e-3).mean() > 0.995
 
 
@@ -133,10 +127,10 @@ def test_a_capsule_is_a_cylinder_with_balls_at_its_ends():
     height = np.array([-0.4, -0.2, 0.5, 1.9, 2.3])
     over = np.maximum(np.maximum(-height, height - 2), 0)
     origin = Vector(np.full(5, 4.0), np.zeros(5), height)
-    entry = primitives.capsule_distance(start, end, 0.5, origin, Vector(-1.0, 0.0, 0.0), np)
+    entry = intersections.capsule_distance(start, end, 0.5, origin, Vector(-1.0, 0.0, 0.0))
     assert_allclose(entry, 4 - np.sqrt(0.25 - over**2), atol=1e-9)
-    along = primitives.capsule_distance(
-        start, end, 0.5, Vector(0.3, 0.0, 6.0), Vector(0.0, 0.0, -1.0), np
+    along = intersections.capsule_distance(
+        start, end, 0.5, Vector(0.3, 0.0, 6.0), Vector(0.0, 0.0, -1.0)
     )
     assert_allclose(along, 6 - (2 + np.sqrt(0.25 - 0.09)), atol=1e-4)
 
@@ -146,8 +140,8 @@ def test_a_shadow_falls_where_a_ray_would_enter(name):
     ends = (START, END) if name == "capsule" else (END, END)
     origin, direction = random_rays(4000, seed=1)
     for sign in (1, -1):  # towards and away
-        blocked = primitives.capsule_blocks(*ends, RADIUS, origin, direction * sign, np)
-        entered = primitives.capsule_distance(*ends, RADIUS, origin, direction * sign, np)
+        blocked = intersections.capsule_blocks(*ends, RADIUS, origin, direction * sign)
+        entered = intersections.capsule_distance(*ends, RADIUS, origin, direction * sign)
         assert_array_equal(blocked, np.isfinite(entered))
     assert not blocked.any()
 
@@ -161,14 +155,13 @@ def test_normals_are_square_to_the_surface(name):
     entry = distance(origin, direction)
     point = origin + direction * entry
     normal = {
-        "capsule": lambda p: primitives.capsule_normal(START, END, p, np),
-        "ball": lambda p: primitives.capsule_normal(END, END, p, np),
-        "box": lambda p: primitives.box_normal(p, np),
-        "sphere": lambda p: primitives.PRIMITIVES["sphere"].normal(p, np),
+        "capsule": lambda p: intersections.capsule_normal(START, END, p),
+        "ball": lambda p: intersections.capsule_normal(END, END, p),
+        "box": lambda p: intersections.box_normal(p),
     }.get(name)
     if normal is None:
         top = {"cylinder": 1.0, "cone": 0.0, "trunk": 0.4}[name]
-        normal = lambda p: primitives.tapered_normal(p, np, top)  # noqa: E731
+        normal = lambda p: intersections.tapered_normal(p, top)  # noqa: E731
     normal = normal(point)
     normal = normal * (1 / np.sqrt(normal.dot(normal)))
     hit = np.isfinite(entry)
@@ -178,16 +171,3 @@ def test_normals_are_square_to_the_surface(name):
         step = origin + near * distance(origin, near) - point
         off = np.abs(normal.dot(step)) / np.sqrt(step.dot(step))
         assert (off[np.isfinite(off)] < 0.02).mean() > 0.98
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", SOLIDS)
-def test_numpy_and_jax_agree(name):
-    distance, _ = SOLIDS[name]
-    origin, direction = (v.map(np.float32) for v in random_rays(500, seed=4))
-    ours = distance(origin, direction)
-    theirs = np.asarray(distance(origin.map(jnp.asarray), direction.map(jnp.asarray), jnp))
-    same = np.isfinite(ours) == np.isfinite(theirs)
-    assert same.mean() > 0.995
-    both = np.isfinite(ours) & np.isfinite(theirs)
-    assert_allclose(ours[both], theirs[both], atol=2e-3)

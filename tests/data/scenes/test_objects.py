@@ -7,34 +7,32 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from onediff_jax.data.scenes import basic as scenes
-from onediff_jax.data.scenes import figure
-from onediff_jax.data.scenes import objects as things
-from onediff_jax.data.scenes import placement as full_scenes
-from onediff_jax.data.scenes import render as full_render
-from onediff_jax.data.scenes.objects import COLORS, Person, Solid, draw_solid, noun
-from onediff_jax.data.scenes.placement import FullScene, Light
+from onediff_jax.data.scenes import figure, placement, render
+from onediff_jax.data.scenes.geometry import PinholeCamera
+from onediff_jax.data.scenes.objects import NAMED_COLORS, Person, Solid, draw_solid, noun
+from onediff_jax.data.scenes.placement import Scene
+from onediff_jax.data.scenes.worlds import WORLDS
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+FULL = WORLDS["full"]
 AWAY, WIDE, PIXELS = 100.0, 3.2, 64  # of a camera, and what it sees, in world units
 PIXEL = WIDE / PIXELS
 SPOT = (1.5, -0.7)
 
 
-def alone(thing, azimuth, away=AWAY):
-    """A thing before a camera that looks at its middle from afar, level."""
-    x, y, z = thing.center
+def alone(item, azimuth, away=AWAY):
+    """An object before a camera that looks at its middle from afar, level."""
+    x, y, z = item.center
     eye = (x + away * math.cos(azimuth), y + away * math.sin(azimuth), z)
     angle = 2 * math.degrees(math.atan(WIDE / 2 / away))
-    light = Light("white", "overcast sky", (0.0, 0.0, 1.0), 0.5)
-    kind = "figures" if isinstance(thing, Person) else "objects"
-    return FullScene((thing,), (scenes.Camera(eye, (x, y, z), angle),), light, kind)
+    light = render.Light(*((0.9,) * 3,) * 3, (0.0, 0.0, 1.0), 0.5)
+    return Scene(FULL, (item,), (PinholeCamera(eye, (x, y, z), angle),), light, "", "")
 
 
-def half_widths(thing, azimuth):
-    """Of a thing's outline, by rows from the top of the image."""
-    scene = alone(thing, azimuth)
-    outline = full_scenes.view(scene, scene.cameras[0], PIXELS).outlines[0]
+def half_widths(item, azimuth):
+    """Of an object's outline, by rows from the top of the image."""
+    scene = alone(item, azimuth)
+    outline = placement.sight(scene, scene.cameras[0], PIXELS).outlines[0]
     return outline.reshape(PIXELS, PIXELS).sum(axis=1) * PIXEL / 2
 
 
@@ -56,7 +54,7 @@ def expected_half_width(it, height, azimuth):
     return math.sqrt(max(x**2 - max(beyond, 0) ** 2, 0))
 
 
-@pytest.mark.parametrize("shape", things.SHAPES)
+@pytest.mark.parametrize("shape", FULL.shapes)
 def test_a_solid_has_the_outline_of_its_shape_and_takes_up_the_ground_that_it_says(shape):
     it, widest = solid(shape), 0.0
     radius, tall = it.extent
@@ -78,9 +76,8 @@ def changes(line):
 
 def seen(it, azimuth=0.4):
     scene = alone(it, azimuth, 10.0)  # images end at render.FAR
-    camera = scene.cameras[0].arrays()
-    shot = full_render.Shot(scene.solids(), scene.light.arrays(), camera)
-    [image] = full_render.render([shot], 48)
+    shot = render.Shot(scene.solids(), scene.light, scene.cameras[0])
+    [image] = render.render([shot], 48)
     mine = image.instances == 1
     middle = mine.shape[0] // 2
     upright, across = mine[:, middle], mine[middle]
@@ -111,7 +108,7 @@ def test_a_solid_is_called_by_its_material_color_and_shape(material, name):
 def test_drawn_solids_stand_on_the_ground_in_two_sizes_and_their_shapes_proportions():
     rng = np.random.default_rng(0)
     drawn = [
-        draw_solid(rng, "red", ["white", "black"], list(things.MATERIALS)[i % 4])
+        draw_solid(rng, FULL.shapes, "red", ["white", "black"], list(FULL.materials)[i % 4])
         for i in range(400)
     ]
     for it in drawn:
@@ -120,7 +117,7 @@ def test_drawn_solids_stand_on_the_ground_in_two_sizes_and_their_shapes_proporti
         assert it.second in (("white", "black") if it.material[-2:] == "ed" else ("",))
         assert x == y or it.shape == "box"
         assert z == x if it.shape == "sphere" else z > 1.5 * x or it.shape != "capsule"
-    for shape in things.SHAPES:
+    for shape in FULL.shapes:
         mine = [it for it in drawn if it.shape == shape]
         tall = {s: [it.half[2] for it in mine if it.size == s] for s in ("small", "large")}
         assert max(tall["small"]) < min(tall["large"])
@@ -130,7 +127,7 @@ def test_drawn_solids_stand_on_the_ground_in_two_sizes_and_their_shapes_proporti
 
 @pytest.fixture(scope="module")
 def person():
-    who = figure.draw_identity(np.random.default_rng(3), list(COLORS))
+    who = figure.draw_identity(np.random.default_rng(3), list(NAMED_COLORS))
     pose = figure.draw_pose(np.random.default_rng(4), "waving with the left hand")
     return Person(who, pose, "", SPOT, 0.7)
 
@@ -147,13 +144,13 @@ def test_a_figure_is_where_it_stands_and_turned_as_it_says(person):
     # Seen from ahead its left arm, which waves, is on our right; seen from behind on our left.
     for turn, side in ((0.0, 1), (math.pi, -1)):
         scene = alone(person, person.yaw + turn)
-        mask = full_scenes.view(scene, scene.cameras[0], PIXELS).outlines[0]
+        mask = placement.sight(scene, scene.cameras[0], PIXELS).outlines[0]
         columns = np.flatnonzero(mask.reshape(PIXELS, PIXELS)[: PIXELS // 2].any(axis=0))
         assert side * (columns.min() + columns.max() - PIXELS) * PIXEL > 0.3
 
 
 def test_keypoints_lie_within_the_figure(person):
-    limbs = [part for part in person.parts() if part.family == 2]
+    limbs = [part for part in person.primitives() if part.family == 2]
     for point in person.keypoints():
         gaps = []
         for limb in limbs:
