@@ -12,8 +12,8 @@ from absl import flags
 
 from onediff_jax.errors import InputError
 from onediff_jax.plan.plan import plan_of
-from onediff_jax.plan.search import default_choices, parsed_choices, ranked, rows_of, walk
-from onediff_jax.plan.table import plan_lines
+from onediff_jax.plan.report import plan_lines
+from onediff_jax.plan.search import by_rate, default_choices, parsed_choices, table_lines, walk
 from onediff_jax.plan.topologies import topology_of
 from onediff_jax.train.config import run_config
 from onediff_jax.train.locations import located
@@ -49,17 +49,17 @@ def plan(
         raise InputError(f"--over {over[0]} is what --search tries; add --search.")
     if search:
         choices = default_choices(topology) | parsed_choices(values, over)
-        found = ranked(walk(values, topology, choices, states, console))
-        console.print(rich.text.Text("\n".join(rows_of(found))))
+        found = by_rate(walk(values, topology, choices, states, console))
+        console.print(rich.text.Text("\n".join(table_lines(found))))
         written = [tried.settings | (tried.plan.as_json() if tried.plan else {}) for tried in found]
     else:
-        made = plan_of(located(run_config(values)), topology, states)
-        console.print(rich.text.Text("\n".join(plan_lines(made))))
-        written = made.as_json()
+        found = plan_of(located(run_config(values)), topology, states)
+        console.print(rich.text.Text("\n".join(plan_lines(found))))
+        written = found.as_json()
     if json_file:
         json_file.write_text(json.dumps(written, indent=2) + "\n")
-    if not search and not made.fits:
+    if not search and not found.fits:
         raise InputError(
-            f"the step needs {made.compiled.bytes / 2**30:.2f} of {made.limit / 2**30:.2f} GiB on "
-            f"a device of {topology.name}; raise mesh.fsdp, set remat to 'full' or lower rows."
+            f"the step needs {found.compiled.bytes / 2**30:.2f} of {found.limit / 2**30:.2f} GiB "
+            f"on a device of {topology.name}; raise mesh.fsdp, set remat to 'full' or lower rows."
         )

@@ -1,1 +1,1 @@
-"""Compiling a run's step for a machine that is not there, and reading what the compiler made."""
+"""Compiles a run's step for a TPU slice that need not be here, and estimates what it takes."""

@@ -27,14 +27,14 @@ class Compiled(NamedTuple):
     program: Program
     seconds: float  # that tracing and compiling took
     bytes: int  # of memory
-    taken: int  # bytes among them that hold arguments
-    returned: int  # bytes among them that hold results, where they are not in arguments' places
+    arguments: int  # bytes among them that hold arguments
+    results: int  # bytes among them that hold results, where they are not in arguments' places
     largest: tuple[Tensor, ...]
     refusal: str  # why it does not fit; empty where it does
 
 
-def compiled(step: Any, arguments: Iterable[Any], count: int = 10) -> Compiled:
-    """The compiled step, a jitted function, for arguments that say where they live.
+def compile_step(step: Any, arguments: Iterable[Any], count: int = 10) -> Compiled:
+    """Compiles the step, a jitted function, for arguments that say where they live.
 
     Lists the `count` largest arrays.  Raises InputError where the compiler refuses the step for
     another reason than memory.
@@ -49,31 +49,31 @@ def compiled(step: Any, arguments: Iterable[Any], count: int = 10) -> Compiled:
             text = step.lower(*arguments).compile(compiler_options=options).as_text()
         except jax.errors.JaxRuntimeError as error:
             refusal = " ".join(str(error).split())
-            text = written(folder, "after_optimizations")
+            text = dump_in(folder, "after_optimizations")
             if "memory" not in refusal or not text:
                 raise InputError(f"the TPU compiler refuses the step: {refusal[:300]}") from error
-        buffers = written(folder, "buffer-assignment")
+        buffers = dump_in(folder, "buffer-assignment")
     seconds = time.perf_counter() - begun
     program = program_of(text)
-    sizes = {kind: sum(found) for kind, found in allocations(buffers).items()}
+    sizes = {kind: sum(found) for kind, found in allocated_bytes(buffers).items()}
     return Compiled(
         program,
         seconds,
         sum(sizes.values()),
         sizes.get("parameter", 0),
         sizes.get("output", 0),
-        tuple(tensors(buffers, program)[:count]),
+        tuple(largest_tensors(buffers, program)[:count]),
         refusal,
     )
 
 
-def written(folder: str, name: str) -> str:
-    """What the compiler wrote to its file of that name; empty where it wrote none."""
+def dump_in(folder: str, name: str) -> str:
+    """The text that the compiler dumped under a name; empty where it dumped none."""
     files = sorted(pathlib.Path(folder).glob(f"*{name}.txt"))
     return files[-1].read_text() if files else ""
 
 
-def allocations(buffers: str) -> dict[str, list[int]]:
+def allocated_bytes(buffers: str) -> dict[str, list[int]]:
     """Sizes in bytes of the pieces of a device's main memory, by what they hold.
 
     Pieces of other memories have a color.
@@ -85,7 +85,7 @@ def allocations(buffers: str) -> dict[str, list[int]]:
     return found
 
 
-def tensors(buffers: str, program: Program) -> list[Tensor]:
+def largest_tensors(buffers: str, program: Program) -> list[Tensor]:
     """Arrays that lie in pieces of main memory, largest first; of those in one place, one."""
     sources = {i.name: i.source for body in program.computations.values() for i in body}
     found: dict[tuple[str, str], Tensor] = {}

@@ -3,13 +3,21 @@
 An accelerator runs a computation's instructions one after the other, in the order of the text;
 `while`, `call` and `conditional` run further computations.  A fusion runs as one instruction: what
 is inside it tells what kind of work it is, and never how often or how long.
+
+Collectives are written in four ways: a plain instruction; a `-start` and a `-done` between which
+others run; a wrapped `async-start`; and a fusion.  A fusion that cuts an all-reduce to a shard is a
+reduce-scatter.  A fusion that begins a collective hides it inside the fusions that follow, each of
+which holds a copy of it, until one ends it.
 """
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
 WIDTHS = {"pred": 8, "token": 0}  # bits; of other types the name says it
 
 
@@ -145,14 +153,14 @@ def program_of(text: str) -> Program:
 
 def instruction_of(name: str, text: str) -> Instruction:
     """An instruction from what follows its name: type, opcode, arguments, attributes."""
-    end = closing(text, 0) + 1 if text[0] == "(" else text.index(" ")
+    end = closing_index(text, 0) + 1 if text[0] == "(" else text.index(" ")
     opens = text.index("(", end)
-    closes = closing(text, opens)
+    closes = closing_index(text, opens)
     kind = text[end:opens].strip()
     return Instruction(name, kind, text[:end], text[opens + 1 : closes], text[closes + 1 :])
 
 
-def closing(text: str, opening: int) -> int:
+def closing_index(text: str, opening: int) -> int:
     """Where the parenthesis that opens at `opening` is closed."""
     depth = 0
     for found in re.compile(r"[()]").finditer(text, opening):
@@ -160,3 +168,79 @@ def closing(text: str, opening: int) -> int:
         if depth == 0:
             return found.start()
     raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
+
+
+class Collective(NamedTuple):
+    """One collective, or where one ends."""
+
+    kind: str
+    bytes: int = 0  # on a device, of the larger side: all-gather's result, reduce-scatter's operand
+    group: int = 1  # devices that take part
+    begins: str = ""  # the name by which its end is known; empty: it is whole
+    ends: str = ""  # the name of the collective that ends here
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a ring of the group moves over every link."""
+        if self.kind == "collective-permute":
+            return float(self.bytes)
+        return self.bytes * (self.group - 1) / self.group * (1 + (self.kind == "all-reduce"))
+
+
+def collective_of(program: Program, computation: str, held: Instruction) -> Collective | None:
+    """The collective that an instruction of a computation is, begins or ends; None for others."""
+    begins = ""
+    if wrapped := held.named("calls"):
+        inside = program.inside(wrapped)
+        found = next((i for i in inside if collective_kind(i.kind)), None)
+        if found is None:
+            return None
+        chain = re.search(r'chain_id="(\d+)"', found.rest)
+        targets = {t for i in inside for t in re.findall(r'call_target="(\w+)"', i.rest)}
+        if held.kind == "async-done":
+            return Collective(collective_kind(found.kind), ends=held.operands[0])
+        if held.kind == "async-start":
+            begins = held.name
+        elif "AsyncCollectiveStart" in targets:
+            begins = f"chain {chain and chain[1]}"
+        elif "AsyncCollectiveDone" in targets:
+            return Collective(collective_kind(found.kind), ends=f"chain {chain and chain[1]}")
+        elif chain:
+            return None
+        results = {i.name: i.result for i in inside}
+    elif held.kind.endswith("-done") and collective_kind(held.kind):
+        return Collective(collective_kind(held.kind), ends=held.operands[0])
+    elif collective_kind(held.kind):
+        found, inside = held, ()
+        begins = held.name if held.kind.endswith("-start") else ""
+        results = {i.name: i.result for i in program.computations[computation]}
+    else:
+        return None
+    kind = collective_kind(found.kind)
+    operands = sum(bytes_of(results.get(name, "")) for name in found.operands)
+    returned = bytes_of(found.result)
+    if found.kind.endswith("-start") and kind != "all-reduce":
+        returned -= operands  # a start returns its operands as well
+    if kind == "all-reduce" and "dynamic-slice" in {i.kind for i in inside}:
+        kind = "reduce-scatter"
+    return Collective(kind, max(operands, returned), group_of(found), begins)
+
+
+def collective_kind(opcode: str) -> str:
+    """The collective that an opcode is, begins or ends; empty for other opcodes."""
+    kind = opcode.removesuffix("-start").removesuffix("-done")
+    return kind if kind in COLLECTIVES else ""
+
+
+def group_of(instruction: Instruction) -> int:
+    """Devices that take part in a collective; 2 for a permutation."""
+    if collective_kind(instruction.kind) == "collective-permute":
+        return 2
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", instruction.rest):
+        return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", instruction.rest):
+        return int(found[1])
+    if found := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", instruction.rest):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in found[2].split(","))
+    raise ValueError(f"no groups are known of {instruction.name}: {instruction.rest[:200]}")

@@ -1,4 +1,4 @@
-"""What a run would be on a slice that nobody has: whether it fits, how fast, what it exchanges."""
+"""The plan of a run on a TPU slice that need not be here: memory, MFU, samples a second."""
 
 import math
 from collections import Counter
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from onediff_jax.data.batching.settings import examples_per_row, layout_of
-from onediff_jax.plan.compiled import Compiled, compiled
+from onediff_jax.plan.compiled import Compiled, compile_step
 from onediff_jax.plan.estimate import Estimate, estimate_of
 from onediff_jax.plan.topologies import Topology, devices_of
 from onediff_jax.sharding import check_rows, mesh_of
@@ -57,14 +57,14 @@ class Plan(NamedTuple):
     def mfu(self, seconds: float, encoders: bool = False) -> float:
         """Model FLOPs over what all devices could do in so many seconds.
 
-        With `encoders` the forward passes of frozen encoders inside the step count as well.
+        With `encoders` the forward passes of pretrained encoders inside the step count as well.
         """
         peak = self.topology.generation.peak * self.topology.devices
         return (self.flops.total if encoders else self.flops.model) / (seconds * peak)
 
     @property
     def samples_per_second(self) -> float:
-        """With exchanges."""
+        """With exposed communication."""
         return self.samples / self.estimate.seconds
 
     @property
@@ -74,7 +74,7 @@ class Plan(NamedTuple):
 
     @property
     def days(self) -> float:
-        """Of the whole run, with exchanges."""
+        """Of the whole run, with exposed communication."""
         return self.steps * self.estimate.seconds / DAY
 
     def as_json(self) -> dict[str, Any]:
@@ -87,8 +87,8 @@ class Plan(NamedTuple):
         estimated = dict.fromkeys(ESTIMATED)
         if self.fits:
             times = (estimate.compute, estimate.seconds)
-            shares = [self.mfu(each, encoders) for encoders in (False, True) for each in times]
-            numbers = (estimate.compute, estimate.wire, *shares)
+            mfus = [self.mfu(each, encoders) for encoders in (False, True) for each in times]
+            numbers = (estimate.compute, estimate.wire, *mfus)
             estimated = dict(zip(ESTIMATED, (round(n, 6) for n in numbers), strict=True))
         return {
             "topology": self.topology.name,
@@ -120,7 +120,7 @@ def plan_of(config: RunConfig, topology: Topology, states: bool = False) -> Plan
     check_rows(config.rows, config.optimizer.accumulate, mesh)
     layout = layout_of(config.data)
     run, shapes = planned(config, layout, mesh, states)
-    made = compiled(run.step, shapes)
+    made = compile_step(run.step, shapes)
     return Plan(
         topology,
         config.steps,

@@ -64,7 +64,7 @@ def parsed_choices(values: Mapping[str, Any], over: Sequence[str]) -> Choices:
     return found
 
 
-def changed(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with some settings, by their dotted names, set."""
     found = copy.deepcopy(dict(values))
     for name, value in settings.items():
@@ -89,19 +89,19 @@ def walk(
     ]
     for settings in rich.progress.track(every, "plans", console=console):
         try:
-            plan = plan_of(located(run_config(changed(values, settings))), topology, states)
+            plan = plan_of(located(run_config(with_settings(values, settings))), topology, states)
         except InputError as error:
             yield Tried(settings, None, str(error))
         else:
             yield Tried(settings, plan, plan.compiled.refusal)
 
 
-def ranked(tried: Iterator[Tried]) -> list[Tried]:
+def by_rate(tried: Iterator[Tried]) -> list[Tried]:
     """Most samples a second first, what fails last."""
     return sorted(tried, key=lambda each: -each.samples_per_second)
 
 
-def rows_of(tried: Sequence[Tried]) -> list[str]:
+def table_lines(tried: Sequence[Tried]) -> list[str]:
     """A table with a row for every combination; all times are estimates."""
     names = list(tried[0].settings)
     widths = [max(len(name), *(len(str(t.settings[name])) for t in tried)) + 2 for name in names]
@@ -118,7 +118,7 @@ def rows_of(tried: Sequence[Tried]) -> list[str]:
             lines.append(f"{row(chosen, ())}  {each.failure[:120]}")
             continue
         seconds = (plan.estimate.compute, plan.estimate.seconds)
-        shares = [f"{plan.mfu(each):.1%}" for each in seconds]
-        numbers = (f"{plan.samples_per_second:.1f}", f"{seconds[1]:.3f}", *shares)
+        mfus = [f"{plan.mfu(each):.1%}" for each in seconds]
+        numbers = (f"{plan.samples_per_second:.1f}", f"{seconds[1]:.3f}", *mfus)
         lines.append(row(chosen, (*numbers, f"{plan.compiled.bytes / 2**30:.2f}")))
     return lines

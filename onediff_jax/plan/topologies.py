@@ -20,7 +20,7 @@ class Generation:
     """One generation of TPU; rates are of one JAX device.
 
     Documented: `peak`, `memory_rate`.  The compiler's: `memory`, above which it refuses a program.
-    `clock` makes the compiler's cycles seconds: the documented one, at which a lone product
+    `clock` makes the compiler's cycles seconds: the documented one, at which a lone matmul
     [3072, 3840] x [3840, 10240] in bfloat16 comes out at 96 % of peak on v3, 97 % on v4 and v5p,
     98 % on v5e and 90 % on v6e.  `link` is what a ring along one axis of the slice carries.
     """

@@ -8,7 +8,7 @@ import pytest
 
 from onediff_jax.errors import InputError
 from onediff_jax.plan import compiled as module
-from onediff_jax.plan.compiled import allocations, compiled, tensors
+from onediff_jax.plan.compiled import allocated_bytes, compile_step, largest_tensors
 from onediff_jax.plan.hlo import program_of
 
 MIB = 2**20
@@ -40,7 +40,7 @@ ENTRY %main (x: f32[1024,1024]) -> f32[1024,1024] {
 
 
 def test_main_memory_is_told_from_others_and_by_what_it_holds():
-    assert {kind: sum(sizes) for kind, sizes in allocations(BUFFERS).items()} == {
+    assert {kind: sum(sizes) for kind, sizes in allocated_bytes(BUFFERS).items()} == {
         "parameter": 4 * MIB,
         "constant": 1024,
         "preallocated-temp": 6 * MIB,
@@ -50,7 +50,7 @@ def test_main_memory_is_told_from_others_and_by_what_it_holds():
 
 
 def test_the_largest_arrays_say_where_they_are_made():
-    found = tensors(BUFFERS, program_of(PROGRAM))
+    found = largest_tensors(BUFFERS, program_of(PROGRAM))
     assert [tuple(tensor) for tensor in found[:3]] == [
         (4 * MIB, "f32[1024,1024]", "x"),
         (4 * MIB, "bf16[2048,1024]", "jit(f)/layers/dot_general"),
@@ -64,12 +64,12 @@ def test_a_step_is_compiled_and_its_memory_counted():
 
     shape = jax.ShapeDtypeStruct((512, 256), jnp.float32)
     jitted = jax.jit(step, donate_argnums=0)
-    found = compiled(jitted, (shape,))
+    found = compile_step(jitted, (shape,))
     analysis = jitted.lower(shape).compile().memory_analysis()
     assert found.refusal == ""
-    assert found.taken == analysis.argument_size_in_bytes == 512 * 256 * 4
+    assert found.arguments == analysis.argument_size_in_bytes == 512 * 256 * 4
     # The sum is returned where its argument was, and the product is the largest array.
-    assert found.returned < 100
+    assert found.results < 100
     assert found.largest[0].bytes == 512 * 512 * 4
     assert found.largest[0].source == "jit(step)/sin"
     least = (512 * 256 + 512 * 512) * 4
@@ -97,10 +97,10 @@ class Refused:
 
 def test_a_step_that_does_not_fit_has_its_memory_and_largest_arrays():
     message = "RESOURCE_EXHAUSTED: Ran out of memory\non HBM"
-    found = compiled(Refused(message, True), ())
+    found = compile_step(Refused(message, True), ())
     assert found.refusal == "RESOURCE_EXHAUSTED: Ran out of memory on HBM"
     assert found.bytes == 10 * MIB + 1024 + 512 + 2048
-    assert (found.taken, found.returned) == (4 * MIB, 2048)
+    assert (found.arguments, found.results) == (4 * MIB, 2048)
     assert len(found.largest) > 3
 
 
@@ -110,14 +110,14 @@ def test_a_step_that_does_not_fit_has_its_memory_and_largest_arrays():
 )
 def test_any_other_refusal_is_an_error_in_one_line(message, writes):
     with pytest.raises(InputError, match="the TPU compiler refuses the step: " + message):
-        compiled(Refused(message, writes), ())
+        compile_step(Refused(message, writes), ())
 
 
 def test_what_the_compiler_writes_is_not_left_behind(monkeypatch):
     folders = []
-    written = module.written
+    dump_in = module.dump_in
     monkeypatch.setattr(
-        module, "written", lambda folder, name: folders.append(folder) or written(folder, name)
+        module, "dump_in", lambda folder, name: folders.append(folder) or dump_in(folder, name)
     )
-    compiled(jax.jit(jnp.sin), (jax.ShapeDtypeStruct((8,), jnp.float32),))
+    compile_step(jax.jit(jnp.sin), (jax.ShapeDtypeStruct((8,), jnp.float32),))
     assert folders and not any(pathlib.Path(folder).exists() for folder in folders)

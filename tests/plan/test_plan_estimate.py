@@ -1,4 +1,4 @@
-"""Seconds of a program: work by kind, exchanges hidden and waited for."""
+"""Seconds of a program: work by kind, hidden and exposed communication."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ START2, DONE2 = (line.replace(".1", ".2") for line in (START, DONE))
         ([work(15), START, DONE], 15, 10, 10),  # what runs before hides nothing
     ],
 )
-def test_an_exchange_hides_behind_what_runs_between_its_start_and_its_end(
+def test_a_collective_hides_behind_what_runs_between_its_start_and_its_end(
     lines, compute, wire, exposed
 ):
     estimate = estimate_of(program(*lines), MACHINE)
@@ -52,7 +52,7 @@ def test_an_exchange_hides_behind_what_runs_between_its_start_and_its_end(
     assert estimate.seconds == compute + exposed
 
 
-def test_loops_multiply_work_waiting_and_exchanges():
+def test_loops_multiply_work_exposed_communication_and_collectives():
     loop = f"""
 %body (s: s8[10]) -> s8[10] {{
   %x = s8[10]{{0}} parameter(0)
@@ -100,7 +100,7 @@ def test_work_is_told_apart_by_what_is_inside_fusions():
     ]
     estimate = estimate_of(program(*lines, work(10**4, kind="sort"), inside=INSIDE), MACHINE)
     assert estimate.work == {
-        "products": 1001,
+        "matmuls": 1001,
         "elementwise": 10,
         "copies": 100,
         "other": 10_000,

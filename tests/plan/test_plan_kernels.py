@@ -5,8 +5,14 @@ import dataclasses
 import pytest
 
 from onediff_jax.ops.attention import flash as attention_flash
+from onediff_jax.plan.estimate import (
+    DEVICE_KINDS,
+    KERNEL_SHARES,
+    kernel_flops,
+    kernel_seconds,
+    kernel_share,
+)
 from onediff_jax.plan.hlo import Instruction
-from onediff_jax.plan.kernels import KINDS, SHARES, kernel_flops, kernel_seconds, kernel_share
 from onediff_jax.plan.topologies import GENERATIONS
 
 MACHINE = dataclasses.replace(GENERATIONS["v5e"], peak=100.0, memory_rate=1000.0)
@@ -52,14 +58,14 @@ def test_a_kernel_has_a_share_on_each_generation(generation, share):
 
 
 def test_every_generation_has_a_share_of_every_kernel():
-    assert {generation.kind for generation in GENERATIONS.values()} == set(KINDS)
-    for shares in SHARES.values():
-        assert len(shares) == len(KINDS)
+    assert {generation.kind for generation in GENERATIONS.values()} == set(DEVICE_KINDS)
+    for shares in KERNEL_SHARES.values():
+        assert len(shares) == len(DEVICE_KINDS)
         assert all(0 < share < 1 for share in shares)
 
 
 @pytest.mark.parametrize(
-    ("name", "results", "products", "share"),
+    ("name", "results", "matmuls", "share"),
     [
         ("splash_mha_fwd_residuals", 4, 2, 0.38),
         ("splash_mqa_fwd_no_residuals", 4, 2, 0.38),
@@ -69,14 +75,14 @@ def test_every_generation_has_a_share_of_every_kernel():
         ("some_other_kernel", 4, 0, 0.5),
     ],
 )
-def test_splash_attention_is_counted_by_its_shapes(name, results, products, share):
-    taken = "s8[1,2]{1,0}, bf16[3,8,64,120]{3,2,1,0}, bf16[3,2,256,120]{3,2,1,0}, f32[9]{0}"
+def test_splash_attention_is_counted_by_its_shapes(name, results, matmuls, share):
+    operands = "s8[1,2]{1,0}, bf16[3,8,64,120]{3,2,1,0}, bf16[3,2,256,120]{3,2,1,0}, f32[9]{0}"
     held = kernel(
-        f"operand_layout_constraints={{{taken}}}",
+        f"operand_layout_constraints={{{operands}}}",
         f"({', '.join(['f32[5]'] * results)})",
         f"jit(f)/vmap(static_sparsity_splash)/{name}/pallas_call",
     )
-    flops = 2 * products * (3 * 8 * 64) * 256 * 120
+    flops = 2 * matmuls * (3 * 8 * 64) * 256 * 120
     assert kernel_flops(held) == flops
     fast = dataclasses.replace(MACHINE, memory_rate=1e15)
     assert kernel_seconds(held, fast) == pytest.approx(flops / (100 * share), abs=1e-6)

@@ -1,9 +1,15 @@
-"""Reading a compiled program's text: loops, calls, branches, fusions, exchanges, kernels."""
+"""Reading a compiled program's text: loops, calls, branches, fusions, collectives, kernels."""
 
 import pytest
 
-from onediff_jax.plan.collectives import Collective, collective_of, group_of
-from onediff_jax.plan.hlo import Instruction, bytes_of, program_of
+from onediff_jax.plan.hlo import (
+    Collective,
+    Instruction,
+    bytes_of,
+    collective_of,
+    group_of,
+    program_of,
+)
 
 NOTES = 'backend_config={"flag_configs":[],"window_config":{"estimated_cycles":"%d"}}'
 
@@ -167,7 +173,7 @@ def test_groups_in_an_unknown_spelling_are_an_error():
         group_of(Instruction("x", "all-reduce", "f32[]", "", "replica_groups=all"))
 
 
-def test_every_exchange_is_found_once_with_its_kind_size_and_group():
+def test_every_collective_is_found_once_with_its_kind_size_and_group():
     program = program_of(EXCHANGES)
     found = {i.name: collective_of(program, "main", i) for i, _ in program.running()}
     assert {name: each for name, each in found.items() if each} == {

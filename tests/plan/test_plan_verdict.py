@@ -19,7 +19,7 @@ from onediff_jax.plan.compiled import Compiled, Tensor
 from onediff_jax.plan.estimate import Estimate, Traffic
 from onediff_jax.plan.hlo import program_of
 from onediff_jax.plan.plan import Plan, held_bytes, plan_of
-from onediff_jax.plan.table import plan_lines
+from onediff_jax.plan.report import plan_lines
 from onediff_jax.plan.topologies import topology_of
 from onediff_jax.sharding import mesh_of
 from onediff_jax.train.compile import planned
@@ -68,7 +68,7 @@ def plan(refusal: str = "") -> Plan:
         held={"moments": 2 * GIB, "params": GIB},
         compiled=Compiled(program_of(PROGRAM), 61.26, 8 * GIB, 4 * GIB, GIB // 2, largest, refusal),
         estimate=Estimate(
-            Counter(products=1.5, copies=0.5), 3.0, 2.0, {"all-gather": Traffic(16, 10**9, 12)}
+            Counter(matmuls=1.5, copies=0.5), 3.0, 2.0, {"all-gather": Traffic(16, 10**9, 12)}
         ),
     )
 
@@ -111,7 +111,7 @@ def test_a_plan_says_what_it_estimates():
         r"temporaries +3\.50 GiB",
         r"FLOPs a device +61\.50 T",
         r"text encoder +3\.08 T",
-        r"products +1\.5000 s +75\.0%",
+        r"matmuls +1\.5000 s +75\.0%",
         r"0\.0010 s  feed_forward/w1 +recomputed",
         r"all-gather +16 x +1\.000 GB, 12 async",
         r"MFU +47\.5% compute-only; 50\.0% with encoders\n",
@@ -149,7 +149,7 @@ def settings(**changes):
     values["data"]["tasks"] = {"text2image": 1.0}
     values["model"]["depth"] = 1
     values["data"]["sources"] = {"none": {"kind": "folder", "path": "/there/is/no/such/folder"}}
-    return search.changed(values, changes)
+    return search.with_settings(values, changes)
 
 
 def test_a_run_is_planned_without_its_data(here):
@@ -157,7 +157,7 @@ def test_a_run_is_planned_without_its_data(here):
     assert found.fits and set(found.as_json()) == KEYS
     assert found.params > 10_000
     assert found.samples == 8
-    assert found.compiled.taken >= sum(found.held.values())
+    assert found.compiled.arguments >= sum(found.held.values())
     assert found.estimate.traffic["all-reduce"].bytes >= 4 * found.params  # the gradients
 
 
@@ -221,7 +221,7 @@ def test_a_search_walks_all_combinations_and_ranks_them(monkeypatch, tmp_path, c
         refusal = "RESOURCE_EXHAUSTED: no room" if config.rows == 32 else ""
         found = plan(refusal)._replace(samples=float(config.rows))
         found = found._replace(flops=StepFlops({"denoiser": 15_744 * 10**12}, {}))
-        return found._replace(estimate=Estimate(Counter(products=seconds), 0.0, 0.0, {}))
+        return found._replace(estimate=Estimate(Counter(matmuls=seconds), 0.0, 0.0, {}))
 
     monkeypatch.setattr(search, "plan_of", pretended)
     file = tmp_path / "plans.json"

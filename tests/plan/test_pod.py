@@ -1,9 +1,8 @@
-"""Plans of the shipped stages stay as good as they were: in room, in exchanges, in estimated speed.
+"""Plans of the shipped stages stay as good as they were: memory, collectives, estimated speed.
 
 What they were is in tests/plans, written by tools/benchmarks/plan_tables.py.
 """
 
-import copy
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ from places import ROOT
 PLANS = {file.stem: json.loads(file.read_text()) for file in (ROOT / "tests/plans").glob("*.json")}
 ALWAYS = ("stage1_text2image_512.v3-256", "stage2_multitask.v3-256")  # others when asked: -m pod
 SLACK = 1.01  # of bytes, for another version of the compiler
-LEAST = 0.97  # of the estimated share of peak
+LEAST = 0.97  # of the estimated MFU
 
 
 def worse(before: dict, now: dict) -> list[str]:
@@ -31,35 +30,6 @@ def worse(before: dict, now: dict) -> list[str]:
         if before[name] and now[name] and now[name] < LEAST * before[name]:
             found.append(f"{name}: {now[name]:.3f}, less than {LEAST} of {before[name]:.3f}")
     return found
-
-
-PLAN = {
-    "fits": True,
-    "collectives": {"all-gather": {"count": 16, "bytes": 1000}},
-    "estimated_mfu": 0.6,
-    "estimated_mfu_with_communication": 0.5,
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({}, None),
-        ({"fits": False, "estimated_mfu": None, "estimated_mfu_with_communication": None}, "fit"),
-        ({"collectives": {"all-gather": {"count": 32, "bytes": 1009}}}, None),
-        ({"collectives": {"all-gather": {"count": 16, "bytes": 1011}}}, "all-gather: 1,011"),
-        ({"collectives": {"all-reduce": {"count": 1, "bytes": 4}}}, "all-reduce: 4 bytes"),
-        ({"collectives": {}}, None),
-        ({"estimated_mfu": 0.583}, None),
-        ({"estimated_mfu": 0.581}, "estimated_mfu: 0.581"),
-        ({"estimated_mfu_with_communication": 0.48}, "estimated_mfu_with_communication: 0.480"),
-        ({"estimated_mfu": 0.9, "estimated_mfu_with_communication": 0.9}, None),
-    ],
-)
-def test_a_plan_is_worse_by_room_exchanges_or_estimated_speed(changes, said):
-    found = worse(PLAN, copy.deepcopy(PLAN) | changes)
-    assert len(found) == (said is not None)
-    assert said is None or said in found[0]
 
 
 def test_plans_are_kept_for_what_is_always_planned_again():

@@ -1,4 +1,4 @@
-"""The share of peak that attention's kernels reach on TPUs, by their compiled schedules.
+"""The MFU that attention's kernels reach on TPUs, by their compiled schedules.
 
     pip install -e '.[tpu]'
     python tools/benchmarks/kernels.py                 # some minutes; on any machine
@@ -6,7 +6,7 @@
 Compiles them at the released heads for absent TPUs and reads what the compiler of kernels writes
 down: bundles of instructions, a cycle each and the delays that they ask for.  A share is what a
 step of the grid multiplies, at peak, over the cycles of its bundles; waiting for memory is in none
-of it.  The last lines are the table of onediff_jax/plan/kernels.py: the least share of each.
+of it.  The last lines are the table of onediff_jax/plan/estimate.py: the least share of each.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from onediff_jax.errors import InputError  # noqa: E402
 from onediff_jax.ops import attention  # noqa: E402
 from onediff_jax.ops.attention import flash as attention_flash  # noqa: E402
 from onediff_jax.ops.attention import splash as attention_splash  # noqa: E402
+from onediff_jax.plan.estimate import KERNEL_SHARES, kernel_flops  # noqa: E402
 from onediff_jax.plan.hlo import program_of  # noqa: E402
-from onediff_jax.plan.kernels import SHARES, kernel_flops  # noqa: E402
 from onediff_jax.plan.topologies import GENERATIONS, devices_of, topologies  # noqa: E402
 
 HEADS, KEY_HEADS, WIDTH = 32, 8, 120
@@ -61,13 +61,13 @@ def main() -> None:
 def shares_of(
     generation: str, backend: str, queries: int, keys: int, cap: float | None
 ) -> Iterator[tuple[str, float]]:
-    """Names of a backend's kernels, forward and backward, and the share of peak each reaches."""
+    """Names of a backend's kernels, forward and backward, and the MFU of each."""
     for file in pathlib.Path(FOLDER.name).iterdir():
         file.unlink()
     machine = GENERATIONS[generation]
     steps = HEADS * blocks_of(backend, queries, keys)
     for kernel in compiled_kernels(generation, backend, queries, keys, cap):
-        name = next(name for name in SHARES if re.search(name, kernel.source))
+        name = next(name for name in KERNEL_SHARES if re.search(name, kernel.source))
         # A core runs a step; v4 and v5p have two in a device.
         cores = machine.counted // machine.devices
         seconds = cycles_of(name) / machine.clock * steps / cores

@@ -2,7 +2,7 @@
 
     python tools/benchmarks/step.py --config configs/scenes_tiny.py [--config.a.b=VALUE ...]
 
-Prints the step's FLOPs by formula, the measured rate of large products and of products as narrow
+Prints the step's FLOPs by formula, the measured rate of large matmuls and of matmuls as narrow
 as the network's own, the floor that follows from each, the measured step (data at hand), what the
 loader takes for a batch on one thread, and the step fed by the loader.  Medians of several runs
 after warm-up.
@@ -44,7 +44,7 @@ def seconds(work: Callable[[], object], times: int) -> float:
 
 
 def product_rate(m: int, k: int, n: int, dtype: str) -> float:
-    """FLOP/s of an m x k by k x n product."""
+    """FLOP/s of an m x k by k x n matmul."""
     a, b = jnp.ones((m, k), dtype), jnp.ones((k, n), dtype)
     multiply = jax.jit(lambda a, b: a @ b)
     return 2 * m * k * n / seconds(lambda: multiply(a, b), max(1, int(2e10 / (2 * m * k * n))))
@@ -72,9 +72,9 @@ def main(arguments: list[str]) -> None:
     print(
         f"step: {flops / 1e9:.2f} GFLOP; {rows.layout.views * config.rows} views, {tokens} tokens"
     )
-    print(f"products: large {large / 1e9:.1f} GFLOP/s, the network's own {own / 1e9:.1f} GFLOP/s")
+    print(f"matmuls: large {large / 1e9:.1f} GFLOP/s, the network's own {own / 1e9:.1f} GFLOP/s")
     print(
-        f"floor: {1e3 * flops / large:.1f} ms by large products, "
+        f"floor: {1e3 * flops / large:.1f} ms by large matmuls, "
         f"{1e3 * flops / own:.1f} ms by its own"
     )
 
@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> None:
     batches = loader.batches(rows, config.rows, local, 0, 10**6)
     fed = seconds(lambda: train(global_batch(next(batches), mesh, config.rows)), 10)
     print(f"step alone: {1e3 * alone:.1f} ms, {flops / alone / 1e9:.1f} GFLOP/s, ", end="")
-    print(f"{100 * flops / large / alone:.0f} % of the floor by large products")
+    print(f"{100 * flops / large / alone:.0f} % of the floor by large matmuls")
     print(f"loader: {1e3 * load:.1f} ms a batch on one thread")
     views = rows.layout.views * config.rows / fed
     print(f"step fed by the loader: {1e3 * fed:.1f} ms, {views:.0f} views/s")
