@@ -48,6 +48,6 @@ class BadRecordCounts:
             if bad > self._allowed * read + SLACK:
                 raise InputError(
                     f"{bad} of {read} records of source {source} are bad; data.faults allows "
-                    f"{self._allowed:.1%}. tools/check_data.py lists them; mend them or raise "
+                    f"{self._allowed:.1%}. `check_data` lists them; mend them or raise "
                     "data.faults."
                 )
