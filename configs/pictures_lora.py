@@ -9,35 +9,19 @@ All parameters instead of adapters: --config.model.lora.rank=0 --config.tune.tra
 --config.optimizer.learning_rate=5e-4.  What to expect: docs/finetune.md.
 """
 
-from onediff_jax.config import base_config
+from onediff_jax.config import small_config
 
 
 def get_config():
-    config = base_config()
+    config = small_config()
     config.steps = 1500
     config.rows = 1
-    config.model.update(
-        width=144,
-        depth=4,
-        heads=6,
-        kv_heads=3,
-        multiple_of=96,
-        softcap=None,
-        dtype="float32",
-        attention="reference",
-        unroll=4,
-    )
     config.model.lora.update(
         rank=16, alpha=16.0, targets=("wq", "wk", "wv", "wk_y", "wv_y", "wo", "w1", "w2", "w3")
     )
     config.text.update(vocabulary=1024, length=64)
-    config.text.encoder.update(
-        width=64, depth=1, heads=4, head_width=16, hidden=128, dtype="float32"
-    )
-    config.codec.update(factor=4)
-    config.flow.update(shift=3.0)
     config.tune.update(start="runs/scenes_all", train=("*/lora_?",))
-    config.optimizer.update(learning_rate=2e-3, warmup=100, clip=1.0, ema=0.99)
+    config.optimizer.update(learning_rate=2e-3, schedule="constant", warmup=100, b2=0.999, ema=0.99)
     config.data.sources.pictures = dict(
         kind="coco",
         path="artifacts/pictures",
@@ -56,7 +40,6 @@ def get_config():
     config.data.conditions.map_colors = "fixed"
     config.data.row = (dict(views=1, tokens=16, count=4), dict(views=2, tokens=16, count=10))
     config.checkpoint.update(every=500, keep=1)
-    config.log.every = 100
     config.evaluate.every = 1500
     config.evaluate.examples = 6
     config.evaluate.sample.update(steps=30, guidance=3.0)

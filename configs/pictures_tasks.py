@@ -9,33 +9,14 @@ to train on two CPU cores:
 With --config.steps=600 expect a velocity error of 0.470 (seed 0; docs/real_data.md).
 """
 
-from onediff_jax.config import base_config
+from onediff_jax.config import small_config
 
 
 def get_config():
-    config = base_config()
+    config = small_config()
     config.steps = 20_000
     config.rows = 1
-    config.model.update(
-        width=144,
-        depth=4,
-        heads=6,
-        kv_heads=3,
-        multiple_of=96,
-        softcap=None,
-        dtype="float32",
-        attention="reference",
-        unroll=4,
-    )
     config.text.update(vocabulary=2000, length=64)
-    config.text.encoder.update(
-        width=64, depth=1, heads=4, head_width=16, hidden=128, dtype="float32"
-    )
-    config.codec.update(factor=4)
-    config.flow.update(shift=3.0)
-    config.optimizer.update(
-        learning_rate=3e-3, schedule="linear", warmup=200, b2=0.99, clip=1.0, ema=0.999
-    )
     config.data.sources.annotated = dict(
         kind="coco",
         path="artifacts/pictures",
@@ -67,8 +48,6 @@ def get_config():
         dict(views=2, tokens=16, count=6),
         dict(views=6, tokens=16, packed=True, tasks=("subject_driven",)),
     )
-    config.checkpoint.update(every=2000, keep=2)
-    config.log.every = 100
+    config.checkpoint.every = 2000
     config.evaluate.every = 5000
-    config.evaluate.sample.update(steps=20, guidance=3.0)
     return config

@@ -13,22 +13,14 @@ MFU 50.7%, 43.2% with communication (50.8% with encoders);
 1,688 samples/s; 0.9 days.
 """
 
-from onediff_jax.config import base_config
+from onediff_jax.config import stage_config
 
 
 def get_config():
-    config = base_config()
+    config = stage_config()
     config.steps = 125_000
-    config.rows = 256
-    config.remat = "dots"
-    config.mesh.update(data=-1, fsdp=32)
-    config.text.update(kind="t5", path="weights/onediffusion")
-    config.codec.update(kind="sd3_vae", path="weights/onediffusion")
-    config.optimizer.update(learning_rate=5e-4, warmup=2000)
+    config.optimizer.warmup = 2000
     config.data.sources.pictures = dict(kind="cache", path="caches/256/pictures")
     config.data.tasks = dict(text2image=1.0)
     config.data.row = (dict(views=1, tokens=256, count=4),)
-    config.checkpoint.update(every=1000, keep=3)
-    config.evaluate.update(every=1000, rows=256, grids=10)
-    config.evaluate.sample.update(steps=50, guidance=4.0)
     return config

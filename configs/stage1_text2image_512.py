@@ -12,23 +12,14 @@ MFU 60.5%, 49.2% with communication (51.4% with encoders);
 474 samples/s; 3.1 days.
 """
 
-from onediff_jax.config import base_config
+from onediff_jax.config import stage_config
 
 
 def get_config():
-    config = base_config()
+    config = stage_config()
     config.steps = 500_000
-    config.rows = 256
     config.tune.start = "runs/stage1_256"
-    config.remat = "dots"
-    config.mesh.update(data=-1, fsdp=32)
-    config.text.update(kind="t5", path="weights/onediffusion")
-    config.codec.update(kind="sd3_vae", path="weights/onediffusion")
-    config.optimizer.update(learning_rate=5e-4, warmup=1000)
     config.data.sources.pictures = dict(kind="cache", path="caches/512/pictures")
     config.data.tasks = dict(text2image=1.0)
     config.data.row = (dict(views=1, tokens=1024),)
-    config.checkpoint.update(every=1000, keep=3)
-    config.evaluate.update(every=1000, rows=256, grids=10)
-    config.evaluate.sample.update(steps=50, guidance=4.0)
     return config

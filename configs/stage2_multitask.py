@@ -25,19 +25,13 @@ MFU 57.0%, 55.5% with communication (58.5% with encoders);
 498 samples/s; 6.0 days.
 """
 
-from onediff_jax.config import base_config
+from onediff_jax.config import stage_config
 
 
 def get_config():
-    config = base_config()
+    config = stage_config()
     config.steps = 168_000
-    config.rows = 256
     config.tune.start = "runs/stage1_512"
-    config.remat = "dots"
-    config.mesh.update(data=-1, fsdp=32)
-    config.text.update(kind="t5", path="weights/onediffusion")
-    config.codec.update(kind="sd3_vae", path="weights/onediffusion")
-    config.optimizer.update(learning_rate=5e-4, warmup=1000)
     sources = (
         "pictures_512",
         "pictures_256",
@@ -72,7 +66,4 @@ def get_config():
         dict(views=2, tokens=256, count=2, tasks=tuple(pairs)),
         dict(views=12, tokens=256, packed=True, tasks=tuple(several)),
     )
-    config.checkpoint.update(every=1000, keep=3)
-    config.evaluate.update(every=1000, rows=256, grids=10)
-    config.evaluate.sample.update(steps=50, guidance=4.0)
     return config

@@ -13,19 +13,15 @@ MFU 58.7%, 57.1% with communication (58.4% with encoders);
 289 samples/s; 0.4 days.
 """
 
-from onediff_jax.config import base_config
+from onediff_jax.config import stage_config
 
 
 def get_config():
-    config = base_config()
+    config = stage_config()
     config.steps = 10_000
-    config.rows = 256
     config.tune.start = "runs/stage2"
-    config.remat = "dots"
-    config.mesh.update(data=-1, fsdp=128)
-    config.text.update(kind="t5", path="weights/onediffusion")
-    config.codec.update(kind="sd3_vae", path="weights/onediffusion")
-    config.optimizer.update(learning_rate=1e-4, warmup=1000)
+    config.mesh.fsdp = 128
+    config.optimizer.learning_rate = 1e-4
     config.data.sources.people = dict(kind="cache", path="caches/stage3/people")
     config.data.tasks = dict(faceid=1.0)
     config.data.row = (
@@ -34,7 +30,4 @@ def get_config():
         dict(views=4, tokens=256),
         dict(views=5, tokens=256),
     )
-    config.checkpoint.update(every=1000, keep=3)
-    config.evaluate.update(every=1000, rows=256, grids=10)
-    config.evaluate.sample.update(steps=50, guidance=4.0)
     return config

@@ -15,24 +15,18 @@ MFU 43.3%, 43.0% with communication (43.2% with encoders);
 30 samples/s; 2.0 days.
 """
 
-from onediff_jax.config import base_config
+from onediff_jax.config import stage_config
 
 
 def get_config():
-    config = base_config()
+    config = stage_config()
     config.steps = 10_000
-    config.rows = 256
     config.tune.start = "runs/stage2"
     config.remat = "attended"
-    config.mesh.update(data=-1, fsdp=128)
-    config.text.update(kind="t5", path="weights/onediffusion")
-    config.codec.update(kind="sd3_vae", path="weights/onediffusion")
-    config.optimizer.update(learning_rate=1e-4, warmup=1000)
+    config.mesh.fsdp = 128
+    config.optimizer.learning_rate = 1e-4
     config.data.sources.scenes = dict(kind="cache", path="caches/stage3/scenes")
     config.data.tasks = dict(multiview=1.0)
     config.data.counts = dict(multiview=(0.0, 1.0, 1.0, 1.0))  # shares of 4, 6, 8, 10 views
     config.data.row = (dict(views=16, tokens=1024, packed=True),)
-    config.checkpoint.update(every=1000, keep=3)
-    config.evaluate.update(every=1000, rows=256, grids=10)
-    config.evaluate.sample.update(steps=50, guidance=4.0)
     return config
