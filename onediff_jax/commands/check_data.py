@@ -4,12 +4,11 @@ import collections
 import dataclasses
 import json
 import pathlib
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from absl import flags
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 from rich.console import Console
 
 from onediff_jax.commands.progress import record_progress
@@ -24,7 +23,7 @@ from onediff_jax.data.tasks.fitting import grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
 from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
 from onediff_jax.errors import BadRecord, InputError, one_line
-from onediff_jax.evaluate.grids import image_of_view
+from onediff_jax.evaluate.grids import Row, sheet
 from onediff_jax.train.checkpoint import assets_of
 from onediff_jax.train.config import run_config
 from onediff_jax.train.encoders import tokenizer_folder, tokenizer_of
@@ -34,8 +33,7 @@ from onediff_jax.train.run import RunConfig, edge_of, fitted_assets, opened
 ROWS = 32  # of the run, of which the padding is measured
 PROMPTS = 20_000  # that a vocabulary is built on, at most
 SHOWN = 20  # faults that are printed
-SHEET, CELL, LABEL = 4, 160, 14  # examples of a task; pixels of a view; pixels of a line
-WIDE, SAID = 8, 3  # views side by side on a sheet; lines of a prompt
+SHEET = 4  # examples of a task on the sheet
 
 
 def run(options: flags.FlagValues) -> int:
@@ -187,29 +185,14 @@ def measure_padding(
 
 
 def sheet_of(shown: Mapping[str, Sequence[Example]]) -> Image.Image:
-    """Examples of every source and task, side by side: what their prompts say, and their views."""
-    font = ImageFont.load_default(size=11)
-    lines = []
-    for name, several in shown.items():
-        fit = max(WIDE // max(len(example.views) for example in several), 1)
-        lines += [(name, several[i : i + fit]) for i in range(0, len(several), fit)]
-    most = max(sum(len(example.views) for example in several) for _, several in lines)
-    tall, wide = CELL + (SAID + 1) * LABEL, CELL + 4
-    sheet = Image.new("RGB", (most * wide, len(lines) * tall), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (name, several) in enumerate(lines):
-        draw.text((2, i * tall), name, "black", font)
-        left = 0
-        for example in several:
-            said = textwrap.wrap(example.prompt, len(example.views) * wide // 6)[:SAID]
-            for j, words in enumerate(said, start=1):
-                draw.text((left + 2, i * tall + j * LABEL), words, "black", font)
-            for view in example.views:
-                image = Image.fromarray(image_of_view(view, example.size))
-                scaled = ImageOps.contain(image, (CELL, CELL), Image.Resampling.BOX)
-                sheet.paste(scaled, (left, (i + 1) * tall - CELL))
-                left += wide
-    return sheet
+    """A row for each example of every source and task: its prompt, and its views."""
+    rows = []
+    for name, examples in shown.items():
+        for example in examples:
+            names = TASKS[example.task].form.names(len(example.views))
+            cells = list(zip(names, example.views, strict=True))
+            rows.append(Row(f"{name}: {example.prompt}", cells, example.size))
+    return Image.fromarray(sheet(rows))
 
 
 def lines_of(report: Report) -> list[str]:

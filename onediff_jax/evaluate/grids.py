@@ -1,4 +1,4 @@
-"""Images of images: the prompt, what was given, what was made, and the truth, side by side."""
+"""Contact sheets: prompts, condition views, generated views and the truth, side by side."""
 
 import textwrap
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from onediff_jax.sampling.generate import Rays
 
 CELL = 128  # pixels along the longer side of a view
 GAP = 6
-LINE = 13  # pixels of a line of text
+LINE, CHARACTER = 13, 6.9  # pixels of a line of text, and of a character
 
 
 class Row(NamedTuple):
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 
 def grid(completed: Sequence[Completed]) -> UInt8[np.ndarray, "h w 3"]:
-    """A row for every example: prompt, given views | made views | the truth of the made ones."""
+    """A row for every example: prompt, condition views | generated views | the truth of these."""
     rows = []
     for example in completed:
         views, made = example.views, example.made
@@ -40,23 +40,36 @@ def grid(completed: Sequence[Completed]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def sheet(rows: Sequence[Row]) -> UInt8[np.ndarray, "h w 3"]:
-    """Rows under each other: the prompt, then the views."""
+    """A contact sheet of views."""
+    drawn = []
+    for prompt, cells, size in rows:
+        shape = cell_size(size)[::-1]
+        images = (Image.fromarray(image_of_view(view, size)) for _, view in cells)
+        shown = [image.resize(shape, Image.Resampling.NEAREST) for image in images]
+        drawn.append((prompt, [(name, i) for (name, _), i in zip(cells, shown, strict=True)]))
+    return np.asarray(contact_sheet(drawn))
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]], text_width: int = 180
+) -> Image.Image:
+    """Rows under each other: a text `text_width` pixels wide, then images with their titles."""
     font = ImageFont.load_default(size=11)
-    height, width = cell_size(rows[0].size)
-    columns = max(len(row.cells) for row in rows)
-    left, tall = 180, height + LINE + GAP
-    image = Image.new("RGB", (left + columns * (width + GAP), len(rows) * tall), "white")
-    draw = ImageDraw.Draw(image)
-    for i, row in enumerate(rows):
-        top = i * tall
-        for j, line in enumerate(textwrap.wrap(row.prompt, 26)[: (tall - GAP) // LINE]):
+    heights = [LINE + max(image.height for _, image in cells) + GAP for _, cells in rows]
+    width = max(sum(image.width + GAP for _, image in cells) for _, cells in rows)
+    whole = Image.new("RGB", (text_width + width, sum(heights)), "white")
+    draw, top = ImageDraw.Draw(whole), 0
+    for (text, cells), height in zip(rows, heights, strict=True):
+        lines = textwrap.wrap(text, max(round(text_width / CHARACTER), 1))
+        for j, line in enumerate(lines[: (height - GAP) // LINE]):
             draw.text((GAP, top + j * LINE), line, "black", font)
-        for j, (name, view) in enumerate(row.cells):
-            x = left + j * (width + GAP)
-            draw.text((x, top), name, "black", font)
-            shown = Image.fromarray(image_of_view(view, row.size))
-            image.paste(shown.resize((width, height), Image.Resampling.NEAREST), (x, top + LINE))
-    return np.asarray(image)
+        left = text_width
+        for title, image in cells:
+            draw.text((left, top), title, "black", font)
+            whole.paste(image, (left, top + LINE))
+            left += image.width + GAP
+        top += height
+    return whole
 
 
 def image_of_view(view: View | Rays, size: tuple[int, int]) -> RGB:

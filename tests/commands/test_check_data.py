@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from PIL import Image
 
 from onediff_jax import cli
-from onediff_jax.commands import check_data, make_shards
+from onediff_jax.commands import make_shards
 
 CONFIG = """
 from onediff_jax.train.config import base_config
@@ -132,15 +133,9 @@ def test_rows_that_the_run_would_refuse_are_an_error(folder, capsys):
 def test_the_sheet_shows_the_views(folder):
     check(folder, "--sheet", str(folder / "sheet.png"))
     sheet = np.asarray(Image.open(folder / "sheet.png"))
-    cell, label = check_data.CELL, (check_data.SAID + 1) * check_data.LABEL
-    assert sheet.shape[:2] == (
-        2 * (cell + label),
-        8 * (cell + 4),
-    )  # of each task 4, of 1 and 2 views
-    shown = sheet[label + cell // 2, cell // 2 :: cell + 4, 0]
-    assert shown.tolist() == [20, 80, 160, 220] + 4 * [255]  # numbers 1, 4, 8 and 11 of 12
-    shown = sheet[2 * label + cell + cell // 2, cell // 2 :: cell + 4, 0]
-    assert shown[::2].tolist() == [20, 80, 160, 220]
+    column = sheet[:, 190, 0].tolist()  # through the first view of each row; titles are lower
+    seen = [value for value, pixels in itertools.groupby(column) if len(list(pixels)) > 40]
+    assert seen == 2 * [20, 80, 160, 220]  # of each task numbers 1, 4, 8 and 11 of 12
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import argparse
 import pathlib
 import sys
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-GAP, LINE, COLORS = 10, 18, 256
+from onediff_jax.evaluate.grids import GAP, contact_sheet
+
+COLORS = 256
 
 
 def newest_grids(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -18,20 +20,16 @@ def newest_grids(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     return {file.stem.rsplit("_", 1)[0]: file for file in sorted(workdir.glob("pictures/*.png"))}
 
 
-def sheet_of(images: dict[str, Image.Image], width: int) -> Image.Image:
-    """Images under their names, side by side as far as the width goes."""
-    places, left, top, height = {}, 0, 0, 0
+def rows_of(images: dict[str, Image.Image], width: int) -> list:
+    """Titled images, as many side by side as the width takes."""
+    rows, left = [], width
     for name, image in images.items():
-        if left + image.width > width:
-            left, top, height = 0, top + height, 0
-        places[name] = left, top
-        left, height = left + image.width + GAP, max(height, image.height + LINE + GAP)
-    sheet = Image.new("RGB", (width, top + height), (255, 255, 255))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for name, (left, top) in places.items():
-        draw.text((left, top), name.replace("_", " "), fill="black", font=font)
-        sheet.paste(images[name], (left, top + LINE))
-    return sheet
+        if left + image.width + GAP > width:
+            rows.append(("", []))
+            left = 0
+        rows[-1][1].append((name.replace("_", " "), image))
+        left += image.width + GAP
+    return rows
 
 
 def main() -> None:
@@ -55,7 +53,7 @@ def main() -> None:
     images = {name: Image.open(file).convert("RGB") for name, file in files.items()}
     for name, image in images.items():
         images[name] = image.crop((0, 0, image.width, round(arguments.part * image.height)))
-    sheet = sheet_of(images, arguments.width)
+    sheet = contact_sheet(rows_of(images, arguments.width), text_width=0)
     sheet.quantize(COLORS).save(arguments.out, optimize=True)
     print(f"{len(files)} grids in {arguments.out}, {sheet.width} x {sheet.height}")
 
