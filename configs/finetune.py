@@ -1,4 +1,4 @@
-"""The released weights on your own images.
+"""Fine-tunes the released weights on your own images.
 
 Import the released folder, then train on one GPU:
 
@@ -6,17 +6,17 @@ Import the released folder, then train on one GPU:
     launch/local.sh train --config configs/finetune.py --workdir runs/mine \
         --config.data.sources.mine.path=DIR
 
-DIR is an image folder with captions (docs/data.md) and the only source: its images serve text to
-image, deblurring, inpainting, super-resolution and Canny, each example at 512 px, and no other task
-is trained.  The run prints the share of every task, and how often the images come.
+DIR is an image folder with captions (docs/data.md) and the only source.  Its images serve text to
+image, deblurring, inpainting, super-resolution and Canny edges at 512 px; no other task is trained.
+The run prints the share of every task and the number of epochs in 1,000 steps.
 
-Tasks that are not trained may be forgotten.  To keep depth, semantic maps and several views, add
-built-in scenes, which serve only these three tasks, at 256 px:
+The model may forget tasks that are not trained.  To keep depth, semantic maps and several views,
+add built-in scenes, which serve only these three tasks, at 256 px:
 
     --config configs/finetune.py:scenes
 
-Memory of one device by the TPU compiler (2026-11-28; docs/finetune.md has the command and the
-parts), and a card that has enough:
+Memory of one device according to the TPU compiler (2026-11-28; docs/finetune.md has the command
+and the parts), and the memory of a GPU that suffices:
 
     the defaults                                                    65.1 GiB    80 GB
     --config.optimizer.mu_dtype=bfloat16
@@ -27,8 +27,8 @@ parts), and a card that has enough:
         --config.tune.frozen_dtype=bfloat16 --config.remat=full
         --config.optimizer.learning_rate=1e-4                        9.5 GiB    24 GB
 
-Start it by launch/local.sh, which gives JAX 95 % of a GPU's memory instead of 75 %.  No GPU has run
-it yet.  docs/finetune.md has more, and how to go back to PyTorch.
+launch/local.sh lets JAX use 95 % of a GPU's memory instead of 75 %.  No GPU has run this config
+yet.  docs/finetune.md has more, including the export to PyTorch.
 """
 
 from onediff_jax.config import base_config

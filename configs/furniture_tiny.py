@@ -1,6 +1,6 @@
-"""Several views of a model, its image from words, and its depth, on rendered furniture at 32 px.
+"""Multiview, text to image and depth on rendered furniture at 32 px.
 
-To render the 820 models (`--models 100` for fewer) and to train on two CPU cores:
+Renders the 820 models (`--models 100` for fewer) and trains on two CPU cores:
 
     python tools/datasets/render_furniture.py --out artifacts/furniture
     python -m onediff_jax train --config configs/furniture_tiny.py --workdir runs/furniture_tiny

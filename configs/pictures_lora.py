@@ -1,12 +1,12 @@
-"""Adapters that take a network of scenes to captioned images, at 32 px: a trial of fine-tuning.
+"""Low-rank adapters from built-in scenes to captioned images at 32 px, a trial of fine-tuning.
 
 The base is the run of configs/scenes_all.py.  On two CPU cores:
 
     python tools/datasets/fetch_pictures.py --out artifacts/pictures
     python -m onediff_jax train --config configs/pictures_lora.py --workdir runs/pictures_lora
 
-All parameters instead of adapters: --config.model.lora.rank=0 --config.tune.train="('*',)"
---config.optimizer.learning_rate=5e-4.  What to expect: docs/finetune.md.
+To train all parameters instead, add --config.model.lora.rank=0 --config.tune.train="('*',)"
+--config.optimizer.learning_rate=5e-4.  docs/finetune.md has the results.
 """
 
 from onediff_jax.config import small_config

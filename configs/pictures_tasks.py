@@ -1,7 +1,6 @@
 """Eight tasks at once on captioned images, their masks and their subjects, at 32 px.
 
-To fetch the images (run again, it completes a folder that holds only images and captions) and
-to train on two CPU cores:
+Fetches the images (and adds annotations to a folder without them) and trains on two CPU cores:
 
     python tools/datasets/fetch_pictures.py --out artifacts/pictures
     python -m onediff_jax train --config configs/pictures_tasks.py --workdir runs/pictures_tasks

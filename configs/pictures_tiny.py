@@ -1,6 +1,6 @@
-"""Captioned images at 32 px, made from words and completed, on two CPU cores.
+"""Text to image and inpainting on captioned images at 32 px, on two CPU cores.
 
-To fetch them and train:
+Fetches the images and trains:
 
     python tools/datasets/fetch_pictures.py --out artifacts/pictures
     python -m onediff_jax train --config configs/pictures_tiny.py --workdir runs/pictures_tiny

@@ -1,6 +1,4 @@
-"""Every task at once on the built-in scenes at 32 px, on two CPU cores: an hour.
-
-To train:
+"""Thirteen tasks at once on the built-in scenes at 32 px, about an hour on two CPU cores.
 
     python -m onediff_jax train --config configs/scenes_all.py --workdir runs/scenes_all
 

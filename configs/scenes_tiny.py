@@ -1,7 +1,5 @@
 """Four tasks on the built-in scenes at 32 px, on two CPU cores.
 
-To train:
-
     python -m onediff_jax train --config configs/scenes_tiny.py --workdir runs/scenes_tiny
 
 Expect, from `make demo` on held-out scenes: depth AbsRel 0.105, segmentation mIoU 0.645, prompted

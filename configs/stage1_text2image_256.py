@@ -4,9 +4,10 @@
         --workdir gs://BUCKET/runs/stage1_256 --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage1_text2image_256.py --topology v3-256
 
-An image of 256 px has 256 tokens, too few to keep a core busy, so a row has four: 1,024 samples a
-step.  The paper has 256 for 500,000 steps at a rate of 5e-4; this is as many samples in a quarter
-of the steps, at the same rate.  The warm-up is ours.
+An image of 256 px has 256 tokens, too few to keep a core busy, so a row has four images: 1,024
+samples per step.  The paper has 256 samples per step for 500,000 steps at a learning rate of 5e-4;
+this config has the same number of samples in a quarter of the steps, at the same learning rate.
+The warm-up is ours.
 
 Estimated on v3-256 (2026-11-22): 3.83 GiB, 25% of a core's memory;
 MFU 50.7%, 43.2% with communication (50.8% with encoders);

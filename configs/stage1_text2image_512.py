@@ -4,8 +4,8 @@
         --workdir gs://BUCKET/runs/stage1_512 --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage1_text2image_512.py --topology v3-256
 
-It goes on from the weights of the first part (`tune.start`) with a fresh optimizer.  Batch, steps
-and rate are the paper's.
+The run starts from the weights of the first part (`tune.start`) with a fresh optimizer.  Batch
+size, steps and learning rate are the paper's.
 
 Estimated on v3-256 (2026-11-22): 3.85 GiB, 25% of a core's memory;
 MFU 60.5%, 49.2% with communication (51.4% with encoders);

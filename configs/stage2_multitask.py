@@ -1,24 +1,24 @@
-"""Stage 2 at the released size on a v3-256: all tasks, words to image at 512 px, others at 256.
+"""Stage 2 at the released size on a v3-256: all tasks, text to image at 512 px, others at 256 px.
 
     python -m onediff_jax train --config configs/stage2_multitask.py \\
         --workdir gs://BUCKET/runs/stage2 --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage2_multitask.py --topology v3-256
 
-The three kinds of task of the paper have as many samples each (equal budget, supplement, section
-10).  A row of 6,144 tokens has
+The three kinds of task of the paper have equal numbers of samples (supplement, section 10).  A row
+of 6,144 tokens has
 
     2 x 1,024 tokens         2 samples     text to image at 512 px
-    2 x (2 x 256)            2 samples     ten tasks with a condition and subject_driven (one
-                                           reference); deblurring and super-resolution half as
-                                           often as each other one
-    12 x 256, packed         1.96 samples on average, which are
+    2 x (2 x 256)            2 samples     ten tasks with a condition, and subject_driven with one
+                                           reference; deblurring and super-resolution half as
+                                           often as each of the others
+    12 x 256, packed         1.96 samples on average:
         multiview            five eighths  4, 6, 8, 10 or 12 views, equally often: 2 to 6 images,
                                            each with its camera
         faceid               three eighths 2, 3 or 4 views, equally often: 1 to 3 references
 
-This is 1,526 samples a step.  The paper has 256 a step for 1,000,000 steps, as many samples as
-168,000 steps of this config; the learning rate is the paper's.  How a slot is shared between
-tasks is our choice.  The run starts from the weights of stage 1 with a fresh optimizer.
+A step has 1,526 samples.  The paper has 256 samples per step for 1,000,000 steps, which is as many
+samples as 168,000 steps of this config; the learning rate is the paper's.  How tasks share a slot
+is our choice.  The run starts from the weights of stage 1 with a fresh optimizer.
 
 Estimated on v3-256 (2026-11-28): 12.99 GiB, 84% of a core's memory;
 MFU 57.0%, 55.5% with communication (58.5% with encoders);

@@ -1,12 +1,12 @@
-"""Stage 3 at the released size on a v3-256: one person in 2 to 5 views.
+"""Stage 3 at the released size on a v3-256: images of one person, 2 to 5 views.
 
     python -m onediff_jax train --config configs/stage3_id.py \\
         --workdir gs://BUCKET/runs/stage3_id --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage3_id.py --topology v3-256
 
-As in the paper, 2 and 3 views are of 512 px, 4 and 5 of 256 px; a row has one example of each:
-1,024 samples a step.  Weights are those of stage 2, the optimizer is fresh.  The paper states
-neither steps nor rate of this stage; these are ours.
+As in the paper, examples of 2 and 3 views have 512 px, those of 4 and 5 views 256 px.  A row has
+one example of each: 1,024 samples per step.  The run starts from the weights of stage 2 with a
+fresh optimizer.  The paper states neither steps nor learning rate of this stage; these are ours.
 
 Estimated on v3-256 (2026-11-22): 13.46 GiB, 87% of a core's memory;
 MFU 58.7%, 57.1% with communication (58.4% with encoders);

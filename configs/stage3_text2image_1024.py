@@ -4,8 +4,8 @@
         --workdir gs://BUCKET/runs/stage3_1024 --config.root=gs://BUCKET --distributed
     python -m onediff_jax plan --config configs/stage3_text2image_1024.py --topology v3-256
 
-Weights are those of stage 2, the optimizer is fresh.  The paper states neither steps nor rate of
-this stage; these are ours.
+The run starts from the weights of stage 2 with a fresh optimizer.  The paper states neither steps
+nor learning rate of this stage; these are ours.
 
 Estimated on v3-256 (2026-11-22): 8.80 GiB, 57% of a core's memory;
 MFU 59.0%, 56.5% with communication (57.1% with encoders);
