@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from onediff_jax.errors import InputError
-from onediff_jax.paths import missing, opened_path, remote, told
+from onediff_jax.paths import access_advice, error_line, opened_path, remote
 
 NOTE = ".copied.json"  # in the folder of a copy: what is known of its files
 LEFT_OUT = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # never read, and large
@@ -78,26 +78,28 @@ def local_copy(path: pathlib.PurePath | str) -> pathlib.Path:
     opened_path(path)  # refuses what nothing here reads
     storage, inner = fsspec.core.url_to_fs(str(path))
     try:
-        files = listed(storage, inner)
+        files = stored_files(storage, inner)
     except Exception as error:  # gcsfs, its transport and its credentials raise many kinds
-        raise InputError(f"{path} cannot be read: {told(error)}.{missing(path)}") from error
+        raise InputError(
+            f"{path} cannot be read: {error_line(error)}.{access_advice(path)}"
+        ) from error
     if not files:
-        raise InputError(f"{path} is neither a file nor a folder with files.{missing(path)}")
+        raise InputError(f"{path} is neither a file nor a folder with files.{access_advice(path)}")
     single = len(files) == 1 and files[0].path.strip("/") == inner.strip("/")
     folder = target.parent if single else target
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
+        with lock(folder):
             bring(storage, files, folder, f"{path}", prune=not single)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be copied to {folder}: {told(error)}; set XDG_CACHE_HOME to a folder "
-            "with room."
+            f"{path} cannot be copied to {folder}: {error_line(error)}; set XDG_CACHE_HOME to a "
+            "folder with room."
         ) from error
     return target
 
 
-def listed(storage: fsspec.AbstractFileSystem, path: str) -> list[StoredFile]:
+def stored_files(storage: fsspec.AbstractFileSystem, path: str) -> list[StoredFile]:
     """The files of a folder in object storage, or the one file that `path` names."""
     storage.invalidate_cache()
     try:
@@ -145,7 +147,7 @@ def checksum_of(file: pathlib.Path, like: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
+def lock(folder: pathlib.Path) -> Iterator[None]:
     """Lets one process of the machine at a time work on a copy; a killed one holds no lock."""
     with (folder / ".lock").open("a") as lock:
         try:
@@ -275,8 +277,8 @@ def parts(storage: fsspec.AbstractFileSystem, file: StoredFile, start: int) -> I
                     yield waiting.pop(0).result()
                 except Exception as error:  # as of a listing
                     raise InputError(
-                        f"{file.path} cannot be read on from byte {start:,}: {told(error)}; the "
-                        "same command goes on from where it stopped."
+                        f"{file.path} cannot be read on from byte {start:,}: "
+                        f"{error_line(error)}; the same command goes on from there."
                     ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -286,5 +288,5 @@ def say(line: str) -> None:
     """Prints a line to standard error; of several processes of a run, only the first does."""
     from onediff_jax import processes  # which imports JAX, and loader workers must not
 
-    if not processes.joined() or processes.first():
+    if not processes.is_joined() or processes.is_first():
         print(f"onediff_jax: {line}", file=sys.stderr, flush=True)

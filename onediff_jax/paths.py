@@ -62,7 +62,7 @@ def folder_is_there(path: pathlib.PurePath | str) -> bool:
     except Exception as error:  # gcsfs, its transport and its credentials raise many kinds
         if not remote(path):
             raise
-        raise InputError(f"{path} cannot be read: {told(error)}; {ACCESS}") from error
+        raise InputError(f"{path} cannot be read: {error_line(error)}; {ACCESS}") from error
 
 
 ACCESS = (
@@ -71,11 +71,11 @@ ACCESS = (
 )
 
 
-def missing(path: pathlib.PurePath | str) -> str:
+def access_advice(path: pathlib.PurePath | str) -> str:
     """The advice to add to a message about a missing path; empty for local paths."""
     return f"  It was looked for in object storage: {ACCESS}" if remote(path) else ""
 
 
-def told(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """What an exception says, in one line that is not too long."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and what each is called in messages."""
+"""The processes of a run: how they find each other, and their names in messages."""
 
 import os
 import platform
@@ -29,13 +29,13 @@ def join() -> None:
         ) from error
 
 
-def joined() -> bool:
-    """Whether this process has been made one of several."""
+def is_joined() -> bool:
+    """Whether this process is one of several."""
     return jax.distributed.is_initialized()
 
 
-def first() -> bool:
-    """Whether this process is the one that speaks for all."""
+def is_first() -> bool:
+    """Whether this process prints and writes for all."""
     return jax.process_index() == 0
 
 
@@ -46,8 +46,8 @@ def sum_over_processes(counts: np.ndarray) -> np.ndarray:
     return multihost_utils.process_allgather(counts).sum(0)
 
 
-def here() -> str:
-    """What this process is called: "process 3 of 32 on HOST"."""
+def process_name() -> str:
+    """The name of this process: "process 3 of 32 on HOST"."""
     host = platform.node()
     try:
         return f"process {jax.process_index()} of {jax.process_count()} on {host}"

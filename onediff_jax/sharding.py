@@ -1,4 +1,4 @@
-"""Where every array lives: the mesh, a table from axis names to mesh axes, and what follows.
+"""Sharding: the mesh, a table from axis names to mesh axes, and the shardings that follow.
 
 A step runs inside `jax.shard_map`: every device has its share of each axis that the table splits,
 and one program serves every mesh, that of one device included.  Networks name their axes and know
@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, DTypeLike, Int
 
 from onediff_jax.errors import InputError
+from onediff_jax.settings import Section, setting
 
 AXES = ("slices", "data", "fsdp", "sequence", "tensor")  # of the mesh, slowest network first
 ROWS = ("slices", "data", "fsdp")  # devices along these work on different rows
@@ -46,14 +47,14 @@ SUMMED = "summed"  # sums over devices, as rematerialisation knows them
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Section):
     """Devices along each axis; one may be -1 and takes what the others leave."""
 
-    slices: int = 1  # groups of devices joined by a slower network, each with whole copies
-    data: int = -1  # copies of the state
-    fsdp: int = 1  # shards of the state
-    sequence: int = 1  # parts that every row is cut into
-    tensor: int = 1  # parts that heads and feed-forward layers are cut into
+    slices: int = setting(1, "groups of devices joined by a slower network, each with whole copies")
+    data: int = setting(-1, "copies of the state")
+    fsdp: int = setting(1, "shards of the state")
+    sequence: int = setting(1, "parts that every row is cut into")
+    tensor: int = setting(1, "parts that heads and feed-forward layers are cut into")
 
     def __post_init__(self):
         sizes = self.sizes
@@ -67,7 +68,7 @@ class MeshConfig:
 
     @property
     def said(self) -> str:
-        """The settings as a refusal names them."""
+        """The settings as error messages name them."""
         named = dict(zip(AXES, self.sizes, strict=True))
         shown = [axis for axis in AXES if axis in ("data", "fsdp") or named[axis] != 1]
         names = " x ".join(f"mesh.{axis}" for axis in shown)
@@ -89,10 +90,10 @@ def mesh_of(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> 
             f"{config.said}, which does not make {len(devices)} devices; set one of them to -1 and "
             f"the others to a divisor of {len(devices)}."
         )
-    return Mesh(arranged(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(device_grid(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def arranged(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
+def device_grid(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
     """The devices in the shape of the mesh: neighbours along an axis are near in the network."""
     slices, *inner = sizes
     found = {getattr(device, "slice_index", None) for device in devices}
@@ -136,7 +137,7 @@ def specs_of(init: Callable[[Array], Any], mesh: Mesh) -> Any:
     return jax.tree.map(lambda sharding: sharding.spec, shardings)
 
 
-def placed(arrays: Any, shardings: Any) -> Any:
+def sharded_arrays(arrays: Any, shardings: Any) -> Any:
     """Arrays of the host, the same in every process, where their shardings say."""
 
     def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -267,7 +268,7 @@ def group_of(mesh: Mesh, axis: str) -> Group:
     return Group(axis, mesh.shape[axis]) if mesh.shape[axis] > 1 else ALONE
 
 
-def gathered(
+def gather_params(
     params: Any, specs: Any, dtype: DTypeLike | None = None, sums: DTypeLike | None = None
 ) -> Any:
     """Parameters brought together from the shards of fsdp; matrices in `dtype` if one is given.
@@ -288,7 +289,7 @@ def gathered(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def gathered_array(param: Array, axes: tuple[int, ...], dtype: Any, sums: Any) -> Array:
     """A parameter in `dtype`, joined along the axes that fsdp splits."""
-    param = param.astype(dtype)  # before it travels
+    param = param.astype(dtype)  # before the all-gather
     for axis in axes:
         param = jax.lax.all_gather(param, "fsdp", axis=axis, tiled=True)
     return param
@@ -309,7 +310,7 @@ def _scattered(axes: tuple[int, ...], dtype: Any, sums: Any, like: Array, gradie
 gathered_array.defvjp(_gathered, _scattered)
 
 
-def summed(gradients: Any, specs: Any, mesh: Mesh) -> Any:
+def sum_gradients(gradients: Any, specs: Any, mesh: Mesh) -> Any:
     """Gradients summed over the devices that hold the same shard of a parameter."""
     several = [axis for axis in AXES if mesh.shape[axis] > 1]
 

@@ -16,7 +16,7 @@ from places import TESTS
 
 from onediff_jax import cli
 from onediff_jax.train.config import run_config
-from onediff_jax.train.restore import restored
+from onediff_jax.train.restore import restore_model
 
 KEPT = sorted((TESTS / "kept").glob("*.zip"))
 CONFIG = str(TESTS.parent / "configs" / "pictures_tiny.py")
@@ -46,7 +46,7 @@ def options_in(folder) -> list[str]:
 
 def test_an_earlier_checkpoint_can_be_sampled(kept, monkeypatch, tmp_path):
     monkeypatch.chdir(kept)
-    assert restored(pathlib.Path("run")).step == 2
+    assert restore_model(pathlib.Path("run")).step == 2
     command = ["sample", "--checkpoint", "run", "--task", "text2image", "--prompt", "red squares"]
     assert cli.main([*command, "--steps", "2", "--out", str(tmp_path)]) == 0
     assert len(list(tmp_path.glob("*.png"))) == 1

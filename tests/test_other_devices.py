@@ -15,15 +15,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from places import ROOT
 
-from onediff_jax.data.batching.loader import layout_of
 from onediff_jax.ops import device
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.plan.topologies import devices_of, topologies
 from onediff_jax.sampling import generate
 from onediff_jax.sharding import MeshConfig, mesh_of, shardings_of
-from onediff_jax.train.compile import planned
+from onediff_jax.train.compile import planned_step, with_sharding
 from onediff_jax.train.config import run_config
-from onediff_jax.train.start import with_sharding
+from onediff_jax.train.prepare import prepare
 
 CONFIGS = ROOT / "configs"
 H100 = "NVIDIA H100 80GB HBM3"
@@ -40,7 +39,7 @@ def config_of(rows: int, **changes):
 
 def program_of(name, config, mesh):
     """A jitted function, and what it takes: shapes that say where their arrays live."""
-    run, shapes = planned(config, layout_of(config.data), mesh)
+    run, shapes = planned_step(prepare(config, devices=list(mesh.devices.flat), absent=True))
     networks = run.networks
     if name == "step":
         return run.step, shapes
@@ -58,7 +57,7 @@ def program_of(name, config, mesh):
         call = functools.partial(generate.decoded_pixels, networks.codec)
         return jax.jit(call), (codec, shape(2, 64, 64, 16))
     layout, b, length = Layout((Slot(2, 1024),)), config.rows, config.text.length
-    params = {"denoiser": shapes.state.params["denoiser"], "text": shapes.frozen["text"]}
+    params = {"denoiser": shapes.state.params["denoiser"], "text": shapes.pretrained["text"]}
     arguments = (
         shape(b, layout.tokens, networks.denoiser.config.features),
         shape(b, 2, 1, length, dtype=jnp.int32),

@@ -16,17 +16,16 @@ from onediff_jax.sharding import (
     ALONE,
     MeshConfig,
     Parallel,
-    arranged,
     batch_specs,
     check_rows,
     check_tensor,
-    gathered,
+    device_grid,
+    gather_params,
     global_batch,
     group_of,
     local_rows,
     mesh_of,
     shardings_of,
-    summed,
 )
 
 SIZES = {"model.heads": 32, "model.kv_heads": 8, "the feed-forward width of the model": 10240}
@@ -80,11 +79,11 @@ def test_a_mesh_that_devices_do_not_make_is_refused(sizes, message):
 
 def test_slices_are_the_outer_axis_of_the_mesh():
     devices = [FakeDevice(i) for i in range(32)]
-    mesh = arranged(devices, (2, 4, 4, 1, 1))
+    mesh = device_grid(devices, (2, 4, 4, 1, 1))
     assert mesh.shape == (2, 4, 4, 1, 1)
     assert [{device.slice_index for device in part.flat} for part in mesh] == [{0}, {1}]
     with pytest.raises(InputError, match="mesh.slices is 1, and the devices make 2 slices"):
-        arranged(devices, (1, 8, 4, 1, 1))
+        device_grid(devices, (1, 8, 4, 1, 1))
 
 
 def specs_of(**mesh: int) -> dict[str, P]:
@@ -237,44 +236,6 @@ def test_a_process_reads_the_rows_that_its_devices_hold_whole_or_in_part(monkeyp
 # Inside jax.shard_map
 
 
-def on_devices(function, mesh, in_specs, out_specs):
-    return jax.jit(
-        jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    )
-
-
-def test_shards_are_gathered_in_the_type_of_the_work_and_gradients_return_to_them_summed():
-    mesh = mesh_of(MeshConfig(data=2, fsdp=2, tensor=2))
-    specs = {"matrix": P(None, ("tensor", "fsdp")), "vector": P(None)}
-    rng = np.random.default_rng(0)
-    params = {"matrix": rng.standard_normal((3, 8)), "vector": rng.standard_normal(3)}
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    x = rng.standard_normal((8, 3)).astype(np.float32)  # two rows for each pair along tensor
-    seen = []
-
-    def loss(params, x):
-        whole = gathered(params, specs, jnp.bfloat16)
-        seen.append(jax.tree.map(lambda p: (p.shape, p.dtype.name), whole))
-        y = (x * whole["vector"]) @ whole["matrix"].astype(jnp.float32)
-        # The sum over heads makes every device along tensor return the whole.
-        return group_of(mesh, "tensor").sum(jnp.square(y).sum()) / 2
-
-    def gradients(params, x):
-        return summed(jax.grad(loss)(params, x), specs, mesh)
-
-    rows = P(("slices", "data", "fsdp"))
-    found = on_devices(gradients, mesh, (specs, rows), specs)(params, x)
-    assert seen[0] == {"matrix": ((3, 4), "bfloat16"), "vector": ((3,), "float32")}
-
-    def plain(params):
-        matrix = params["matrix"].astype(jnp.bfloat16).astype(jnp.float32)
-        return jnp.square((x * params["vector"]) @ matrix).sum()
-
-    for name, true in jax.grad(plain)(params).items():
-        error = np.linalg.norm(found[name] - true) / np.linalg.norm(true)
-        assert error < (1e-2 if name == "matrix" else 1e-5), name  # the one travels in bfloat16
-
-
 def test_a_network_asks_for_groups_by_the_names_of_its_axes():
     mesh = mesh_of(MeshConfig(data=2, sequence=2, tensor=2))
     tensor, sequence = group_of(mesh, "tensor"), group_of(mesh, "sequence")
@@ -283,24 +244,6 @@ def test_a_network_asks_for_groups_by_the_names_of_its_axes():
     assert groups == [tensor, tensor, tensor, sequence, ALONE, ALONE]
     assert Parallel().group("heads") is ALONE and Parallel((tensor,)).group("n") is ALONE
     assert tensor.share(10) == 5 and ALONE.share(10) == 10
-
-
-def test_a_group_sums_and_joins_in_its_order():
-    mesh = mesh_of(MeshConfig(data=2, tensor=4))
-    group = group_of(mesh, "tensor")
-
-    def work(x):
-        return group.sum(x), group.gather(x, -1), jnp.full((1, 1), group.index)
-
-    x = np.arange(8.0).reshape(2, 4)
-    total, joined, index = on_devices(
-        work, mesh, P("data", "tensor"), (P("data"), P("data"), P("data", "tensor"))
-    )(x)
-    np.testing.assert_array_equal(total, x.sum(1, keepdims=True))
-    np.testing.assert_array_equal(joined, x)
-    np.testing.assert_array_equal(index, 2 * [list(range(4))])
-    x = jnp.asarray(x)
-    assert ALONE.sum(x) is x and ALONE.gather(x, 0) is x and ALONE.index == 0
 
 
 @pytest.mark.parametrize(("sums", "least", "most"), [(None, 1e-3, 1e-2), ("float32", 0, 1e-6)])
@@ -314,7 +257,7 @@ def test_gradients_of_what_is_gathered_in_bfloat16_are_added_up_in_the_type_of_s
     params = jnp.zeros((64, 16))
 
     def loss(param, share):
-        whole = gathered(param, P("fsdp"), jnp.bfloat16, sums)
+        whole = gather_params(param, P("fsdp"), jnp.bfloat16, sums)
         assert whole.dtype == jnp.bfloat16
         return (whole * share[0]).sum(dtype=jnp.float32)
 

@@ -23,11 +23,11 @@ from PIL import Image
 from onediff_jax.errors import InputError, Stopped
 from onediff_jax.evaluate import scenes as scene_test
 from onediff_jax.evaluate.grids import grid
-from onediff_jax.train import run
 from onediff_jax.train.checkpoint import newest_step
-from onediff_jax.train.config import as_dict, run_config
+from onediff_jax.train.config import run_config
 from onediff_jax.train.loop import train
-from onediff_jax.train.restore import restored
+from onediff_jax.train.prepare import open_sources
+from onediff_jax.train.restore import restore_model
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "scenes_tiny.py"
 TEST = scene_test.SceneTest()
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(f"found a trained model in {options.workdir}")
     else:
         console.print(f"training {config.steps:,} steps; grids go to {options.workdir}/pictures")
-        train(config, options.workdir, as_dict(config))
+        train(config, options.workdir)
     scores = scored(options.workdir, console)
     show(scores, options.workdir, console)
     console.print(f"{(time.time() - began) / 60:.1f} minutes.  Next: sample with your own words,")
@@ -69,8 +69,10 @@ def scored(workdir: pathlib.Path, console: rich.console.Console) -> list[dict]:
     if file.exists() and (found := json.loads(file.read_text()))["step"] == step:
         console.print(f"found its scores in {file}")
         return found["lines"]
-    model = restored(workdir)
-    sources = [run.opened(model.config.data, split)["scenes"] for split in ("train", "validation")]
+    model = restore_model(workdir)
+    sources = [
+        open_sources(model.config.data, split)["scenes"] for split in ("train", "validation")
+    ]
     with console.status("sampling and scoring held-out scenes ..."):
         result = scene_test.score(model.trained, *sources, TEST)
     (workdir / "pictures").mkdir(exist_ok=True)

@@ -18,17 +18,15 @@ from onediff_jax.data.batching.rate import Rate, measured_rate, slowed
 from onediff_jax.data.codecs import DeviceCodec
 from onediff_jax.data.example import Example
 from onediff_jax.data.records import Source
-from onediff_jax.data.sources.cache import CachedSource
 from onediff_jax.data.tasks.fitting import grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
 from onediff_jax.data.text import Tokenizer, t5_vocabulary, vocabulary_of
 from onediff_jax.errors import BadRecord, InputError, one_line
 from onediff_jax.evaluate.grids import Row, sheet
-from onediff_jax.train.checkpoint import assets_of
-from onediff_jax.train.config import run_config
+from onediff_jax.train.assets import edge_of
+from onediff_jax.train.config import RunConfig, resolve_paths, run_config
 from onediff_jax.train.encoders import tokenizer_folder, tokenizer_of
-from onediff_jax.train.locations import located
-from onediff_jax.train.run import RunConfig, edge_of, fitted_assets, opened
+from onediff_jax.train.prepare import prepare, training_rows
 
 ROWS = 32  # of the run, of which the padding is measured
 PROMPTS = 20_000  # that a vocabulary is built on, at most
@@ -38,7 +36,7 @@ SHEET = 4  # examples of a task on the sheet
 
 def run(options: flags.FlagValues) -> int:
     """Checks, or measures the rate, and prints; 1 where a record is bad or the rate too low."""
-    config = located(run_config(options.config.to_dict()))
+    config = resolve_paths(run_config(options.config.to_dict()))
     if options.rate:
         found = rate(config, options.rate, options.latency, options.hosts)
         print("\n".join(rate_lines(found, options.needed)))
@@ -262,18 +260,9 @@ def rate(config: RunConfig, seconds: float, latency: float, hosts: int) -> Rate:
     """The rate of the run's loader for one of `hosts` hosts."""
     if config.rows % hosts:
         raise InputError(f"--hosts is {hosts}, which does not divide the {config.rows} rows.")
-    sources = opened(config.data, "train")
-    caches = [source for source in sources.values() if isinstance(source, CachedSource)]
-    assets = assets_of(caches[0].assets()) if caches else fitted_assets(config, sources)
-    rows = Rows(
-        config.data,
-        slowed(sources, latency) if latency else sources,
-        assets.codec,
-        config.model.patch,
-        tokenizer_of(config.text, assets.vocabulary),
-        config.seed,
-        config.codec.posterior == "sample",
-    )
+    run = prepare(config)
+    sources = slowed(run.sources, latency) if latency else run.sources
+    rows = training_rows(config, sources, run.assets, run.tokenizer)
     return measured_rate(rows, config.rows, range(config.rows // hosts), seconds)
 
 

@@ -16,24 +16,23 @@ from jax.sharding import PartitionSpec as P
 from onediff_jax import processes
 from onediff_jax.commands import plan as planning
 from onediff_jax.data.batching.mixture import served
+from onediff_jax.data.batching.settings import views_of_tasks
 from onediff_jax.data.records import SPLITS, Source
 from onediff_jax.data.sources.cache import Cache, CachedSource, Part, unpacked_example
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.data.text import t5_vocabulary
 from onediff_jax.errors import BadRecord, InputError, one_line
-from onediff_jax.paths import absolute, folder_is_there, missing, opened_path, remote
+from onediff_jax.paths import absolute, access_advice, folder_is_there, opened_path, remote
 from onediff_jax.sharding import check_rows, mesh_of
 from onediff_jax.train import checkpoint, encoders
-from onediff_jax.train.config import as_dict, run_config
+from onediff_jax.train.config import RunConfig, locations, resolve_paths, run_config
 from onediff_jax.train.encoders import (
     fingerprints_of,
     networks_of,
     tokenizer_folder,
     tokenizer_of,
 )
-from onediff_jax.train.locations import located, locations
-from onediff_jax.train.run import RunConfig, assembled, opened, rows_of, views_of_tasks
-from onediff_jax.train.start import first_assets
+from onediff_jax.train.prepare import open_sources, prepare
 from onediff_jax.train.state import new_state, optimizer_of
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
@@ -65,8 +64,8 @@ def run(options: flags.FlagValues) -> int:
     for check in checks(options.config.to_dict(), workdir, options.topology):
         failed = check.state == FAILED
         status |= failed
-        if failed or processes.first():
-            where = f"{processes.here()}: " if failed and processes.joined() else ""
+        if failed or processes.is_first():
+            where = f"{processes.process_name()}: " if failed and processes.is_joined() else ""
             print(f"{where}{check.state:8}{check.subject}: {check.said}")
     return int(status)
 
@@ -84,7 +83,7 @@ def checks(
     if first.state == FAILED:
         return
     written = run_config(values)
-    config = located(written)
+    config = resolve_paths(written)
     for name, path in locations(config).items():
         if not name.startswith("config.data.sources."):  # which have checks of their own
             yield checked(f"path {name}", lambda n=name, p=path: reached(config, n, p))
@@ -93,7 +92,7 @@ def checks(
             yield checked(f"data {name} {split}", lambda n=name, s=split: read(config, n, s))
     yield checked("data tasks", lambda: all_served(config))
     if any(isinstance(source, Cache) for source in config.data.sources.values()):
-        yield checked("data caches", lambda: all_match(config, as_dict(written)))
+        yield checked("data caches", lambda: all_match(config))
     if {config.text.kind, config.codec.kind} & {"t5", "sd3_vae"}:
         yield checked("encoders", lambda: found_encoders(config))
     yield checked("devices", added_up)
@@ -104,7 +103,7 @@ def checks(
         yield checked("rows", lambda: rows_said(config))
     if workdir is not None:
         yield checked("workdir", lambda: written_and_renamed(workdir))
-        yield checked("resuming", lambda: resumed(as_dict(written), workdir))
+        yield checked("resuming", lambda: resumed(written, workdir))
     yield checked("disk", lambda: room(config, workdir))
 
 
@@ -122,13 +121,13 @@ def reached(config: RunConfig, name: str, path: str) -> str:
     """Finds what a path of the configuration names, without copying it here."""
     section = name.split(".")[1]
     if section == "tune":
-        return f"{path}, step {checkpoint.described(path)[2]:,}"
+        return f"{path}, step {checkpoint.saved_run(path).step:,}"
     if section in encoders.INNER and name.endswith(".path"):
         if getattr(config, section).kind not in ("t5", "sd3_vae"):
             return f"{path} is not used"
         return f"{encoders.settings_file(section, path).parent}"
     if not (opened_path(path).is_file() or folder_is_there(path)):
-        raise InputError(f"{name} is {path!r}, which is not there.{missing(path)}")
+        raise InputError(f"{name} is {path!r}, which is not there.{access_advice(path)}")
     return path
 
 
@@ -178,20 +177,18 @@ def taken(task: str, source: Source) -> frozenset[str]:
 
 def all_served(config: RunConfig) -> str:
     """Finds a source for every task."""
-    sources = opened(config.data, "train")
+    sources = open_sources(config.data, "train")
     tasks = views_of_tasks(config.data)
     for task, views in tasks.items():
         served(task, views, sources)
     return f"{len(tasks)} are served"
 
 
-def all_match(config: RunConfig, as_json: Mapping[str, Any]) -> str:
+def all_match(config: RunConfig) -> str:
     """Compares the caches with how the run would encode, and with what its slots hold."""
-    sources = opened(config.data, "train")
-    assets = first_assets(config, sources, as_json)  # those of a cache: nothing is fitted
-    _, tokenizer = assembled(config, assets)
-    rows_of(config, sources, assets, tokenizer)
-    caches = (name for name, source in sources.items() if isinstance(source, CachedSource))
+    run = prepare(config)
+    run.rows  # noqa: B018 - refuses caches of another kind
+    caches = (name for name, source in run.sources.items() if isinstance(source, CachedSource))
     return f"{', '.join(caches)} hold what the run would encode"
 
 
@@ -273,12 +270,12 @@ def written_and_renamed(workdir: epath.Path) -> str:
     return f"{workdir} can be written"
 
 
-def resumed(as_json: Mapping[str, Any], workdir: epath.Path) -> str:
+def resumed(config: RunConfig, workdir: epath.Path) -> str:
     """Compares the settings with those of the newest checkpoint, if there is one."""
     if checkpoint.newest_step(workdir) is None:
         return "nothing: the run is new"
-    saved, _, step = checkpoint.described(workdir)
-    for name, (before, now) in checkpoint.binding_changes(saved, as_json).items():
+    saved, _, step = checkpoint.saved_run(workdir)
+    for name, (before, now) in checkpoint.binding_changes(saved, config).items():
         raise InputError(
             f"config.{name} is {now!r}, and {before!r} in the checkpoint at step {step}; set it "
             "back or use another workdir."
@@ -312,5 +309,5 @@ def checkpoint_bytes(config: RunConfig) -> int:
     optimizer = optimizer_of(config.optimizer, config.steps, config.tune)
     key, tune = jax.random.key(0), config.tune
     state = jax.eval_shape(lambda: new_state(networks, optimizer, key, tune, config.optimizer))
-    saved = state._replace(frozen=None) if config.tune.start else state
+    saved = state._replace(untrained=None) if config.tune.start else state
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))

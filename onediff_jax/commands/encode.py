@@ -37,21 +37,10 @@ from onediff_jax.data.sources.shards import HALF, SHARD, WRITING, checksum, pack
 from onediff_jax.data.tasks.table import bare_prompt
 from onediff_jax.errors import InputError
 from onediff_jax.paths import opened_path
-from onediff_jax.train import encoders
-from onediff_jax.train.checkpoint import arrays_of, assets_of
-from onediff_jax.train.config import as_dict, run_config
-from onediff_jax.train.encoding import Encoding, is_image
-from onediff_jax.train.locations import located
-from onediff_jax.train.run import (
-    Assets,
-    RunConfig,
-    assembled,
-    codec_of,
-    edge_of,
-    opened,
-    plan_of,
-)
-from onediff_jax.train.start import first_assets
+from onediff_jax.train.assets import Assets, edge_of, encoding_recipe
+from onediff_jax.train.config import RunConfig, as_dict, run_config
+from onediff_jax.train.encoders import Encoding, is_image
+from onediff_jax.train.prepare import prepare
 from onediff_jax.train.storage import whole_file
 
 CAPTIONS = 64  # of a source, from which the mean prompt length is estimated
@@ -258,7 +247,7 @@ def prepared(folder: epath.Path, plan: Mapping[str, Any], assets: Assets) -> Non
                 )
         return
     with whole_file(folder / ASSETS) as unfinished, unfinished.open("wb") as archive:
-        np.savez(archive, **arrays_of(assets))
+        np.savez(archive, **assets.arrays)
     write_json(file, now)  # last: it says that the folder was begun
 
 
@@ -274,33 +263,28 @@ def encode(
 
     Held-out records, where a source has any, are encoded once, into a folder of their own.
     """
-    config, out = located(written), opened_path(out)
-    if states and config.text.kind != "t5":
+    out = opened_path(out)
+    if states and written.text.kind != "t5":
         raise InputError(
-            f"--states needs text.kind 't5', and it is {config.text.kind!r}: the states of an "
+            f"--states needs text.kind 't5', and it is {written.text.kind!r}: the states of an "
             "encoder that is trained change; leave --states out."
         )
-    sources = opened(config.data, "train")
     begun = next(iter(sorted(out.glob(f"*/{PLAN}"))), None)
     if begun:
         with (begun.parent / ASSETS).open("rb") as file, np.load(file) as held:
-            assets = assets_of(dict(held))
-        encoders.refuse_others(config.text, config.codec, assets.fingerprints, str(begun.parent))
+            run = prepare(written, Assets.from_arrays(held), str(begun.parent))
     else:
-        assets = first_assets(config, sources, as_dict(written))
-    networks, tokenizer = assembled(config, assets)
-    needed = ("codec", "text") if states else ("codec",)
-    params = encoders.pretrained_params(networks, config.text, config.codec, None, needed)
-    params = jax.device_put(params)
-    codec = codec_of(networks, params, assets)
-    encoding = Encoding(codec, tokenizer, networks, params, states, batch)
+        run = prepare(written)
+    config, sources, assets = run.config, run.sources, run.assets
+    params = jax.device_put(run.pretrained_params(("codec", "text") if states else ("codec",)))
+    encoding = Encoding(run.codec(params), run.tokenizer, run.networks, params, states, batch)
     done = {}
     with record_progress(TextColumn("{task.fields[speed]}")) as progress:
-        held_out = opened(config.data, "validation")
-        splits = sources | {f"{n}/{VALIDATION}": each for n, each in held_out.items() if len(each)}
+        held_out = {name: each for name, each in run.held_out_sources.items() if len(each)}
+        splits = sources | {f"{name}/{VALIDATION}": each for name, each in held_out.items()}
         for name, source in splits.items():
             parts = [part for part in parts_of(config) if serves(part, name, source)]
-            recipe = plan_of(config, assets, states)
+            recipe = encoding_recipe(config, assets, states)
             sizes = {
                 str(part): examples_of_file(
                     part, source, encoding, recipe["codec"], config.model.patch

@@ -29,9 +29,8 @@ from onediff_jax.release.names import adapter_names, nextdit_names
 from onediff_jax.release.shapes import denoiser_shapes
 from onediff_jax.release.tensors import STEMS
 from onediff_jax.release.writing import TensorFolder, digests_in
-from onediff_jax.train.checkpoint import Place, described, kinds_in, places, stored
-from onediff_jax.train.config import run_config
-from onediff_jax.train.run import RunConfig
+from onediff_jax.train.checkpoint import Place, kinds_in, places, saved_array, saved_run
+from onediff_jax.train.config import RunConfig, run_config
 from onediff_jax.train.tune import WEIGHTS
 
 MODELING = Path(release.__file__).with_name("modeling_nextdit.py")
@@ -102,12 +101,14 @@ class Denoiser:
 
     def merged(self, name: str) -> np.ndarray:
         """A parameter; a matrix together with its adapter, in float32 (arXiv 2106.09685, eq. 3)."""
-        parameter, matrix = stored(self.places[name]), name.rsplit("/", 1)[0]
+        parameter, matrix = saved_array(self.places[name]), name.rsplit("/", 1)[0]
         down, up = (f"{matrix}/{part}" for part in LORA)
         if not name.endswith("/kernel") or down not in self.places:
             return parameter
         lora = self.run.model.lora
-        product = np.float32(stored(self.places[down])) @ np.float32(stored(self.places[up]))
+        product = np.float32(saved_array(self.places[down])) @ np.float32(
+            saved_array(self.places[up])
+        )
         product *= lora.alpha / lora.rank
         return np.add(parameter, product, out=product)
 
@@ -117,7 +118,7 @@ def denoiser_at(checkpoint: PurePath, ema: bool, root: str = "") -> Denoiser:
 
     `root` is where relative paths of its run begin now, if not at its own.
     """
-    settings, assets, step = described(checkpoint)
+    settings, assets, step = saved_run(checkpoint)
     run, origin = run_config(settings), json.loads(assets.origin or "{}")
     kind = next(k for k in (WEIGHTS if ema else WEIGHTS[::-1]) if k in kinds_in(checkpoint))
     _, text_width, _ = places(checkpoint, [TEXT_WIDTH], kind, root)[TEXT_WIDTH].shape
@@ -241,7 +242,7 @@ def write_adapters(denoiser: Denoiser, folder: Path, dtype: np.dtype) -> None:
     """
     lora, names = denoiser.run.model.lora, adapter_names(denoiser.model)
     params = {
-        name.removeprefix("denoiser/"): np.float32(stored(place))
+        name.removeprefix("denoiser/"): np.float32(saved_array(place))
         for name, place in denoiser.adapters.items()
     }
     tensors = released(unflatten_dict(params, sep="/"), names)

@@ -27,10 +27,11 @@ from onediff_jax.release.mapping import from_released, sources_of
 from onediff_jax.release.names import T5_NAMES, VAE_NAMES, nextdit_names
 from onediff_jax.release.shapes import autoencoder_shapes, denoiser_shapes, encoder_shapes
 from onediff_jax.release.tensors import json_in, read_tensors
+from onediff_jax.train.assets import Assets, fitted_assets
 from onediff_jax.train.checkpoint import FOLDER, save_weights
-from onediff_jax.train.config import as_dict
+from onediff_jax.train.config import RunConfig
 from onediff_jax.train.encoders import CodecConfig, TextConfig
-from onediff_jax.train.run import Assets, RunConfig, assembled, fitted_assets
+from onediff_jax.train.prepare import prepare
 
 RELEASED_LICENCE = "cc-by-nc-4.0"  # of OneDiffusion's weights
 ENCODERS = ("vae", "text_encoder", "tokenizer")
@@ -68,13 +69,13 @@ def import_torch(
     if all((source / part).is_dir() for part in ENCODERS):
         config = dataclasses.replace(config, **encoders_in(source))
         assets = fitted_assets(config, {})
-        assembled(config, assets)  # refuses what does not fit together
+        prepare(config, assets).networks  # noqa: B018 - refuses what does not fit together
         config = dataclasses.replace(config, **encoders_in(out.absolute()))
     assets = assets._replace(origin=json.dumps(origin).encode())
     with new_folder(out, force) as folder:
         parts = bring_pretrained(source, folder, link)
         params = {"denoiser": from_released(tensors, names, shapes)}
-        save_weights(folder / FOLDER / "0", params, assets, as_dict(config))
+        save_weights(folder / FOLDER / "0", params, assets, config)
     count = sum(math.prod(tensor.shape) for tensor in tensors.values())
     return (
         f"{out}: {len(tensors)} tensors of {dtype}, {count:,} parameters; with "

@@ -15,8 +15,7 @@ from onediff_jax.commands.progress import record_progress
 from onediff_jax.data.records import SPLITS, Source, retried
 from onediff_jax.data.sources.shards import PICTURES, packed, write_shards
 from onediff_jax.errors import BadRecord, InputError
-from onediff_jax.train.config import run_config
-from onediff_jax.train.locations import located
+from onediff_jax.train.config import resolve_paths, run_config
 
 SHOWN = 10  # faults that are printed
 AHEAD = 4  # records that each thread may be ahead, since all of them are held
@@ -24,7 +23,7 @@ AHEAD = 4  # records that each thread may be ahead, since all of them are held
 
 def run(options: flags.FlagValues) -> None:
     """Converts a source, and lists what was left out."""
-    sources = located(run_config(options.config.to_dict())).data.sources
+    sources = resolve_paths(run_config(options.config.to_dict())).data.sources
     if options.source not in sources:
         raise InputError(f"--source {options.source} can be {', '.join(sources)}.")
     out = pathlib.Path(options.out).expanduser()

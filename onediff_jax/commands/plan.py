@@ -16,7 +16,6 @@ from onediff_jax.plan.report import plan_lines
 from onediff_jax.plan.search import by_rate, default_choices, parsed_choices, table_lines, walk
 from onediff_jax.plan.topologies import topology_of
 from onediff_jax.train.config import run_config
-from onediff_jax.train.locations import located
 
 
 def run(options: flags.FlagValues) -> None:
@@ -53,7 +52,7 @@ def plan(
         console.print(rich.text.Text("\n".join(table_lines(found))))
         written = [tried.settings | (tried.plan.as_json() if tried.plan else {}) for tried in found]
     else:
-        found = plan_of(located(run_config(values)), topology, states)
+        found = plan_of(run_config(values), topology, states)
         console.print(rich.text.Text("\n".join(plan_lines(found))))
         written = found.as_json()
     if json_file:

@@ -13,6 +13,7 @@ from etils import epath
 from jaxtyping import Float
 from PIL import Image
 
+from onediff_jax.data.batching.settings import tokens_of, views_of_tasks
 from onediff_jax.data.example import View
 from onediff_jax.data.images import image_in
 from onediff_jax.data.sources.nerfstudio import camera_of, entries_in, intrinsics_of
@@ -30,8 +31,7 @@ from onediff_jax.ops.cameras import (
 )
 from onediff_jax.ops.poses import cameras_from_rays, uncalibrated_camera_from_rays
 from onediff_jax.sampling.generate import GeneratedView, Request, SampleConfig, generate, names_of
-from onediff_jax.train.restore import NOWHERE_ELSE, restored
-from onediff_jax.train.run import tokens_of, views_of_tasks
+from onediff_jax.train.restore import NOWHERE_ELSE, restore_model
 
 Intrinsics = Mapping[str, Float[np.ndarray, "3 3"]]  # K of cameras, by their views' names
 
@@ -224,7 +224,7 @@ def sample_to_folder(
 ) -> list[pathlib.Path]:
     """The files of `num` samples of what is not given: PNG images, and cameras as JSON.
 
-    `moved` and `root` as `restored` takes them.
+    `moved` and `root` as `restore_model` takes them.
     """
     config = SampleConfig(**settings)
     names = names_of(asked.task, asked.count)
@@ -235,7 +235,7 @@ def sample_to_folder(
                 f"--given names {name!r}; the images of task {asked.task!r} are {images}."
             )
     images = {name: image_in(file) for name, file in asked.given.items()}
-    model, trained, step = restored(checkpoint, moved, root)
+    model, trained, step = restore_model(checkpoint, moved, root)
     trainable = views_of_tasks(model.data)
     if asked.task not in trainable:
         raise InputError(

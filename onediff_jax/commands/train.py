@@ -5,8 +5,7 @@ from etils import epath
 
 from onediff_jax import processes
 from onediff_jax.train import loop
-from onediff_jax.train.config import as_dict, run_config
-from onediff_jax.train.locations import located, locations
+from onediff_jax.train.config import locations, resolve_paths, run_config
 
 
 def run(options: flags.FlagValues) -> None:
@@ -14,7 +13,7 @@ def run(options: flags.FlagValues) -> None:
     if options.distributed:
         processes.join()
     config = run_config(options.config.to_dict())  # a file that failed raises its error here
-    there = located(config)
-    if processes.first():
-        print(*(f"{name}: {path}" for name, path in locations(there).items()), sep="\n", flush=True)
-    loop.train(there, epath.Path(options.workdir), as_dict(config))
+    if processes.is_first():
+        paths = locations(resolve_paths(config)).items()
+        print(*(f"{name}: {path}" for name, path in paths), sep="\n", flush=True)
+    loop.train(config, epath.Path(options.workdir))

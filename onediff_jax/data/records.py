@@ -15,7 +15,8 @@ from onediff_jax.data.images import decoded
 from onediff_jax.data.tasks.table import canonical
 from onediff_jax.data.validate import refuse_wrong
 from onediff_jax.errors import InputError
-from onediff_jax.paths import folder_is_there, missing, opened_path, remote
+from onediff_jax.paths import access_advice, folder_is_there, opened_path, remote
+from onediff_jax.settings import Section, setting
 
 SPLITS = ("train", "validation")
 READY = "pictures."  # begins the names of fields that are views made elsewhere
@@ -25,21 +26,20 @@ Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SourceSettings:
+class SourceSettings(Section):
     """Settings common to data sources of every kind."""
 
-    weight: float = 0.0  # relative to other sources of a task; 0: the number of its records
-    repeats: int = 1  # multiplies the weight
-    tasks: tuple[str, ...] = ()  # that it may serve; empty: all whose fields its records have
+    weight: float = setting(
+        0.0, "relative to other sources of a task; 0: the number of its records", least=0
+    )
+    repeats: int = setting(1, "multiplies the weight", least=1)
+    tasks: tuple[str, ...] = setting(
+        (), "that it may serve; empty: all whose fields its records have"
+    )
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "tasks", tuple(map(canonical, self.tasks)))
-        for name, least in (("weight", 0), ("repeats", 1)):
-            if not getattr(self, name) >= least:
-                raise InputError(
-                    f"{name} of a data source of kind {type(self).__name__.lower()!r} is "
-                    f"{getattr(self, name)}; it must be at least {least}."
-                )
 
     def open(self, split: str) -> "Source":
         """The records of a split."""
@@ -214,7 +214,7 @@ def no_folder(path: str, kind: str) -> InputError:
     """The error of a source of some kind whose folder is not there."""
     return InputError(
         f"There is no folder {path!r}; set the path of the data source of kind {kind!r} to one."
-        f"{missing(path)}"
+        f"{access_advice(path)}"
     )
 
 

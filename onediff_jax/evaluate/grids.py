@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from onediff_jax.data.example import RGB, View
-from onediff_jax.evaluate.held_out import Completed
+from onediff_jax.evaluate.held_out import CompletedExample
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.ops.rays import ray_latents, rays_from_latents
 from onediff_jax.sampling.generate import Rays
@@ -27,14 +27,15 @@ class Row(NamedTuple):
     size: tuple[int, int]  # height and width of all views
 
 
-def grid(completed: Sequence[Completed]) -> UInt8[np.ndarray, "h w 3"]:
+def grid(completed: Sequence[CompletedExample]) -> UInt8[np.ndarray, "h w 3"]:
     """A row for every example: prompt, condition views | generated views | the truth of these."""
     rows = []
     for example in completed:
-        views, made = example.views, example.made
-        cells = [(f"given {name}", view) for name, view in views.items() if name not in made]
-        cells += [(f"made {name}", view) for name, view in made.items()]
-        cells += [(f"true {name}", views[name]) for name in made]
+        views, generated = example.views, example.generated
+        conditions = [name for name in views if name not in generated]
+        cells = [(f"condition {name}", views[name]) for name in conditions]
+        cells += [(f"generated {name}", view) for name, view in generated.items()]
+        cells += [(f"true {name}", views[name]) for name in generated]
         rows.append(Row(example.example.prompt, cells, example.example.size))
     return sheet(rows)
 

@@ -12,15 +12,21 @@ from onediff_jax.data.records import Source
 from onediff_jax.data.sources.cache import CachedSource, Part, unpacked_example
 from onediff_jax.data.tasks.fitting import USUAL, Fitting, grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
-from onediff_jax.sampling.generate import GeneratedView, Request, SampleConfig, Trained, generate
+from onediff_jax.sampling.generate import (
+    GeneratedView,
+    Request,
+    SampleConfig,
+    TrainedModel,
+    generate,
+)
 
 
-class Completed(NamedTuple):
-    """A held-out example, and what was made of its other views."""
+class CompletedExample(NamedTuple):
+    """A held-out example, and its target views as they were generated."""
 
     number: int  # of the record
     example: Example
-    made: Mapping[str, GeneratedView]
+    generated: Mapping[str, GeneratedView]
 
     @property
     def views(self) -> dict[str, View]:
@@ -30,19 +36,19 @@ class Completed(NamedTuple):
 
 
 def complete(
-    trained: Trained,
+    trained: TrainedModel,
     source: Source,
     indices: Sequence[int],
     task: str,
     views: int,
-    wanted: Sequence[str],
+    targets: Sequence[str],
     tokens: int,
     conditions: ConditionConfig,
     config: SampleConfig,
     seed: int,
     fitting: Fitting = USUAL,
-) -> list[Completed]:
-    """The `wanted` views of a source's records, made from all other views and the prompt.
+) -> list[CompletedExample]:
+    """The `targets` among the views of a source's records, from all other views and the prompt.
 
     All images have the size of the first one's grid of `tokens` tokens, or of the largest square.
     Of a cache, those examples among `indices` are completed that have the size of the first.
@@ -53,10 +59,12 @@ def complete(
         kept = [i for i, size in enumerate(sizes) if size == sizes[0]]
         indices, examples = [indices[i] for i in kept], [examples[i] for i in kept]
         height, width = (trained.codec.factor * side for side in sizes[0])
-        requests = [Request(e.prompt.text, given_views(e, wanted)) for e in examples]
-        made = generate(trained, task, views, requests, (height, width), config, seed)
+        requests = [Request(e.prompt.text, condition_views(e, targets)) for e in examples]
+        generated = generate(trained, task, views, requests, (height, width), config, seed)
         examples = [decoded_example(trained, example) for example in examples]
-        return [Completed(*parts) for parts in zip(indices, examples, made, strict=True)]
+        return [
+            CompletedExample(*parts) for parts in zip(indices, examples, generated, strict=True)
+        ]
     fields = TASKS[task].takes(source.fields)
     grid: list[tuple[int, int]] = []
 
@@ -77,15 +85,15 @@ def complete(
         )
         for i in indices
     ]
-    requests = [Request(example.prompt, given_views(example, wanted)) for example in examples]
-    made = generate(trained, task, views, requests, examples[0].size, config, seed)
-    return [Completed(*parts) for parts in zip(indices, examples, made, strict=True)]
+    requests = [Request(example.prompt, condition_views(example, targets)) for example in examples]
+    generated = generate(trained, task, views, requests, examples[0].size, config, seed)
+    return list(map(CompletedExample, indices, examples, generated))
 
 
-def given_views(example: Example, wanted: Sequence[str]) -> dict[str, View]:
-    """The condition views of an example by name: all that are not wanted."""
-    views = Completed(0, example, {}).views
-    return {name: view for name, view in views.items() if name not in wanted}
+def condition_views(example: Example, targets: Sequence[str]) -> dict[str, View]:
+    """The condition views of an example by name: all that are not targets."""
+    views = CompletedExample(0, example, {}).views
+    return {name: view for name, view in views.items() if name not in targets}
 
 
 def cached_examples(source: CachedSource, indices: Sequence[int], part: Part) -> list[Example]:
@@ -94,7 +102,7 @@ def cached_examples(source: CachedSource, indices: Sequence[int], part: Part) ->
     return [unpacked_example(held[i % len(held)], 0).example for i in indices]
 
 
-def decoded_example(trained: Trained, example: Example) -> Example:
+def decoded_example(trained: TrainedModel, example: Example) -> Example:
     """The example with images in the place of their latents, and its prompt as text."""
     views = tuple(
         image_of(trained.codec.decode(view.mean)) if isinstance(view, EncodedImage) else view

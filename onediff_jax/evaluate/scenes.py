@@ -19,8 +19,8 @@ from onediff_jax.data.scenes.worlds import WORLDS
 from onediff_jax.data.tasks.fitting import fitted
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.evaluate import scores
-from onediff_jax.evaluate.held_out import Completed, complete
-from onediff_jax.sampling.generate import SampleConfig, Trained
+from onediff_jax.evaluate.held_out import CompletedExample, complete
+from onediff_jax.sampling.generate import SampleConfig, TrainedModel
 
 SHAPES = WORLDS["basic"].shapes
 CLASSES = ("background", *SHAPES)
@@ -53,10 +53,10 @@ class Scored(NamedTuple):
     """The table, and the examples that it was made of, by task and wanted view."""
 
     lines: tuple[Line, ...]
-    completed: Mapping[tuple[str, str], Sequence[Completed]]
+    completed: Mapping[tuple[str, str], Sequence[CompletedExample]]
 
 
-def score(trained: Trained, training: Source, held_out: Source, test: SceneTest) -> Scored:
+def score(trained: TrainedModel, training: Source, held_out: Source, test: SceneTest) -> Scored:
     """Scores of `trained` on scenes of the second half of `held_out`."""
     first = len(held_out) // 2
     indices = range(first, min(first + test.scenes, len(held_out)))
@@ -99,12 +99,12 @@ def truths(source: Source, indices: Sequence[int], size: tuple[int, int]) -> lis
 
 
 def depth_lines(
-    completed: Sequence[Completed], true: Sequence[Record], known: Sequence[Record]
+    completed: Sequence[CompletedExample], true: Sequence[Record], known: Sequence[Record]
 ) -> list[Line]:
     """Depth from images, beside the mean depth image of the training scenes."""
     mean = np.mean([maps.depth_image(record["depth"]) for record in known], 0)
     pairs = zip(completed, true, strict=True)
-    made = [scores.depth_score(c.made["depth"], record["depth"], FAR) for c, record in pairs]
+    made = [scores.depth_score(c.generated["depth"], record["depth"], FAR) for c, record in pairs]
     trivial = [scores.depth_score(mean, record["depth"], FAR) for record in true]
     answer = "mean depth of the training scenes"
     return [
@@ -125,7 +125,7 @@ def classes_of(record: Record) -> np.ndarray:
 
 
 def map_line(
-    completed: Sequence[Completed], true: Sequence[Record], known: Sequence[Record]
+    completed: Sequence[CompletedExample], true: Sequence[Record], known: Sequence[Record]
 ) -> Line:
     """Classes from images: every pixel takes the class whose color is nearest."""
     votes = [np.stack([classes_of(r) == i for r in known]).mean(0) for i in range(len(CLASSES))]
@@ -134,32 +134,35 @@ def map_line(
     palette = [(0, 0, 0), *(maps.rgb(colors[name]) for name in SHAPES)]
     made, trivial = 0, 0
     for c, record in zip(completed, true, strict=True):
-        predicted, truth = scores.nearest_color(c.made["semantic"], palette), classes_of(record)
+        predicted, truth = (
+            scores.nearest_color(c.generated["semantic"], palette),
+            classes_of(record),
+        )
         made = made + scores.confusion(predicted, truth, len(CLASSES))
         trivial = trivial + scores.confusion(usual, truth, len(CLASSES))
     answer = "most frequent class of every pixel"
     return Line("segmentation mIoU", scores.mean_iou(made), scores.mean_iou(trivial), answer)
 
 
-def inpainting_line(completed: Sequence[Completed]) -> Line:
+def inpainting_line(completed: Sequence[CompletedExample]) -> Line:
     """The hole filled, beside the mean color of what is visible around it."""
     made, trivial = [], []
     for c in completed:
         truth, masked = c.example.views
         inside = np.any(masked != truth, -1)
         mean = np.broadcast_to(np.round(truth[~inside].mean(0)).astype(np.uint8), truth.shape)
-        made.append(scores.psnr_inside(c.made["image"], truth, inside))
+        made.append(scores.psnr_inside(c.generated["image"], truth, inside))
         trivial.append(scores.psnr_inside(mean, truth, inside))
     answer = "mean color around the hole"
     return Line("inpainting PSNR", float(np.mean(made)), float(np.mean(trivial)), answer)
 
 
-def text_lines(completed: Sequence[Completed], true: Sequence[Record]) -> list[Line]:
+def text_lines(completed: Sequence[CompletedExample], true: Sequence[Record]) -> list[Line]:
     """Named colors, and colors with their places, found in images from text.
 
     The trivial answer is the images of other captions.
     """
-    found = [scores.detected(c.made["image"], PALETTE) for c in completed]
+    found = [scores.detected_colors(c.generated["image"], PALETTE) for c in completed]
     named = [named_in(record) for record in true]
     others = named[1:] + named[:1]
 

@@ -84,7 +84,7 @@ def hue_and_saturation(
     return 60 * hue, (value - low) / np.maximum(value, 1e-9)
 
 
-def detected(
+def detected_colors(
     image: RGB,
     palette: Mapping[str, tuple[float, float, float]],
     least: float = 0.02,

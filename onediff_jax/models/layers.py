@@ -17,11 +17,11 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from onediff_jax.errors import InputError
 from onediff_jax.models.norms import Norm
 from onediff_jax.ops import attention, rope
 from onediff_jax.ops.dims import TextStates
 from onediff_jax.ops.layout import Layout
+from onediff_jax.settings import Section, setting
 from onediff_jax.sharding import Parallel
 
 xavier = nn.initializers.xavier_uniform()
@@ -34,21 +34,18 @@ ATTENDING = "attending"  # queries, keys and values, by their name for remateria
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Section):
     """Low-rank adapters beside some matrices (arXiv 2106.09685): x W + (alpha / rank) (x A) B."""
 
-    rank: int = 0  # 0: no adapters
-    alpha: float = 16.0  # the adapters' output is scaled by alpha / rank
-    targets: tuple[str, ...] = ("wq", "wk", "wv", "wo")
-    # of every block: wq, wk, wv, wk_y, wv_y, wo of attention, w1, w2, w3 of feed-forward
-
-    def __post_init__(self):
-        if self.rank < 0:
-            raise InputError(f"model.lora.rank is {self.rank}; use 0 for none, or 4 to 128.")
-        if unknown := set(self.targets) - set(ADAPTED):
-            raise InputError(
-                f"model.lora.targets has {sorted(unknown)}; it can hold {', '.join(ADAPTED)}."
-            )
+    rank: int = setting(0, "of adapters, usually 4 to 128; 0: no adapters", binds="state", least=0)
+    alpha: float = setting(16.0, "the adapters' output is scaled by alpha / rank", binds="state")
+    targets: tuple[str, ...] = setting(
+        ("wq", "wk", "wv", "wo"),
+        "matrices of every block that get an adapter: attention's wq, wk, wv, wk_y, wv_y, wo, or "
+        "feed-forward's w1, w2, w3",
+        binds="state",
+        choices=ADAPTED,
+    )
 
     def adapts(self, name: str | None) -> bool:
         """Whether a matrix of that name has an adapter."""

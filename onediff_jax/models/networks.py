@@ -17,7 +17,7 @@ from onediff_jax.models.t5 import T5Encoder
 from onediff_jax.models.vae import AutoencoderKL
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
-from onediff_jax.sharding import Group, Parallel, gathered, specs_of
+from onediff_jax.sharding import Group, Parallel, gather_params, specs_of
 
 
 class Networks(NamedTuple):
@@ -57,7 +57,7 @@ class Networks(NamedTuple):
 
         def gather(name: str, layer: Any) -> Any:
             of_layer = jax.tree.map(lambda spec: P(*spec[1:]), specs[name]["layers"])
-            return gathered(layer, of_layer, dtypes[name], sums)
+            return gather_params(layer, of_layer, dtypes[name], sums)
 
         return OnMesh(self.shared(gather, Parallel(groups)), specs)
 
@@ -153,7 +153,7 @@ class OnMesh(NamedTuple):
         """Parameters of some networks, with those outside of stacks gathered."""
         return {
             name: {
-                part: leaf if part == "layers" else gathered(leaf, self.specs[name][part])
+                part: leaf if part == "layers" else gather_params(leaf, self.specs[name][part])
                 for part, leaf in network.items()
             }
             for name, network in params.items()

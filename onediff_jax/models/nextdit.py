@@ -52,6 +52,7 @@ from onediff_jax.ops.dims import (
     TokenMask,
 )
 from onediff_jax.ops.layout import Layout
+from onediff_jax.settings import Section, setting
 from onediff_jax.sharding import SUMMED, Parallel
 
 TIME_SCALE = 1000.0  # the network is fed 1000 sigma
@@ -76,29 +77,45 @@ REMAT = {
 
 
 @dataclasses.dataclass(frozen=True)
-class NextDiTConfig:
+class NextDiTConfig(Section):
     """Shape of the denoiser; the defaults are the released one."""
 
-    width: int = 3840
-    depth: int = 16
-    heads: int = 32
-    kv_heads: int = 8  # query heads share keys in groups of heads / kv_heads
-    channels: int = 16  # of a latent
-    patch: int = 2  # latents along each side of a token
-    multiple_of: int = 256  # the feed-forward width, 8/3 of the width, is rounded up to it
-    norm_eps: float = 1e-5
-    softcap: float | None = (
-        30.0  # of self-attention's logits; None: no cap, as the released float32 path
+    width: int = setting(3840, "channels of a token", binds="weights", least=1)
+    depth: int = setting(16, "blocks", binds="weights", least=1)
+    heads: int = setting(32, "query heads", binds="weights", least=1)
+    kv_heads: int = setting(
+        8, "key heads, each shared by heads / kv_heads query heads", binds="weights", least=1
     )
-    attention: str = "auto"
-    # auto: by the device; or reference, chunked, flash, splash, triton, cudnn
-    dtype: str = "bfloat16"  # of activations; parameters are float32
-    unroll: int = (
-        1  # blocks in a turn of the scan; all of them on a CPU, where its copies cost most
+    channels: int = setting(16, "channels of a latent", binds="weights", least=1)
+    patch: int = setting(2, "latents along each side of a token", binds="weights", least=1)
+    multiple_of: int = setting(
+        256,
+        "the feed-forward width, 8/3 of the width, is rounded up to a multiple of it",
+        binds="weights",
+        least=1,
+    )
+    norm_eps: float = setting(1e-5, "epsilon of the norms", binds="weights", least=0)
+    softcap: float | None = setting(
+        30.0,
+        "soft cap of self-attention's logits; None: no cap, as the released float32 path",
+        binds="weights",
+        above=0,
+    )
+    attention: str = setting(
+        "auto", "implementation of attention; auto: by the device", choices=NAMES
+    )
+    dtype: str = setting(
+        "bfloat16", "of activations; parameters are float32", choices=("float32", "bfloat16")
+    )
+    unroll: int = setting(
+        1,
+        "blocks in an iteration of the scan; depth is best on a CPU, where its copies cost most",
+        least=1,
     )
     lora: LoraConfig = LoraConfig()
 
     def __post_init__(self):
+        super().__post_init__()
         if self.width % self.heads or self.width // self.heads % 6:
             step = 6 * self.heads
             below, above = self.width // step * step, (self.width // step + 1) * step
@@ -114,12 +131,6 @@ class NextDiTConfig:
                 f"{self.heads}; "
                 f"use one of {[n for n in range(1, self.heads + 1) if self.heads % n == 0]}."
             )
-        if self.attention not in NAMES:
-            raise InputError(
-                f"model.attention is {self.attention!r}; it can be {', '.join(NAMES)}."
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"model.dtype is {self.dtype!r}; it can be float32 or bfloat16.")
 
     @property
     def features(self) -> int:

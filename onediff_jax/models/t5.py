@@ -17,22 +17,23 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from onediff_jax.models.layers import Dense, gathering, rms_norm, unchanged
+from onediff_jax.settings import Section, setting
 from onediff_jax.sharding import Parallel
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
-    """Shape of the encoder."""
+class T5Config(Section):
+    """Shape of the encoder; the defaults are those of T5 v1.1 XL."""
 
-    width: int = 2048
-    depth: int = 24
-    heads: int = 32
-    head_width: int = 64
-    hidden: int = 5120
-    buckets: int = 32
-    farthest: int = 128  # distances from here on share a bucket
-    dtype: str = "bfloat16"
-    unroll: int = 1  # layers in a turn of the scan
+    width: int = setting(2048, "channels of a token", binds="weights", least=1)
+    depth: int = setting(24, "layers", binds="weights", least=1)
+    heads: int = setting(32, "heads", binds="weights", least=1)
+    head_width: int = setting(64, "channels of a head", binds="weights", least=1)
+    hidden: int = setting(5120, "feed-forward width", binds="weights", least=1)
+    buckets: int = setting(32, "of relative positions", binds="weights", least=4)
+    farthest: int = setting(128, "distances from here on share a bucket", binds="weights", least=1)
+    dtype: str = setting("bfloat16", "of activations", choices=("float32", "bfloat16"))
+    unroll: int = setting(1, "layers in an iteration of the scan", least=1)
 
 
 def bucket_of_distance(length: int, buckets: int, farthest: int) -> Int[np.ndarray, "l l"]:

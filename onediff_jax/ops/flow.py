@@ -18,54 +18,37 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from onediff_jax.errors import InputError
 from onediff_jax.ops.dims import ExampleOfView, Patches, Sigmas, TokenMask
 from onediff_jax.ops.layout import Layout
+from onediff_jax.settings import Section, setting
 
 BALANCES = ("token", "example")
 DISTRIBUTIONS = ("logit_normal", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(Section):
     """How noise levels are drawn and errors weighed."""
 
-    distribution: str = "logit_normal"  # of s in (3), as published; or uniform
-    mean: float = 0.0  # logit_normal: of the normal under the sigmoid of (3)
-    std: float = 1.0
-    shift: float = 3.0  # a of (3); 1 leaves the draw as it is
-    balance: str = "token"  # "token": every token weighs the same; "example": every example does
-    clean: float = 0.0  # share of examples in which some views are clean, like conditions
-    clean_sigma: float = 0.06  # the network is told a noise level for these, uniform below this
-    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
-    # name -> factor of a task's loss; default 1
-
-    def __post_init__(self):
-        if self.shift <= 0 or self.std <= 0:
-            raise InputError(
-                f"flow.shift and flow.std must be positive, got {self.shift} and {self.std}."
-            )
-        if self.distribution not in DISTRIBUTIONS:
-            raise InputError(
-                f"flow.distribution is {self.distribution!r}; it can be "
-                f"{' or '.join(DISTRIBUTIONS)}."
-            )
-        if self.balance not in BALANCES:
-            raise InputError(
-                f"flow.balance is {self.balance!r}; it can be {' or '.join(BALANCES)}."
-            )
-        if not 0 <= self.clean <= 1:
-            raise InputError(f"flow.clean is {self.clean}; it is a share, from 0 to 1.")
-        if not 0 <= self.clean_sigma < 1:
-            raise InputError(
-                f"flow.clean_sigma is {self.clean_sigma}; it must be at least 0 and below 1."
-            )
-        for task, factor in self.task_weights.items():
-            if not 0 < factor < float("inf"):
-                raise InputError(
-                    f"flow.task_weights.{task} is {factor}; it must be positive; to leave a task "
-                    f"out, set data.tasks.{task} to 0."
-                )
+    distribution: str = setting(
+        "logit_normal", "of s in (3); logit_normal as published", choices=DISTRIBUTIONS
+    )
+    mean: float = setting(0.0, "logit_normal: of the normal under the sigmoid of (3)")
+    std: float = setting(1.0, "logit_normal: of the same normal", above=0)
+    shift: float = setting(3.0, "a of (3); 1 leaves the draw as it is", above=0)
+    balance: str = setting("token", "what has equal weight in the loss", choices=BALANCES)
+    clean: float = setting(
+        0.0, "share of examples in which some views are clean, like conditions", least=0, most=1
+    )
+    clean_sigma: float = setting(
+        0.06,
+        "the network is told a noise level for these, uniform below this",
+        least=0,
+        below=1,
+    )
+    task_weights: Mapping[str, float] = setting(
+        {}, "name of a task -> factor of its loss, by default 1", above=0
+    )
 
 
 def shift(

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from onediff_jax.data.batching.settings import examples_per_row, layout_of
+from onediff_jax.data.batching.settings import examples_per_row
 from onediff_jax.plan.compiled import Compiled, compile_step
 from onediff_jax.plan.estimate import Estimate, estimate_of
 from onediff_jax.plan.topologies import Topology, devices_of
-from onediff_jax.sharding import check_rows, mesh_of
-from onediff_jax.train.compile import Shapes, planned
+from onediff_jax.train.compile import Shapes, planned_step
+from onediff_jax.train.config import RunConfig
 from onediff_jax.train.metrics import StepFlops, step_flops
-from onediff_jax.train.run import RunConfig
-from onediff_jax.train.state import parameters
+from onediff_jax.train.prepare import prepare
+from onediff_jax.train.state import parameter_count
 
 DAY = 24 * 60 * 60
 ESTIMATED = (
@@ -116,17 +116,15 @@ def plan_of(config: RunConfig, topology: Topology, states: bool = False) -> Plan
     Raises InputError where the run's mesh or rows do not suit the slice, or the compiler refuses
     the step for another reason than memory.
     """
-    mesh = mesh_of(config.mesh, devices_of(topology))
-    check_rows(config.rows, config.optimizer.accumulate, mesh)
-    layout = layout_of(config.data)
-    run, shapes = planned(config, layout, mesh, states)
-    made = compile_step(run.step, shapes)
+    run = prepare(config, devices=devices_of(topology), absent=True)
+    step, shapes = planned_step(run, states)
+    made = compile_step(step.step, shapes)
     return Plan(
         topology,
         config.steps,
         config.rows * examples_per_row(config.data),
-        parameters(shapes.state.params),
-        step_flops(run.networks, layout, config.rows, config.text.length, shapes.frozen),
+        parameter_count(shapes.state.params),
+        step_flops(run.networks, run.layout, config.rows, config.text.length, shapes.pretrained),
         held_bytes(shapes),
         made,
         estimate_of(made.program, topology.generation),
@@ -135,7 +133,7 @@ def plan_of(config: RunConfig, topology: Topology, states: bool = False) -> Plan
 
 def held_bytes(shapes: Shapes) -> dict[str, int]:
     """Bytes of what a device is given, by kind."""
-    kinds = {**shapes.state._asdict(), "batch": shapes.batch, "encoders": shapes.frozen}
+    kinds = {**shapes.state._asdict(), "batch": shapes.batch, "encoders": shapes.pretrained}
     found = Counter(
         {
             kind: sum(

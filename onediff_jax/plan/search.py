@@ -13,7 +13,6 @@ from onediff_jax.models.nextdit import REMAT
 from onediff_jax.plan.plan import Plan, plan_of
 from onediff_jax.plan.topologies import Topology
 from onediff_jax.train.config import run_config
-from onediff_jax.train.locations import located
 
 Choices = dict[str, list[Any]]  # values to try, by the setting's name
 
@@ -89,7 +88,7 @@ def walk(
     ]
     for settings in rich.progress.track(every, "plans", console=console):
         try:
-            plan = plan_of(located(run_config(with_settings(values, settings))), topology, states)
+            plan = plan_of(run_config(with_settings(values, settings)), topology, states)
         except InputError as error:
             yield Tried(settings, None, str(error))
         else:

@@ -1,8 +1,8 @@
-"""Samples of a trained model: some views of an example are given, the others are made.
+"""Samples of a trained model: target views are generated from condition views and a prompt.
 
-A task has no direction of its own: which views are given decides.  Given views stay clean and are
-shown to the network at the schedule's smallest noise level (what the released weights see) or at
-zero (the paper's).
+A task has no direction of its own: which views are conditions decides.  Condition views stay clean;
+the network is told the schedule's smallest noise level for them (as with the released weights) or
+zero (as in the paper).
 """
 
 import dataclasses
@@ -33,14 +33,15 @@ from onediff_jax.ops import solve
 from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
 from onediff_jax.ops.rays import rays_from_latents
+from onediff_jax.settings import Section, setting
 from onediff_jax.sharding import ROWS, group_of
 
 Rays = Float[np.ndarray, "H W 6"]  # at the resolution of latents
 GeneratedView = RGB | Rays
 
 
-class Trained(NamedTuple):
-    """What sampling needs of a run.
+class TrainedModel(NamedTuple):
+    """A run's networks, parameters, codec and tokenizer, ready to sample.
 
     Parameters that are sharded over a mesh stay sharded; each device samples its rows of a batch.
     """
@@ -68,7 +69,7 @@ class ImageCodec:
     def moments(
         self, images: UInt8[np.ndarray, "b h w 3"]
     ) -> tuple[Float[np.ndarray, "b H W c"], Float[np.ndarray, "b H W c"]]:
-        """Means and deviations of the images' normalised latents."""
+        """Means and stds of the images' normalised latents."""
         mean, std = encoded_moments(self._autoencoder, self._params, images)
         return everywhere(mean), everywhere(std)
 
@@ -109,50 +110,55 @@ def decoded_pixels(
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(Section):
     """How samples are made."""
 
-    steps: int = 50
-    guidance: float = 4.0  # 1 follows the prompt as trained, 0 ignores it
-    negative: str = ""  # prompt that guidance leads away from; used unchanged, without a task token
-    method: str = "euler"
-    shift: float | None = None
-    # static shift; None: the import's schedule, else a dynamic shift by the number of target tokens
-    noise_scale: float = 1.0  # multiplies the number of target tokens in the dynamic shift
-    given_time: str = (
-        "smallest"  # noise level of given views: "smallest" of the schedule, or "zero"
+    steps: int = setting(50, "of the solver", least=1)
+    guidance: float = setting(4.0, "1 follows the prompt as trained, 0 ignores it")
+    negative: str = setting(
+        "", "prompt that guidance leads away from; used unchanged, without a task token"
     )
-    scale_factor: float = 1.0  # of rotary positions beyond those trained: 1.1 to 1.5 for more views
-    scale_watershed: float = 1.0
-    # time, 1000 sigma, below which frequencies are divided by scale_factor; above, theta grows
+    method: str = setting("euler", "of the solver", choices=solve.METHODS)
+    shift: float | None = setting(
+        None,
+        "static shift of the schedule; None: the import's schedule, else a dynamic shift by the "
+        "number of target tokens",
+        above=0,
+    )
+    noise_scale: float = setting(
+        1.0, "multiplies the number of target tokens in the dynamic shift", above=0
+    )
+    given_time: str = setting(
+        "smallest",
+        "noise level told for condition views: the schedule's smallest, or zero",
+        choices=("smallest", "zero"),
+    )
+    scale_factor: float = setting(
+        1.0, "of rotary positions beyond those trained: 1.1 to 1.5 for more views", above=0
+    )
+    scale_watershed: float = setting(
+        1.0,
+        "time, 1000 sigma, below which frequencies are divided by scale_factor; above, theta grows",
+    )
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise InputError(f"steps is {self.steps}; sampling needs at least 1.")
-        if self.method not in solve.METHODS:
-            raise InputError(f"method is {self.method!r}; it can be {' or '.join(solve.METHODS)}.")
-        if self.given_time not in ("smallest", "zero"):
-            raise InputError(f"given_time is {self.given_time!r}; it can be 'smallest' or 'zero'.")
+        super().__post_init__()
         if self.negative and self.guidance == 1:
             raise InputError(
                 f"negative is {self.negative!r} and guidance 1, which does not read it; set "
                 "guidance above 1, or leave negative out."
             )
-        for name in ("shift", "noise_scale", "scale_factor"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} is {value}; it must be positive.")
 
 
 class Request(NamedTuple):
-    """One example to complete: its whole prompt, and the views that are given, by name."""
+    """One example to complete: its whole prompt, and its condition views by name."""
 
     prompt: str
-    given: Mapping[str, View]
+    conditions: Mapping[str, View]
 
 
 def generate(
-    trained: Trained,
+    trained: TrainedModel,
     task: str,
     views: int,
     requests: Sequence[Request],
@@ -161,23 +167,23 @@ def generate(
     seed: int,
     batch: int = 32,
 ) -> list[dict[str, GeneratedView]]:
-    """The wanted views of every request: images of `size` (height, width), and rays.
+    """The target views of every request: images of `size` (height, width), and rays.
 
-    All requests, of so many views, must give the same ones.  Request i depends on (seed, i), not on
-    its neighbours.
+    All requests, of so many views, must have the same conditions.  The sample of request i depends
+    on (seed, i), not on other requests.
     """
     names = names_of(task, views)
-    given = [name for name in names if name in requests[0].given]
-    wanted = [name for name in names if name not in given]
-    if unknown := set(requests[0].given) - set(names):
+    conditions = set(requests[0].conditions)
+    targets = [name for name in names if name not in conditions]
+    if unknown := conditions - set(names):
         raise InputError(
             f"Task {task!r} has no view {sorted(unknown)}; its views are {', '.join(names)}."
         )
-    if any(set(request.given) != set(given) for request in requests):
-        raise InputError("All requests of one call must give the same views.")
-    if not wanted:
+    if any(set(request.conditions) != conditions for request in requests):
+        raise InputError("All requests of one call must have the same condition views.")
+    if not targets:
         raise InputError(
-            f"All views of task {task!r} are given; leave one of {', '.join(names)} out."
+            f"All views of task {task!r} are conditions; leave one of {', '.join(names)} out."
         )
     edge = trained.edge
     if size[0] % edge or size[1] % edge:
@@ -187,16 +193,16 @@ def generate(
         )
     copies = math.prod(trained.mesh.shape[axis] for axis in ROWS) if trained.mesh else 1
     batch = math.ceil(min(batch, len(requests)) / copies) * copies
-    completed = []
+    found = []
     for first in range(0, len(requests), batch):
         part = list(requests[first : first + batch])
         padded = part + part[-1:] * (batch - len(part))  # one shape, one program
-        latents = _completed(trained, names, wanted, padded, size, config, seed, first)
-        completed += [
-            {name: shown(trained, name, latents[i, j]) for j, name in enumerate(wanted)}
+        latents = _target_latents(trained, names, targets, padded, size, config, seed, first)
+        found += [
+            {name: view_of(trained, name, latents[i, j]) for j, name in enumerate(targets)}
             for i in range(len(part))
         ]
-    return completed
+    return found
 
 
 def names_of(task: str, views: int) -> tuple[str, ...]:
@@ -210,27 +216,27 @@ def names_of(task: str, views: int) -> tuple[str, ...]:
     return form.names(views)
 
 
-def shown(trained: Trained, name: str, latents: Float[np.ndarray, "H W c"]) -> GeneratedView:
+def view_of(trained: TrainedModel, name: str, latents: Float[np.ndarray, "H W c"]) -> GeneratedView:
     """What a view's latents show: an image, or rays."""
     if is_ray(name):
         return rays_from_latents(latents)
     return image_of(trained.codec.decode(latents))
 
 
-def _completed(
-    trained, names, wanted, requests, size, config, seed, first
+def _target_latents(
+    trained, names, targets, requests, size, config, seed, first
 ) -> Float[np.ndarray, "b w H W c"]:
-    """One batch of `generate`: the wanted views' latents of every request."""
+    """One batch of `generate`: the target views' latents of every request."""
     model = trained.networks.denoiser.config
     patch, features = model.patch, model.features
     rows, columns = (side // trained.edge for side in size)
     layout = Layout((Slot(len(names), rows * columns),))
     clean = np.zeros((len(requests), len(names), rows * columns, features), np.float32)
     for i, request in enumerate(requests):
-        for name, view in request.given.items():
+        for name, view in request.conditions.items():
             latents = latents_of(view, size, trained.codec)
             clean[i, names.index(name)] = patchify(latents, patch)
-    is_wanted = np.array([name in wanted for name in names])
+    is_target = np.array([name in targets for name in names])
     prompts = [
         [trained.tokenizer(text) for text in (each.prompt, config.negative)] for each in requests
     ]
@@ -246,7 +252,7 @@ def _completed(
     schedule = trained.schedule
     if config.shift:
         schedule = solve.Schedule(config.shift, use_dynamic_shifting=False)
-    tokens = config.noise_scale * len(wanted) * rows * columns
+    tokens = config.noise_scale * len(targets) * rows * columns
     patches = sampled_patches(
         trained.networks,
         trained.mesh,
@@ -258,11 +264,11 @@ def _completed(
         mask,
         first + np.arange(len(requests)),
         positions,
-        is_wanted,
+        is_target,
         schedule.levels(config.steps, tokens),
         jax.random.key(seed),
     )
-    patches = everywhere(patches).reshape(clean.shape)[:, is_wanted]
+    patches = everywhere(patches).reshape(clean.shape)[:, is_target]
     return unpatchify(patches, rows, patch)
 
 
@@ -313,7 +319,7 @@ def denoised_patches(
     mask: Bool[Array, "b two 1 l"],
     numbers: Int[Array, " b"],
     positions: Int[Array, "n 3"],
-    is_wanted: Bool[Array, " v"],
+    is_target: Bool[Array, " v"],
     sigmas: Float[Array, " steps"],
     key: Key[Array, ""],
 ) -> Float[Array, "b n p"]:
@@ -323,8 +329,8 @@ def denoised_patches(
     copies = 2 if guided else 1
     ids, mask = (jnp.concatenate([x[:, i] for i in range(copies)]) for x in (ids, mask))
     text = networks.states(params, ids, mask)
-    wanted = jnp.broadcast_to(is_wanted, (b, layout.views))
-    of_tokens = wanted[:, layout.view_of_token]
+    targets = jnp.broadcast_to(is_target, (b, layout.views))
+    of_tokens = targets[:, layout.view_of_token]
 
     def velocity(x, sigma_of_view):
         v = networks.velocity(
@@ -345,6 +351,6 @@ def denoised_patches(
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
     noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
     start = jnp.where(of_tokens[..., None], noise, clean)
-    sigma_given = sigmas[-2] if config.given_time == "smallest" else 0.0
-    held = solve.hold(velocity, wanted, of_tokens, sigma_given)
+    told = sigmas[-2] if config.given_time == "smallest" else 0.0  # of condition views
+    held = solve.hold(velocity, targets, of_tokens, told)
     return solve.solve(held, start, sigmas, config.method)

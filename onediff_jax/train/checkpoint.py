@@ -1,6 +1,7 @@
 """Checkpoints: the newest complete one wins, and each holds all that sampling and resuming need.
 
-WORKDIR/checkpoints/STEP/state    step, params, ema, moments, frozen (Orbax, asynchronous, sharded)
+WORKDIR/checkpoints/STEP/state    step, params, ema, moments, frozen: what is not trained (Orbax,
+                                  asynchronous, sharded)
                          assets   codec, vocabulary and fingerprints, as arrays
                          config   the run's configuration, as JSON
 
@@ -8,7 +9,6 @@ Parameters that a run neither drew nor trains are not among them: they stay wher
 and those of released networks in the folders that the configuration names.
 """
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -20,24 +20,20 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from onediff_jax.data.codecs import DeviceCodec, LinearCodec
 from onediff_jax.data.records import SourceSettings
 from onediff_jax.data.sources.cache import flat
 from onediff_jax.errors import InputError
-from onediff_jax.paths import absolute, folder_is_there, missing
+from onediff_jax.paths import absolute, access_advice, folder_is_there, under
+from onediff_jax.settings import Binding
+from onediff_jax.train.assets import Assets
+from onediff_jax.train.config import CheckpointConfig, RunConfig, as_dict, bindings, resolve_paths
 from onediff_jax.train.encoders import INNER
-from onediff_jax.train.locations import start_of
-from onediff_jax.train.run import Assets, CheckpointConfig, RunConfig
 from onediff_jax.train.state import State
 from onediff_jax.train.tune import WEIGHTS
 
 FOLDER = "checkpoints"
+UNTRAINED = "frozen"  # the name on disk of `State.untrained`
 CHUNK = 1 << 26  # bytes of an array that are packed and written at once
-# Settings that say what saved numbers mean, and those among them that do not.
-BINDING = ("model.", "text.", "codec.", "tune.start", "tune.train", "tune.weights")
-BINDING += ("optimizer.kind", "optimizer.ema")
-FREE = (".attention", ".unroll", ".dtype", ".path", ".tokenizer", ".length", ".posterior")
-FREE += (".tile", ".pictures", ".ema_dtype")
 
 
 class Checkpoints:
@@ -47,12 +43,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)
         self._manager = ocp.CheckpointManager(absolute(workdir) / FOLDER, options=options)
 
-    @property
-    def newest(self) -> int | None:
-        """The step of the newest complete checkpoint."""
-        return self._manager.latest_step()
-
-    def save(self, step: int, state: State, assets: Assets, config: dict[str, Any]) -> None:
+    def save(self, step: int, state: State, assets: Assets, config: RunConfig) -> None:
         """Starts writing the state after `step` steps; returns once it may be overwritten."""
         if step in self._manager.all_steps():
             return
@@ -60,17 +51,12 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_saved(state, config)),
-                assets=ocp.args.StandardSave(arrays_of(assets)),
-                config=ocp.args.JsonSave(config),
+                assets=ocp.args.StandardSave(assets.arrays),
+                config=ocp.args.JsonSave(as_dict(config)),
             ),
         )
 
-    def assets(self, step: int) -> Assets:
-        """The assets that the checkpoint of `step` steps holds."""
-        target = ocp.args.Composite(assets=ocp.args.StandardRestore())
-        return assets_of(self._manager.restore(step, args=target).assets)
-
-    def changes(self, step: int, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    def changes(self, step: int, config: RunConfig) -> dict[str, tuple[Any, Any]]:
         """Settings that differ from those of a checkpoint: what they were, what they are.
 
         Raises InputError where they change what the saved numbers mean.
@@ -83,15 +69,15 @@ class Checkpoints:
             )
         return all_changes(saved.config, config)
 
-    def restore(self, step: int, shapes: State, config: dict[str, Any]) -> State:
+    def restore(self, step: int, shapes: State, config: RunConfig) -> State:
         """The state after `step` steps, in the shapes, types and shardings of `shapes`."""
         target = ocp.args.StandardRestore(_saved(shapes, config))
         found = self._manager.restore(step, args=ocp.args.Composite(state=target)).state
-        frozen = found.pop("frozen", None)
-        if frozen is None:
-            start, kind, root = start_of(config), config["tune"]["weights"], config["root"]
-            frozen = weights(start, shapes.frozen, kind, root)
-        return State(**found, frozen=frozen)
+        untrained = found.pop(UNTRAINED, None)
+        if untrained is None:
+            tune = resolve_paths(config).tune
+            untrained = weights(tune.start, shapes.untrained, tune.weights, config.root)
+        return State(**found, untrained=untrained)
 
     def finish(self) -> None:
         """Returns once everything is written."""
@@ -105,57 +91,30 @@ class Checkpoints:
         self._manager.close()
 
 
-def all_changes(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ: what they were, what they are.
+def all_changes(before: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ from those of a checkpoint: what they were, what they are.
 
     A setting that `before` does not know, since it is younger, was as its default is.
     """
-    defaults = dataclasses.asdict(RunConfig())
-    defaults["data"]["sources"] = dict.fromkeys(
-        now.get("data", {}).get("sources", ()), dataclasses.asdict(SourceSettings())
+    defaults = as_dict(RunConfig())
+    defaults["data"]["sources"] = dict.fromkeys(config.data.sources, as_dict(SourceSettings()))
+    defaults, before, now = (
+        flat(json.loads(json.dumps(values))) for values in (defaults, before, as_dict(config))
     )
-    defaults = flat(json.loads(json.dumps(defaults)))
-    before, now = flat(before), flat(json.loads(json.dumps(now)))
     before = {name: value for name, value in defaults.items() if name in now} | before
     names = [name for name in before | now if before.get(name) != now.get(name)]
     return {name: (before.get(name), now.get(name)) for name in names}
 
 
-def binding_changes(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Those among them that change what saved numbers mean, or which are saved."""
-    found = {
-        name: change
-        for name, change in all_changes(before, now).items()
-        if name.startswith(BINDING) and not name.endswith(FREE)
-    }
+def binding_changes(
+    before: Mapping[str, Any], config: RunConfig, binds: Binding = "state"
+) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ and bind: those of a state that is resumed, or of weights alone."""
+    bound = {name for name, each in bindings().items() if each in ("weights", binds)}
+    found = {n: change for n, change in all_changes(before, config).items() if n in bound}
     if all(found.get("optimizer.ema", ())):
         found.pop("optimizer.ema", None)  # another decay of the same EMA
     return found
-
-
-def arrays_of(assets: Assets) -> dict[str, np.ndarray]:
-    """Assets as arrays; what is empty is none."""
-    texts = {"vocabulary": assets.vocabulary, "origin": assets.origin}
-    if assets.fingerprints:
-        texts["fingerprints"] = json.dumps(dict(assets.fingerprints)).encode()
-    codec = assets.codec._asdict() if assets.codec else {}
-    arrays = {name: np.asarray(value) for name, value in codec.items()}
-    return arrays | {name: np.frombuffer(text, np.uint8) for name, text in texts.items() if text}
-
-
-def assets_of(arrays: dict[str, np.ndarray]) -> Assets:
-    """The inverse of `arrays_of`."""
-
-    def text(name: str) -> bytes:
-        return np.asarray(arrays.get(name, [])).tobytes()
-
-    codec = None
-    if "factor" in arrays:
-        codec = DeviceCodec(*(int(arrays[name]) for name in DeviceCodec._fields))
-    elif "encoder" in arrays:
-        codec = LinearCodec(*(np.asarray(arrays[name]) for name in LinearCodec._fields))
-    fingerprints = json.loads(text("fingerprints") or b"{}")
-    return Assets(codec, text("vocabulary"), text("origin"), fingerprints)
 
 
 def newest_step(workdir: pathlib.PurePath) -> int | None:
@@ -172,25 +131,33 @@ def step_folder(path: pathlib.PurePath | str) -> epath.Path:
     Raises InputError, naming `path`, where there is none.
     """
     given = absolute(path)
-    if folder_is_there(given) and complete(given):
+    if folder_is_there(given) and is_complete(given):
         return given
     parent = given / FOLDER if (given / FOLDER).is_dir() else given
-    steps = [folder for folder in parent.glob("*") if folder.name.isdigit() and complete(folder)]
+    steps = [folder for folder in parent.glob("*") if folder.name.isdigit() and is_complete(folder)]
     if not steps:
         raise InputError(
             f"{path} holds no checkpoint; give a workdir that `train` has saved in, or one of its "
-            f"{FOLDER}/STEP folders.{missing(path)}"
+            f"{FOLDER}/STEP folders.{access_advice(path)}"
         )
     return max(steps, key=lambda folder: int(folder.name))
 
 
-def complete(folder: epath.Path) -> bool:
+def is_complete(folder: epath.Path) -> bool:
     """Whether a folder holds a step that was saved to its end."""
     # Object storage cannot rename: there the last thing written says that it is the last.
     return (folder / "state").is_dir() and ocp.utils.is_checkpoint_finalized(folder)
 
 
-def described(path: pathlib.PurePath | str) -> tuple[dict[str, Any], Assets, int]:
+class SavedRun(NamedTuple):
+    """What a checkpoint says of its run."""
+
+    config: dict[str, Any]  # as it was written, by the version of that day
+    assets: Assets
+    step: int
+
+
+def saved_run(path: pathlib.PurePath | str) -> SavedRun:
     """Configuration, assets and step of a checkpoint.
 
     Released networks beside the checkpoints, where an import leaves them, are the configuration's,
@@ -202,7 +169,7 @@ def described(path: pathlib.PurePath | str) -> tuple[dict[str, Any], Assets, int
     names = ocp.args.Composite(config=ocp.args.JsonRestore(), assets=ocp.args.StandardRestore())
     try:
         held = checkpointer.restore(folder, args=names)
-        config, assets, step = held.config, assets_of(held.assets), int(folder.name)
+        config, assets, step = held.config, Assets.from_arrays(held.assets), int(folder.name)
     except (FileNotFoundError, KeyError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise InputError(
@@ -212,11 +179,11 @@ def described(path: pathlib.PurePath | str) -> tuple[dict[str, Any], Assets, int
     for part, network in INNER.items():
         if assets.fingerprints.get(part) and (workdir / network).is_dir():
             config[part]["path"] = str(workdir)
-    return config, assets, step
+    return SavedRun(config, assets, step)
 
 
 class Place(NamedTuple):
-    """Where a parameter of a checkpoint is saved, and as what."""
+    """The file, shape and type of a parameter in a checkpoint."""
 
     name: str
     folder: pathlib.PurePath  # of a step
@@ -232,26 +199,27 @@ def places(
 
     Where there is no EMA, as without one in training, the parameters serve, and where only an EMA
     is, as in an import, it does.  What the checkpoint's run did not train is in the checkpoint that
-    it started from (`root`: as in `start_of`).  Raises InputError listing the parameters that are
-    nowhere.
+    it started from (`root` stands for its own, where that has moved).  Raises InputError listing
+    the parameters that are nowhere.
     """
     names, found, seen = list(names), {}, []
     while missing := [name for name in names if name not in found]:
         folder = step_folder(path)
-        config, _, _ = described(folder)
+        config, _, _ = saved_run(folder)
         seen.append(str(folder))
         state = _state(folder)
         held = next((each for each in (kind, *WEIGHTS) if state.get(each)), kind)
-        for part in (held, "frozen"):
+        for part in (held, UNTRAINED):
             there = flatten_dict(state.get(part) or {}, sep="/")
             found |= {
                 name: Place(name, folder, part, tuple(there[name].shape), there[name].dtype)
                 for name in missing
                 if name in there
             }
-        if not (path := start_of(config, root)):
+        tune = config.get("tune", {})
+        if not (path := under(root or config.get("root", ""), tune.get("start", ""))):
             break
-        kind = config["tune"]["weights"]
+        kind = tune["weights"]
     if missing := sorted(set(names) - set(found)):
         raise InputError(
             f"{' and '.join(seen)} lack {len(missing)} parameters of this model: "
@@ -287,14 +255,14 @@ def weights(path: pathlib.PurePath | str, shapes: Any, kind: str = "ema", root: 
     return unflatten_dict({name: x for part in parts for name, x in part.items()}, sep="/")
 
 
-def stored(place: Place) -> np.ndarray:
+def saved_array(place: Place) -> np.ndarray:
     """A parameter, as it is saved."""
     shape = jax.ShapeDtypeStruct(place.shape, place.dtype)
     return np.asarray(_read(place.folder, place.part, {place.name: shape})[place.name])
 
 
 def save_weights(
-    folder: pathlib.PurePath, params: Mapping, assets: Assets, config: dict[str, Any]
+    folder: pathlib.PurePath, params: Mapping, assets: Assets, config: RunConfig
 ) -> None:
     """Writes a checkpoint of weights alone, to start from: `folder` is that of its step.
 
@@ -317,14 +285,14 @@ def save_weights(
         absolute(folder),
         args=ocp.args.Composite(
             state=ocp.args.PyTreeSave({"ema": params}, save_args={"ema": chunks}),
-            assets=ocp.args.StandardSave(arrays_of(assets)),
-            config=ocp.args.JsonSave(config),
+            assets=ocp.args.StandardSave(assets.arrays),
+            config=ocp.args.JsonSave(as_dict(config)),
         ),
     )
 
 
 def _state(folder: pathlib.PurePath) -> dict[str, Any]:
-    """What Orbax knows of the arrays of a saved state."""
+    """Orbax's metadata of the arrays of a saved state."""
     return ocp.PyTreeCheckpointHandler().metadata(absolute(folder / "state")).tree
 
 
@@ -341,9 +309,8 @@ def _read(folder: pathlib.PurePath, part: str, shapes: dict[str, Any]) -> dict[s
     return flatten_dict(found[part], sep="/")
 
 
-def _saved(state: State, config: dict[str, Any]) -> dict[str, Any]:
-    """What is saved of a state."""
+def _saved(state: State, config: RunConfig) -> dict[str, Any]:
+    """The parts of a state that are saved."""
     saved = state._asdict()
-    if config["tune"]["start"]:
-        del saved["frozen"]
-    return saved
+    untrained = saved.pop("untrained")
+    return saved if config.tune.start else saved | {UNTRAINED: untrained}

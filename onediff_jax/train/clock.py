@@ -1,7 +1,7 @@
-"""Where the time of a run goes, and how fast its steps are; read from the host's clock alone.
+"""Where the time of a run goes, by the host's clock; and a profile of chosen steps.
 
-Steps are dispatched: the host hands them to the device and goes on, so nothing here waits for the
-device.  All time is the steps' that is not counted as something else:
+Steps are dispatched asynchronously, and nothing here waits for the device.  Unattributed wall time
+counts as `steps`:
 
     start    before the first step: sources, codec, vocabulary, first or restored state
     compile  the first step's call, which returns once its program is there
@@ -17,11 +17,14 @@ not counted as any of these.
 """
 
 import contextlib
+import pathlib
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from etils import epath
 
 from onediff_jax.train import metrics
 from onediff_jax.train.writer import duration
@@ -30,7 +33,7 @@ OTHERS = ("start", "compile", "data", "save", "evaluate", "sample")
 
 
 class Clock:
-    """Seconds of a run by what they went to, from when it is made."""
+    """Wall time of a run by category, from when the clock is created."""
 
     def __init__(self):
         self._began = time.perf_counter()
@@ -46,7 +49,7 @@ class Clock:
 
     @contextlib.contextmanager
     def counting(self, other: str) -> Iterator[None]:
-        """Counts the time inside as something else than steps."""
+        """Counts the time inside the statement as `other`."""
         start = time.perf_counter()
         yield
         self._spent[other] += time.perf_counter() - start
@@ -71,8 +74,8 @@ class Clock:
         """Speeds and shares of time since the last report.
 
         Views and the model's FLOPs per second; where the devices' peak is known, `mfu`, the model's
-        share of it, and `mfu_with_encoders`, with the forward passes of frozen encoders inside the
-        step; and time/steps, time/data, ...: shares that add up to one.
+        share of it, and `mfu_with_encoders`, with the forward passes of pretrained encoders inside
+        the step; and time/steps, time/data, ...: shares that add up to one.
         """
         now = time.perf_counter()
         seconds, rate = now - self._reported, (step - self._step) / (now - self._reported)
@@ -97,3 +100,50 @@ def shares_of(seconds: float, spent: Mapping[str, float]) -> dict[str, float]:
     """The shares of so many seconds that went to steps, and to what else seconds were spent on."""
     steps = seconds - sum(spent.values())
     return {name: part / seconds for name, part in {"steps": steps, **spent}.items()}
+
+
+class Profile:
+    """Records so many steps from a first one on; for a `with` statement around the steps.
+
+    What was recorded goes where TensorBoard looks for it: tensorboard/plugins/profile in `workdir`.
+    No `steps` record nothing, and of many processes only the first records.
+    """
+
+    def __init__(self, steps: tuple[int, ...], workdir: pathlib.PurePath):
+        mine = bool(steps) and jax.process_index() == 0
+        self._first, self._after = (steps[0], sum(steps)) if mine else (0, 0)
+        self._folder = epath.Path(workdir) / "tensorboard"
+        self._recorded: tempfile.TemporaryDirectory | None = None
+
+    @contextlib.contextmanager
+    def at(self, step: int, dispatched: Any) -> Iterator[None]:
+        """For the dispatch of a step; begins before the first one, ends before the one after.
+
+        Waits for the device there; `dispatched` is what the step before returned.
+        """
+        if step in (self._first, self._after):
+            jax.block_until_ready(dispatched)
+            self._finish()
+        if step == self._first:
+            self._recorded = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self._recorded.name)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+
+    def _finish(self) -> None:
+        if not self._recorded:
+            return
+        jax.profiler.stop_trace()
+        # Written to a local folder first: the profiler knows no object storage.
+        with self._recorded as recorded:
+            for file in filter(pathlib.Path.is_file, pathlib.Path(recorded).rglob("*")):
+                copy = self._folder / file.relative_to(recorded)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(file.read_bytes())
+        self._recorded = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._finish()

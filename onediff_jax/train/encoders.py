@@ -1,14 +1,15 @@
-"""The run's codec and text encoder: which they are, and the released ones read from their folders.
+"""The run's codec and text encoder: pretrained ones are read from their folders; both encode ahead.
 
-A released network is never trained and belongs to no checkpoint: a run names its folder, and keeps
-the fingerprint of what was in it.
+A pretrained network is never trained and belongs to no checkpoint: a run names its folder, and
+keeps the fingerprint of what was in it.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,18 +18,23 @@ from etils import epath
 from jax.sharding import Mesh
 
 from onediff_jax.copies import local_copy
+from onediff_jax.data.codecs import Codec
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Placed
+from onediff_jax.data.sources.shards import HALF
 from onediff_jax.data.text import T5Tokenizer, Tokenizer
 from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks
 from onediff_jax.models.nextdit import NextDiT, NextDiTConfig
 from onediff_jax.models.t5 import T5Config, T5Encoder
 from onediff_jax.models.vae import AutoencoderKL, VAEConfig
-from onediff_jax.paths import Location, missing, opened_path
+from onediff_jax.paths import Location, access_advice, opened_path
 from onediff_jax.release.configs import t5_config, vae_config
 from onediff_jax.release.mapping import from_released
 from onediff_jax.release.names import T5_NAMES, VAE_NAMES
 from onediff_jax.release.tensors import StoredTensor, read_tensors
-from onediff_jax.sharding import placed, shardings_of
+from onediff_jax.sampling.generate import ImageCodec
+from onediff_jax.settings import Section, setting
+from onediff_jax.sharding import sharded_arrays, shardings_of
 
 NAMES = {"text": T5_NAMES, "codec": VAE_NAMES}
 INNER = {"text": "text_encoder", "codec": "vae"}  # their folders in that of a released pipeline
@@ -38,24 +44,30 @@ T5_VOCABULARY = 32_128  # pieces that the released encoder knows
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Section):
     """Prompts: a vocabulary and an encoder of the data set's own, or a released T5's."""
 
-    kind: str = "trained"  # jointly, on the data set's own vocabulary; t5: released, frozen
-    vocabulary: int = 1024  # trained: pieces, at most
-    length: int = 300  # tokens of a prompt, end token included; longer ones are cut
+    kind: str = setting(
+        "trained",
+        "trained: jointly, on the data set's own vocabulary; t5: pretrained, never trained",
+        binds="weights",
+        choices=("trained", "t5"),
+    )
+    vocabulary: int = setting(1024, "trained: pieces, at most", binds="weights", least=1)
+    length: int = setting(
+        300, "tokens of a prompt, end token included; longer ones are cut", least=1
+    )
     encoder: T5Config = T5Config(
         width=128, depth=2, heads=4, head_width=32, hidden=256, dtype="float32"
     )
-    path: Location = ""  # t5: a folder with text_encoder/ and tokenizer/, or that of the encoder
-    tokenizer: Location = ""  # t5: the tokenizer's folder, where it is not in text.path
-    dtype: str = "bfloat16"  # t5: of its matrices and activations
+    path: Location = setting(
+        "", "t5: a folder with text_encoder/ and tokenizer/, or that of the encoder"
+    )
+    tokenizer: Location = setting("", "t5: the tokenizer's folder, where it is not in text.path")
+    dtype: str = setting("bfloat16", "t5: of its matrices and activations", choices=DTYPES)
 
     def __post_init__(self):
-        refuse_unknown("text.kind", self.kind, ("trained", "t5"))
-        refuse_unknown("text.dtype", self.dtype, DTYPES)
-        if self.length < 1:
-            raise InputError(f"text.length is {self.length}; it must be at least 1.")
+        super().__post_init__()
         if self.kind == "t5" and not self.path:
             raise InputError(
                 "text.kind is 't5' and text.path is empty; set it to a folder with text_encoder/ "
@@ -64,33 +76,44 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CodecConfig:
+class CodecConfig(Section):
     """The codec between images and latents: fitted to the data set, or a released autoencoder."""
 
-    kind: str = "linear"  # principal components; sd3_vae: released, frozen
-    factor: int = 4  # linear: pixels along each side of a latent
-    whitening: float = 0.0  # linear; 0: channels keep their proportions; 1: all have variance 1
-    pictures: int = 2000  # linear: views that the components are fitted to
-    path: Location = ""  # sd3_vae: a folder with vae/, or that of the autoencoder
-    posterior: str = "sample"  # sd3_vae: latents are drawn, as released, or each is its mean
-    use_shift_factor: bool = False  # sd3_vae; the released pipeline ignores the folder's
-    tile: int = 0  # sd3_vae: pixels along a side of a tile of a large image; 0: never cut
-    dtype: str = "bfloat16"  # sd3_vae: of activations
+    kind: str = setting(
+        "linear",
+        "linear: principal components; sd3_vae: a pretrained autoencoder, never trained",
+        binds="weights",
+        choices=("linear", "sd3_vae"),
+    )
+    factor: int = setting(4, "linear: pixels along each side of a latent", binds="weights", least=1)
+    whitening: float = setting(
+        0.0,
+        "linear: 0: channels keep their proportions; 1: all have variance 1",
+        binds="weights",
+        least=0,
+        most=1,
+    )
+    pictures: int = setting(2000, "linear: views that the components are fitted to", least=1)
+    path: Location = setting("", "sd3_vae: a folder with vae/, or that of the autoencoder")
+    posterior: str = setting(
+        "sample",
+        "sd3_vae: latents are drawn (sample), as released, or each is its mean",
+        choices=("sample", "mean"),
+    )
+    use_shift_factor: bool = setting(
+        False, "sd3_vae: the released pipeline ignores the folder's", binds="weights"
+    )
+    tile: int = setting(
+        0, "sd3_vae: pixels along a side of a tile of a large image; 0: never cut", least=0
+    )
+    dtype: str = setting("bfloat16", "sd3_vae: of activations", choices=DTYPES)
 
     def __post_init__(self):
-        refuse_unknown("codec.kind", self.kind, ("linear", "sd3_vae"))
-        refuse_unknown("codec.posterior", self.posterior, ("sample", "mean"))
-        refuse_unknown("codec.dtype", self.dtype, DTYPES)
+        super().__post_init__()
         if self.kind == "sd3_vae" and not self.path:
             raise InputError(
                 "codec.kind is 'sd3_vae' and codec.path is empty; set it to a folder with vae/."
             )
-
-
-def refuse_unknown(setting: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises where a setting is none of the words that it can be."""
-    if value not in known:
-        raise InputError(f"{setting} is {value!r}; it can be {' or '.join(known)}.")
 
 
 def is_there(part: str, path: str) -> bool:
@@ -106,7 +129,7 @@ def settings_file(part: str, path: str) -> epath.Path:
     raise InputError(
         f"config.{part}.path is {path!r}, and neither it nor {INNER[part]}/ in it has a "
         f"config.json; if the folder has moved, say where it is: --config.{part}.path=FOLDER to "
-        f"train, --{part}_path=FOLDER to sample.{missing(path)}"
+        f"train, --{part}_path=FOLDER to sample.{access_advice(path)}"
     )
 
 
@@ -170,7 +193,7 @@ def networks_of(
     If released networks may be `absent`, those that are have the release's shapes.  Raises
     InputError where the autoencoder's latents are not those that the denoiser takes.
     """
-    frozen, encoder = [], T5Encoder(text.encoder, vocabulary)
+    pretrained, encoder = [], T5Encoder(text.encoder, vocabulary)
     if text.kind == "t5":
         encoder = text_encoder_of(text, absent)
         if vocabulary > encoder.vocabulary:
@@ -178,18 +201,18 @@ def networks_of(
                 f"The tokenizer has {vocabulary} pieces, and the encoder in {text.path} knows "
                 f"{encoder.vocabulary}; the tokenizer is another model's."
             )
-        frozen.append("text")
+        pretrained.append("text")
     autoencoder = None
     if codec.kind == "sd3_vae":
         autoencoder = autoencoder_of(codec, absent)
-        frozen.append("codec")
+        pretrained.append("codec")
         if autoencoder.channels != model.channels:
             raise InputError(
                 f"config.model.channels is {model.channels}; the autoencoder in "
                 f"{codec.path} has {autoencoder.channels}, so set it to that."
             )
     return Networks(
-        NextDiT(model, remat), encoder, autoencoder, tuple(frozen), codec.posterior == "sample"
+        NextDiT(model, remat), encoder, autoencoder, tuple(pretrained), codec.posterior == "sample"
     )
 
 
@@ -207,7 +230,7 @@ def tensors_of(text: TextConfig, codec: CodecConfig) -> dict[str, dict[str, Stor
 
 
 def fingerprints_of(text: TextConfig, codec: CodecConfig) -> dict[str, str]:
-    """What tells the run's released networks from others, by part."""
+    """Fingerprints of the run's pretrained networks, by part."""
     return {part: fingerprint(tensors) for part, tensors in tensors_of(text, codec).items()}
 
 
@@ -258,7 +281,7 @@ def pretrained_params(
         params[part] = from_released(tensors, NAMES[part], shapes[part])
         if mesh is not None:
             where = jax.tree.map(lambda shape: shape.sharding, shapes[part])
-            params[part] = placed(params[part], where)
+            params[part] = sharded_arrays(params[part], where)
     return params
 
 
@@ -291,3 +314,64 @@ def in_type(shape: jax.ShapeDtypeStruct, name: str, dtype: str) -> jax.ShapeDtyp
     """A matrix's or table's shape in that type; another's as it is."""
     matrix = name in ("kernel", "embedding")
     return jax.ShapeDtypeStruct(shape.shape, np.dtype(dtype) if matrix else shape.dtype)
+
+
+class Encoding(NamedTuple):
+    """Encodes examples ahead of training: images as distributions of latents, prompts as tokens."""
+
+    codec: Codec
+    tokenizer: Tokenizer
+    networks: Networks
+    params: Mapping[str, Any]
+    states: bool
+    batch: int  # images, or prompts, that are encoded together
+
+    def __call__(self, several: Sequence[Placed]) -> list[Placed]:
+        """The examples with their images and prompts encoded."""
+        images = [view for each in several for view in each.example.views if is_image(view)]
+        encoded = iter(self.images(images))
+        prompts = self.prompts([each.example.prompt for each in several])
+        found = []
+        for each, prompt in zip(several, prompts, strict=True):
+            views = (next(encoded) if is_image(view) else view for view in each.example.views)
+            example = each.example._replace(views=tuple(views), prompt=prompt)
+            found.append(each._replace(example=example))
+        return found
+
+    def images(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
+        """Images encoded, those of one shape together."""
+        if not isinstance(self.codec, ImageCodec):
+            return [EncodedImage(self.codec.encode(image), None) for image in images]
+        found: dict[int, EncodedImage] = {}
+        for shape in {image.shape for image in images}:
+            numbers = [i for i, image in enumerate(images) if image.shape == shape]
+            for part in self.batches(numbers):
+                moments = self.codec.moments(np.stack([images[n] for n in part]))
+                found |= dict(zip(part, map(EncodedImage, *moments), strict=True))
+        return [found[i] for i in range(len(images))]
+
+    def prompts(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+        """Prompts as ids, or as states of the text encoder, of the tokens that count."""
+        ids, masks = map(np.stack, zip(*map(self.tokenizer, prompts), strict=True))
+        found = dict(enumerate(ids))
+        for part in self.batches(range(len(ids))) if self.states else ():
+            states = _states(self.networks, self.params, ids[part][:, None], masks[part][:, None])
+            found |= dict(zip(part, np.asarray(states)[:, 0].astype(HALF), strict=True))
+        counted = (found[i][mask] for i, mask in enumerate(masks))
+        return list(map(EncodedPrompt, prompts, counted))
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[list[int]]:
+        """The numbers in full batches, for one program: the last one repeats its last number."""
+        for i in range(0, len(numbers), self.batch):
+            part = list(numbers[i : i + self.batch])
+            yield part + part[-1:] * (self.batch - len(part))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _states(networks: Networks, params: Any, ids: Any, mask: Any) -> Any:
+    return networks.states(params, ids, mask)
+
+
+def is_image(view: Any) -> bool:
+    """Whether a view is an image, not a camera."""
+    return isinstance(view, np.ndarray)

@@ -1,6 +1,7 @@
 """The loop: next batch, step, and every so often log, sample, save."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ from clu import parameter_overview
 
 from onediff_jax.data.batching import loader, mixture
 from onediff_jax.data.batching.bad_records import BadRecordCounts
+from onediff_jax.data.batching.settings import tokens_of, views_of_tasks
+from onediff_jax.data.codecs import Codec, image_of, psnr
 from onediff_jax.data.sources import arrayrecord as readers
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.errors import Stopped
@@ -16,60 +19,45 @@ from onediff_jax.evaluate.grids import grid
 from onediff_jax.evaluate.held_out import complete
 from onediff_jax.ops import attention
 from onediff_jax.processes import sum_over_processes
-from onediff_jax.sampling.generate import Trained
-from onediff_jax.sharding import check_rows, global_batch, local_rows, mesh_of, replicated
-from onediff_jax.train import encoders, metrics, run
-from onediff_jax.train.checkpoint import Checkpoints
-from onediff_jax.train.clock import Clock
-from onediff_jax.train.compile import placed
-from onediff_jax.train.held_out import HeldOutLoss, held_out_rows
-from onediff_jax.train.profile import Profile
-from onediff_jax.train.start import first_assets, first_state, state_shapes
-from onediff_jax.train.state import parameters
-from onediff_jax.train.step import named_scalars
+from onediff_jax.sampling.generate import TrainedModel
+from onediff_jax.sharding import global_batch, local_rows, replicated
+from onediff_jax.train import metrics
+from onediff_jax.train.checkpoint import Checkpoints, newest_step, saved_run
+from onediff_jax.train.clock import Clock, Profile
+from onediff_jax.train.compile import compiled_step, first_state, state_shapes
+from onediff_jax.train.config import RunConfig
+from onediff_jax.train.prepare import Prepared, prepare
+from onediff_jax.train.state import State, parameter_count
+from onediff_jax.train.step import HeldOutLoss
 from onediff_jax.train.stopping import Stopping
-from onediff_jax.train.tune import merged
+from onediff_jax.train.tune import merge_params
 from onediff_jax.train.writer import Writer
 
 
-def train(
-    config: run.RunConfig, workdir: pathlib.PurePath, as_json: dict[str, Any]
-) -> pathlib.PurePath:
+def train(config: RunConfig, workdir: pathlib.PurePath) -> pathlib.PurePath:
     """Trains to `config.steps`, from the workdir's newest complete checkpoint where there is one.
 
-    `as_json` is the configuration as checkpoints keep it.  Raises Stopped where the run was asked
-    to end, once it has saved.
+    Raises Stopped where the run was asked to end, once it has saved.
     """
     clock = Clock()
     readers.raised_limit()  # of open files
-    mesh = mesh_of(config.mesh)
-    check_rows(config.rows, config.optimizer.accumulate, mesh)
-    sources = run.opened(config.data, "train")
-    held_out = run.opened(config.data, "validation")
+    done = newest_step(workdir) or 0
+    run = prepare(config, saved_run(workdir).assets if done else None, f"{workdir}")
+    mesh, _ = run.mesh, run.sources  # refused before anything is written
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
-        done = checkpoints.newest or 0
-        changes = checkpoints.changes(done, as_json) if done else {}
-        assets = checkpoints.assets(done) if done else first_assets(config, sources, as_json)
-        encoders.refuse_others(config.text, config.codec, assets.fingerprints, f"{workdir}")
-        networks, tokenizer = run.assembled(config, assets)
-        rows = run.rows_of(config, sources, assets, tokenizer)
-        _, optimizer, shardings, train_step = placed(config, networks, rows.layout, mesh)
+        changes = checkpoints.changes(done, config) if done else {}
+        rows = run.rows
+        compiled = compiled_step(run)
         if done:
-            shapes = state_shapes(networks, optimizer, shardings, config)
-            state = checkpoints.restore(done, shapes, as_json)
+            state = checkpoints.restore(done, state_shapes(compiled, run.config), config)
         else:
-            state = first_state(networks, optimizer, shardings, config)
-        unseen = held_out_rows(config, held_out, assets, tokenizer)
-        drawn = unseen and config.evaluate.grids
-        read = [each.carried for each in (rows, unseen) if each]
-        parts = ("text",) * bool(drawn or any(carried.empty is None for carried in read))
-        parts += ("codec",) * bool(drawn or any(carried.pixels for carried in read))
-        frozen = encoders.pretrained_params(networks, config.text, config.codec, mesh, parts)
-        codec = run.codec_of(networks, frozen, assets)
-        whole = replicated(mesh)
+            state = first_state(compiled, run.config)
+        pretrained = run.pretrained_params(run.parts_in_training, mesh)
+        codec, whole = run.codec(pretrained), replicated(mesh)
         key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=whole)()
-        local = local_rows(mesh, config.rows)
-        batches = loader.batches(rows, config.rows, local, done, config.steps)
+        batches = loader.batches(
+            rows, config.rows, local_rows(mesh, config.rows), done, config.steps
+        )
 
         quiet = jax.process_index() != 0
         with (
@@ -77,14 +65,15 @@ def train(
             Writer(workdir, done + 1, config.steps, quiet=quiet) as writer,
             Profile(config.log.profile, workdir) as profile,
         ):
-            introduce(writer, networks, state, rows, sources, codec, config.rows, done, changes)
+            introduce(writer, run, state, codec, done, changes)
             flops = metrics.step_flops(
-                networks, rows.layout, config.rows, config.text.length, rows.carried.encoders
+                run.networks, run.layout, config.rows, config.text.length, rows.carried.encoders
             )
-            clock.begin(done, views=config.rows * rows.layout.views, flops=flops)
-            bad_records = BadRecordCounts(config.data.faults, list(sources))
-            measured = fresh = None
-            held_out_loss = unseen and HeldOutLoss(unseen, config, networks, mesh)
+            clock.begin(done, views=config.rows * run.layout.views, flops=flops)
+            bad_records = BadRecordCounts(config.data.faults, list(run.sources))
+            total = fresh = None
+            held_out = run.held_out_rows
+            held_out_loss = held_out and HeldOutLoss(held_out, run.config, run.networks, mesh)
             last, evaluation = config.steps, config.evaluate
             for step in range(done + 1, config.steps + 1):
                 with clock.waiting(fresh):
@@ -92,8 +81,8 @@ def train(
                     batch = global_batch(own_rows, mesh, config.rows)
                 bad_records.add(own_rows)
                 with clock.dispatching(), profile.at(step, fresh), jax.transfer_guard("disallow"):
-                    state, fresh = train_step(state, batch, key, frozen)
-                    measured = fresh if measured is None else merge(measured, fresh)
+                    state, fresh = compiled.step(state, batch, key, pretrained)
+                    total = fresh if total is None else add_metrics(total, fresh)
                 writer.advance(step)
                 last = step if stopping.due(step) else config.steps
                 logs, saves = (due(step, every, last) for every in intervals(config))
@@ -102,26 +91,22 @@ def train(
                 samples = evaluates and evaluation.grids
                 samples = samples and due(step, evaluation.every * evaluation.grids, last)
                 if logs or saves or evaluates:  # the only wait for the device
-                    refuse_nonfinite(named_scalars(fresh), step)
+                    refuse_nonfinite(metrics.named_scalars(fresh), step)
                 if logs:
-                    scalars = named_scalars(measured)
+                    scalars = metrics.named_scalars(total)
                     scalars |= bad_records.shares(sum_over_processes)
                     writer.scalars(step, scalars | clock.report(step))
                     bad_records.refuse_too_many()
-                    measured = None
+                    total = None
                 if saves:
                     with clock.counting("save"):
-                        checkpoints.save(step, state, assets, as_json)
+                        checkpoints.save(step, state, run.assets, config)
                 if evaluates and held_out_loss:
                     with clock.counting("evaluate"):
-                        writer.scalars(step, held_out_loss(state.weights | frozen))
+                        writer.scalars(step, held_out_loss(state.weights | pretrained))
                 if samples:
                     with clock.counting("sample"):
-                        weights = state.weights | frozen
-                        trained = Trained(
-                            networks, weights, codec, tokenizer, assets.schedule, mesh
-                        )
-                        sample_grids(writer, step, trained, config, held_out)
+                        sample_grids(writer, step, run, state.weights | pretrained, codec)
                 if step == last:
                     break
             with clock.counting("save"):
@@ -133,7 +118,7 @@ def train(
     return workdir
 
 
-def intervals(config: run.RunConfig) -> tuple[int, int]:
+def intervals(config: RunConfig) -> tuple[int, int]:
     """Steps between logs, and between checkpoints."""
     return config.log.every, config.checkpoint.every
 
@@ -144,9 +129,9 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 @jax.jit
-def merge(metrics: Any, fresh: Any) -> Any:
-    """Averages over the steps of both."""
-    return jax.tree.map(lambda a, b: a + b, metrics, fresh)
+def add_metrics(total: Any, fresh: Any) -> Any:
+    """Metrics averaged over the steps of both."""
+    return jax.tree.map(lambda a, b: a + b, total, fresh)
 
 
 def refuse_nonfinite(values: dict[str, float], step: int) -> None:
@@ -161,39 +146,41 @@ def refuse_nonfinite(values: dict[str, float], step: int) -> None:
 
 def introduce(
     writer: Writer,
-    networks,
-    state,
-    rows,
-    sources,
-    codec,
-    batch: int,
+    run: Prepared,
+    state: State,
+    codec: Codec | None,
     done: int,
-    changes: dict[str, tuple],
+    changes: Mapping[str, tuple[Any, Any]],
 ) -> None:
-    """Says once what the run is made of."""
+    """Writes once what the run is made of."""
     table = parameter_overview.get_parameter_overview(
-        merged(state.params, state.frozen), include_stats=False, max_lines=None
+        merge_params(state.params, state.untrained), include_stats=False, max_lines=None
     )
     writer.text("parameters", table)
-    shown = [view for _, _, placed in rows.examples(0) for view in placed.example.views]
+    rows, tokenizer, model = run.rows, run.tokenizer, run.config.model
+    shown = [view for _, _, each in rows.examples(0) for view in each.example.views]
     images = [view for view in shown if isinstance(view, np.ndarray)]
-    frozen = f", {parameters(state.frozen):,} more are kept" if state.frozen else ""
+    untrained = parameter_count(state.untrained)
+    more = f", {untrained:,} more are kept" if untrained else ""
     writer.line(
-        f"{parameters(state.params):,} parameters{frozen} on {jax.device_count()} "
+        f"{parameter_count(state.params):,} parameters{more} on {jax.device_count()} "
         f"{jax.devices()[0].device_kind}"
     )
-    for name, source in sources.items():
+    for name, source in run.sources.items():
         writer.line(
             f"source {name}: {len(source):,} records with {', '.join(sorted(source.fields))}"
         )
-    writer.table("mixture", mixture.table_of(mixture.mixture(rows.config, sources, batch)))
-    quality = f"{run.reconstruction_psnr(codec, images):.1f} dB" if images else "cached"
+    found = mixture.mixture(rows.config, run.sources, run.config.rows)
+    writer.table("mixture", mixture.table_of(found))
+    quality = "cached"
+    if images:
+        decoded = [image_of(codec.decode(codec.encode(image))) for image in images]
+        quality = f"{np.mean(list(map(psnr, images, decoded))):.1f} dB"
     writer.line(
         f"row: {rows.layout.views} views, {rows.layout.tokens} tokens; codec: {quality}; "
-        f"vocabulary: {rows.tokenizer.size} pieces"
+        f"vocabulary: {tokenizer.size} pieces"
     )
-    model = networks.denoiser.config
-    cases = model.attention_cases(rows.layout, rows.tokenizer.length)
+    cases = model.attention_cases(rows.layout, tokenizer.length)
     writer.line(attention.described(model.attention, *cases))
     if done:
         writer.line(f"resumed after step {done:,}")
@@ -202,30 +189,35 @@ def introduce(
 
 
 def sample_grids(
-    writer: Writer, step: int, trained: Trained, config: run.RunConfig, held_out
+    writer: Writer, step: int, run: Prepared, params: Any, codec: Codec | None
 ) -> None:
     """Writes a grid for every task and direction: the same examples and noise at every step.
 
-    Of tasks that no source with images serves there is none.
+    Tasks that no source with images serves are left out.
     """
-    for task, views in run.views_of_tasks(config.data).items():
-        source = next(filter(len, mixture.served(task, views, held_out).values()), None)
+    config, data = run.config, run.config.data
+    trained = TrainedModel(
+        run.networks, params, codec, run.tokenizer, run.assets.schedule, run.mesh
+    )
+    for task, views in views_of_tasks(data).items():
+        served = mixture.served(task, views, run.held_out_sources).values()
+        source = next(filter(len, served), None)
         if source is None:
             continue
         count = min(config.evaluate.examples, len(source))
         indices = np.linspace(0, len(source) - 1, count).astype(int).tolist()  # of all kinds
-        for name, wanted in TASKS[task].form.directions(views):
-            done = complete(
+        for name, targets in TASKS[task].form.directions(views):
+            examples = complete(
                 trained,
                 source,
                 indices,
                 task,
                 views,
-                wanted,
-                run.tokens_of(config.data, task),
-                config.data.conditions,
+                targets,
+                tokens_of(data, task),
+                data.conditions,
                 config.evaluate.sample,
                 config.seed,
-                config.data.fitting,
+                data.fitting,
             )
-            writer.images(step, f"{task}_to_{name}", grid(done))
+            writer.images(step, f"{task}_to_{name}", grid(examples))

@@ -1,16 +1,21 @@
-"""A step's FLOPs by formula, and the peak FLOP/s of devices; MFU is their ratio."""
+"""What is logged of a step: errors by task and noise level, its FLOPs by formula, and MFU."""
 
 import math
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+from jaxtyping import Array, Float, Int
 
+from onediff_jax.data.batching.rows import TASK_NAMES, Batch
 from onediff_jax.models.networks import Networks
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.vae import VAEConfig
 from onediff_jax.ops.layout import Layout
 
+SIGMA_BINS = 10
 # Peak bfloat16 FLOP/s of one JAX device, by its kind.
 PEAKS = {
     "TPU v2": 22.5e12,
@@ -27,7 +32,7 @@ PEAKS = {
 
 
 def denoiser_flops(config: NextDiTConfig, layout: Layout, text_length: int, text_width: int) -> int:
-    """FLOPs of one row's forward pass: two per multiplication of a matrix product or attention.
+    """FLOPs of one row's forward pass: two per multiplication in matmuls and attention.
 
     Modulation counts once a view, attention inside slots; norms and other elementwise work count
     nothing.
@@ -92,7 +97,7 @@ class StepFlops(NamedTuple):
     """FLOPs of a training step on all devices, by network; recomputation does not count."""
 
     trained: Mapping[str, int]  # of networks that gradients pass through: three forward passes
-    encoders: Mapping[str, int]  # of frozen encoders inside the step: one
+    encoders: Mapping[str, int]  # of pretrained encoders inside the step: one
 
     @property
     def model(self) -> int:
@@ -101,7 +106,7 @@ class StepFlops(NamedTuple):
 
     @property
     def total(self) -> int:
-        """With the frozen encoders' forward passes."""
+        """With the pretrained encoders' forward passes."""
         return self.model + sum(self.encoders.values())
 
 
@@ -112,7 +117,7 @@ def step_flops(
     text_length: int,
     inside: Collection[str] = (),
 ) -> StepFlops:
-    """FLOPs of a step of so many rows; `inside` it are these frozen encoders: text, codec."""
+    """FLOPs of a step of so many rows; `inside` it are these pretrained encoders: text, codec."""
     text_width = networks.text.config.width
     denoiser = denoiser_flops(networks.denoiser.config, layout, text_length, text_width)
     found = StepFlops({"denoiser": 3 * rows * denoiser}, {})
@@ -135,3 +140,49 @@ def peak_flops() -> float | None:
     """Peak FLOP/s of all devices together; None where the kind is not in the table (a CPU)."""
     peak = PEAKS.get(jax.devices()[0].device_kind)
     return peak and peak * jax.device_count()
+
+
+def mean_of(value: Float[Array, "*any"], weight: Array | float = 1.0) -> clu_metrics.Average:
+    """A metric that averages, weighted, over the steps between two logs."""
+    weight = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), jnp.shape(value))
+    return clu_metrics.Average(total=value * weight, count=weight)
+
+
+def task_of_view(batch: Batch) -> Int[Array, "b v"]:
+    """Every view's task as an index of TASK_NAMES; arbitrary for an empty range."""
+    return jnp.take_along_axis(batch.task, jnp.maximum(batch.example_of_view, 0), 1)
+
+
+def step_metrics(errors, sigmas, batch: Batch, layout: Layout) -> dict[str, clu_metrics.Average]:
+    """Loss by task and by noise level, as vectors; logged apart."""
+    valid = batch.token_mask.astype(jnp.float32)
+    of_view = jax.nn.one_hot(layout.view_of_token, layout.views)  # n v
+    summed = jnp.einsum("bn,nv->bv", errors * valid, of_view)
+    tokens = jnp.einsum("bn,nv->bv", valid, of_view)
+    sigma_bin = jnp.minimum((sigmas * SIGMA_BINS).astype(int), SIGMA_BINS - 1)
+
+    def by(kind: Int[Array, "b v"], kinds: int) -> clu_metrics.Average:
+        belongs = jax.nn.one_hot(kind, kinds)
+        totals = (jnp.einsum("bv,bvk->k", x, belongs) for x in (summed, tokens))
+        return clu_metrics.Average(*totals)
+
+    return {
+        "task": by(task_of_view(batch), len(TASK_NAMES)),
+        "sigma": by(sigma_bin, SIGMA_BINS),
+    }
+
+
+def named_scalars(metrics: dict[str, clu_metrics.Average]) -> dict[str, float]:
+    """Metrics by the names they are logged under; those without any example are left out."""
+    labels = {
+        "task": [f"loss/{task}" for task in TASK_NAMES],
+        "sigma": [f"loss/sigma_{i / SIGMA_BINS:.1f}" for i in range(SIGMA_BINS)],
+    }
+    scalars = {}
+    for name, metric in jax.device_get(metrics).items():
+        if name in labels:
+            seen = zip(labels[name], metric.total, metric.count, strict=True)
+            scalars |= {label: float(t / c) for label, t, c in seen if c}
+        else:
+            scalars[name] = float(metric.compute())
+    return scalars

@@ -13,8 +13,16 @@ from jaxtyping import Array, Float, Int, Integer, UInt32
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import LORA
 from onediff_jax.models.networks import Networks
+from onediff_jax.settings import Section, setting
 from onediff_jax.sharding import check_tensor, replicated, shardings_of
-from onediff_jax.train.tune import EVERYTHING, TuneConfig, cast, merged, parted, scaled_rates
+from onediff_jax.train.tune import (
+    EVERYTHING,
+    TuneConfig,
+    cast,
+    merge_params,
+    scaled_rates,
+    split_params,
+)
 
 SCHEDULES = ("constant", "cosine", "linear")
 KINDS = ("adamw", "adafactor")
@@ -22,57 +30,60 @@ DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW or Adafactor, and what surrounds it."""
+class OptimizerConfig(Section):
+    """The optimizer, its learning rate schedule, gradient clipping and EMA."""
 
-    kind: str = "adamw"
-    # adamw, or adafactor: no first moment, second moments of matrices factored by rows and columns
-    learning_rate: float = 5e-4
-    schedule: str = (
-        "constant"  # after warm-up: constant, or cosine or linear down to zero at the last step
+    kind: str = setting(
+        "adamw",
+        "adafactor has no first moment, and second moments of matrices by rows and columns",
+        binds="state",
+        choices=KINDS,
     )
-    warmup: int = 1000  # steps of linear growth
-    b1: float = 0.9  # decay of the first moment
-    b2: float = 0.999  # of the second; adafactor's is min(b2, 1 - s^-0.8) at step s
-    mu_dtype: str = "float32"  # of adamw's first moment: float32 or bfloat16
-    weight_decay: float = 0.0  # of matrices
-    clip: float = 2.0  # of the gradient's global norm
-    gradient_dtype: str = "bfloat16"
-    # dtype of the sum of block gradients over the shards of fsdp: bfloat16, or float32, which sends
-    # twice as many bytes; float32 if model.dtype is float32
-    accumulate: int = 1  # parts that a batch is worked through in
-    ema: float = 0.9999
-    # decay of the parameters' EMA, at step s min(ema, (1 + s) / (10 + s)); 0: no EMA
-    ema_dtype: str = "float32"  # of its matrices; bfloat16: rounded stochastically, half the memory
+    learning_rate: float = setting(5e-4, "after warm-up", least=0)
+    schedule: str = setting(
+        "constant",
+        "of the learning rate after warm-up; cosine and linear reach zero at the last step",
+        choices=SCHEDULES,
+    )
+    warmup: int = setting(1000, "steps of linear growth", least=0)
+    b1: float = setting(0.9, "decay of the first moment", least=0, below=1)
+    b2: float = setting(
+        0.999,
+        "decay of the second moment; adafactor's is min(b2, 1 - s^-0.8) at step s",
+        least=0,
+        below=1,
+    )
+    mu_dtype: str = setting("float32", "of adamw's first moment", choices=DTYPES)
+    weight_decay: float = setting(0.0, "of matrices", least=0)
+    clip: float = setting(
+        2.0, "largest global norm of the gradient; inf: none", above=0, infinite=True
+    )
+    gradient_dtype: str = setting(
+        "bfloat16",
+        "dtype of the sum of block gradients over the shards of fsdp: float32 sends twice as many "
+        "bytes, and is used if model.dtype is float32",
+        choices=DTYPES,
+    )
+    accumulate: int = setting(1, "parts that a batch is worked through in", least=1)
+    ema: float = setting(
+        0.9999,
+        "decay of the parameters' EMA, at step s min(ema, (1 + s) / (10 + s)); 0: no EMA",
+        binds="state",
+        least=0,
+        below=1,
+    )
+    ema_dtype: str = setting(
+        "float32",
+        "of the EMA's matrices; bfloat16: rounded stochastically, half the memory",
+        choices=DTYPES,
+    )
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise InputError(
-                f"optimizer.schedule is {self.schedule!r}; it can be {', '.join(SCHEDULES)}."
-            )
-        if self.accumulate < 1:
-            raise InputError(f"optimizer.accumulate is {self.accumulate}; it must be at least 1.")
-        if not self.clip > 0:
-            raise InputError(
-                f"optimizer.clip is {self.clip}; it must be positive, and is inf where nothing is "
-                "to be clipped."
-            )
-        if self.kind not in KINDS:
-            raise InputError(f"optimizer.kind is {self.kind!r}; it can be {' or '.join(KINDS)}.")
-        for name in ("mu_dtype", "ema_dtype", "gradient_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise InputError(
-                    f"optimizer.{name} is {getattr(self, name)!r}; it can be {' or '.join(DTYPES)}."
-                )
+        super().__post_init__()
         if self.kind == "adafactor" and self.mu_dtype != "float32":
             raise InputError(
                 f"optimizer.mu_dtype is {self.mu_dtype!r}, and optimizer.kind is 'adafactor', "
                 "which has no first moment; leave optimizer.mu_dtype at 'float32'."
-            )
-        if not 0 <= self.ema < 1:
-            raise InputError(
-                f"optimizer.ema is {self.ema}; it must be at least 0 and below 1, where 0 keeps no "
-                "EMA."
             )
 
 
@@ -86,15 +97,15 @@ class State(NamedTuple):
     """
 
     step: Int[Array, ""]
-    params: Any  # those that are trained
+    params: Any  # trained parameters
     ema: Any  # EMA of params; {} if none is kept
     moments: optax.OptState
-    frozen: Any  # parameters that stay as they are
+    untrained: Any  # parameters that training does not change
 
     @property
     def weights(self) -> dict:
-        """All parameters: of those that are trained the EMA, if one is kept."""
-        return merged(self.ema or self.params, self.frozen)
+        """All parameters for evaluation: the EMA, if one is kept, and the untrained parameters."""
+        return merge_params(self.ema or self.params, self.untrained)
 
 
 def learning_rate_of(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -157,7 +168,7 @@ def clipped_matrices(threshold: float = 1.0) -> optax.GradientTransformation:
 
 
 def is_matrix(path: tuple, leaf: Any) -> bool:
-    """Whether a parameter is a matrix of products, not a bias, a gate, a norm or an embedding."""
+    """Whether a parameter is the matrix of a matmul, not a bias, gate, norm or embedding."""
     del leaf
     return path[-1].key in ("kernel", *LORA)
 
@@ -175,7 +186,7 @@ def updated_ema(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> An
     types = [jnp.result_type(leaf) for leaf in jax.tree.leaves(ema)]
     for i, dtype in enumerate(types):
         if dtype == jnp.bfloat16:
-            leaves[i] = stochastically_rounded(leaves[i], hashed(step * len(types) + i))
+            leaves[i] = stochastically_rounded(leaves[i], random_bits(step * len(types) + i))
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -188,13 +199,13 @@ def stochastically_rounded(x: Float[Array, "*any"], seed: UInt32[Array, ""]) -> 
     index = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(x.shape):
         index = index * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (hashed(index ^ seed) >> 16)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (random_bits(index ^ seed) >> 16)
     bits = jnp.where(jnp.isfinite(x), bits, jax.lax.bitcast_convert_type(x, jnp.uint32))
     upper = (bits >> 16).astype(jnp.uint16)
     return jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
 
 
-def hashed(x: Integer[Array, "*any"]) -> UInt32[Array, "*any"]:
+def random_bits(x: Integer[Array, "*any"]) -> UInt32[Array, "*any"]:
     """Integers whose bits look random: Wellons' lowbias32 (nullprogram.com/blog/2018/07/31)."""
     x = jnp.asarray(x).astype(jnp.uint32)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
@@ -202,7 +213,7 @@ def hashed(x: Integer[Array, "*any"]) -> UInt32[Array, "*any"]:
     return x ^ (x >> 16)
 
 
-def first_average(params: Any, config: OptimizerConfig) -> Any:
+def first_ema(params: Any, config: OptimizerConfig) -> Any:
     """The EMA before the first step: the parameters, matrices in their own type; {} for none."""
 
     def first(path: tuple, param: Any) -> Any:
@@ -229,9 +240,9 @@ def state_of(
     config: OptimizerConfig = ADAMW,
 ) -> State:
     """The state before the first step, of given parameters."""
-    params, frozen = parted(params, tune)
-    step, ema = jnp.zeros((), jnp.int32), first_average(params, config)
-    return State(step, params, ema, optimizer.init(params), cast(frozen, tune))
+    params, untrained = split_params(params, tune)
+    step, ema = jnp.zeros((), jnp.int32), first_ema(params, config)
+    return State(step, params, ema, optimizer.init(params), cast(untrained, tune))
 
 
 def state_shardings(
@@ -241,7 +252,7 @@ def state_shardings(
     tune: TuneConfig = EVERYTHING,
     config: OptimizerConfig = ADAMW,
 ) -> State:
-    """A sharding for every array; EMA and moments lie where their parameters lie.
+    """A sharding for every array; EMA and moments are sharded as their parameters.
 
     Moments of another shape than their parameters', which are Adafactor's sums over rows and
     columns, are whole on every device.  Raises InputError where the mesh does not divide the
@@ -249,8 +260,8 @@ def state_shardings(
     """
     check_tensor(networks.split_sizes, mesh.shape["tensor"])
     boxed = jax.eval_shape(networks.init, jax.random.key(0))
-    shapes, _ = parted(nn.meta.unbox(boxed), tune)
-    params, frozen = parted(shardings_of(boxed, mesh), tune)
+    shapes, _ = split_params(nn.meta.unbox(boxed), tune)
+    params, untrained = split_params(shardings_of(boxed, mesh), tune)
     moments = jax.eval_shape(optimizer.init, shapes)
     whole = replicated(mesh)
     moments = optax.tree_map_params(
@@ -261,9 +272,9 @@ def state_shardings(
         shapes,
         transform_non_params=lambda _: whole,
     )
-    return State(whole, params, params if config.ema else {}, moments, frozen)
+    return State(whole, params, params if config.ema else {}, moments, untrained)
 
 
-def parameters(params: Any) -> int:
-    """How many numbers are trained."""
+def parameter_count(params: Any) -> int:
+    """The number of elements of all arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,5 +1,9 @@
-"""One training step: noise, predict, compare, update.  A pure function of state, batch and key."""
+"""One training step: noise, predict, compare, update.  A pure function of state, batch and key.
 
+The held-out loss is computed by the same forward pass.
+"""
+
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, DTypeLike, Float, Int, Key, Shaped
 
+from onediff_jax.data.batching.loader import Rows, batches
 from onediff_jax.data.batching.rows import TASK_NAMES, Batch
 from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks, OnMesh
@@ -21,33 +26,39 @@ from onediff_jax.sharding import (
     ROWS,
     Group,
     batch_specs,
+    global_batch,
     group_of,
     letters_of,
-    summed,
+    local_rows,
+    replicated,
+    sum_gradients,
 )
+from onediff_jax.train.config import RunConfig
+from onediff_jax.train.metrics import mean_of, named_scalars, step_metrics, task_of_view
 from onediff_jax.train.state import OptimizerConfig, State, updated_ema
-from onediff_jax.train.tune import merged
+from onediff_jax.train.tune import merge_params
 
-SIGMA_BINS = 10
 EMPTY: dict[str, Any] = {}
+HELD_OUT_FLOW = flow.FlowConfig(distribution="uniform", shift=1.0)
+HELD_OUT_SEED = 0  # of noise levels and noise
 
 
-class Part(NamedTuple):
-    """What a device works on of every row: the tokens of some views, or of a piece of a view."""
+class DeviceShare(NamedTuple):
+    """This device's shard of each row along the `sequence` axis: whole views, or a piece of one."""
 
     layout: Layout
     group: Group = ALONE  # the devices that share rows
 
     def tokens(self, of_row: Float[Array, "b n p"]) -> Float[Array, "b n2 p"]:
-        """Those of the part, of all tokens."""
+        """The shard of an array of tokens."""
         return self._cut(of_row, self.layout.tokens)
 
     def views(self, of_row: Shaped[Array, "b v"]) -> Shaped[Array, "b v2"]:
-        """Those of the part, of all views."""
+        """The shard of an array of views."""
         return self._cut(of_row, self.layout.views)
 
     def of(self, batch: Batch) -> Batch:
-        """A batch that has the part's tokens, with its views and examples alone.
+        """The shard of a batch, which has this device's tokens already.
 
         All devices that share a slot have all its examples.
         """
@@ -79,14 +90,14 @@ def losses(
     key: Key[Array, ""],
     layout: Layout,
     config: flow.FlowConfig,
-    part: Part | None = None,
+    part: DeviceShare | None = None,
 ) -> tuple[Float[Array, "b n"], Float[Array, "b v"]]:
     """Every token's squared error in velocity, padding and clean views included, and every view's
     noise level as the network is told.
 
     `layout` is that of rows; of a `part` of them, the batch has its tokens, and errors are theirs.
     """
-    part = part or Part(layout)
+    part = part or DeviceShare(layout)
     all_sigmas, noise = flow.draw(key, rows, layout, batch.latents.shape[-1], config)
     is_clean, shown = flow.clean_views(key, rows, batch.example_of_view, layout, config)
     all_sigmas = jnp.where(is_clean, shown, all_sigmas)
@@ -121,26 +132,29 @@ def gradients_of(
     specs: tuple[Any, ...],
     mesh: Mesh,
 ) -> Callable[..., tuple[Any, Float[Array, "b n"], Float[Array, "b v"]]]:
-    """A function (params, kept, frozen, batch, rows, weights, key) -> (gradients, errors, sigmas).
+    """A function of (params, untrained, pretrained, batch, rows, weights, key) that returns
+    gradients, errors and sigmas.
 
-    `specs` are those of the parameters that are trained, and of those that are kept; the networks'
-    own table has those of `frozen`.  Every device works on its share by the table of
+    `specs` are those of trained and untrained parameters; the networks' own table has those of
+    `pretrained`.  Every device works on its share by the table of
     `sharding.py`, in `config.accumulate` parts, one after the other.
     """
-    share, on_mesh = divided(networks, layout, mesh, config.gradient_dtype)
+    share, on_mesh = device_share(networks, layout, mesh, config.gradient_dtype)
     tensor = group_of(mesh, "tensor")
 
-    def weighted_loss(params, kept, frozen, batch, rows, weights, key):
-        every = on_mesh.whole({**merged(params, kept), **frozen})
+    def weighted_loss(params, untrained, pretrained, batch, rows, weights, key):
+        every = on_mesh.whole({**merge_params(params, untrained), **pretrained})
         errors, sigmas = losses(
             on_mesh.networks, every, batch, rows, key, layout, flow_config, share
         )
-        # The loss is the sum of what all devices return, and those along tensor return the same.
+        # The loss is summed over all devices, and those along `tensor` return equal values.
         return (errors * weights).sum() / tensor.size, (errors, sigmas)
 
-    def gradients(params, kept, frozen, batch, rows, weights, key):
+    def gradients(params, untrained, pretrained, batch, rows, weights, key):
+        gradient = jax.grad(weighted_loss, has_aux=True)
+
         def work_through(total, part):
-            grads, found = jax.grad(weighted_loss, has_aux=True)(params, kept, frozen, *part, key)
+            grads, found = gradient(params, untrained, pretrained, *part, key)
             return jax.tree.map(jnp.add, total, grads), found
 
         parts = config.accumulate
@@ -153,27 +167,27 @@ def gradients_of(
         else:
             total, found = jax.lax.scan(work_through, zero, cut)
             found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-        return summed(total, specs[0], mesh), *found
+        return sum_gradients(total, specs[0], mesh), *found
 
-    def on_all_devices(params, kept, frozen, *of_batch):
+    def on_all_devices(params, untrained, pretrained, *of_batch):
         of_rows, of_tokens = P(ROWS), P(ROWS, "sequence")
-        mine = {name: on_mesh.specs[name] for name in frozen}
+        mine = {name: on_mesh.specs[name] for name in pretrained}
         return jax.shard_map(
             gradients,
             mesh=mesh,
             in_specs=(*specs, mine, batch_specs(Batch), of_rows, of_tokens, P()),
             out_specs=(specs[0], of_tokens, of_rows),
-            check_vma=False,  # kernels of attention do not say along which axes they vary
-        )(params, kept, frozen, *of_batch)
+            check_vma=False,  # attention kernels do not declare the axes they vary along
+        )(params, untrained, pretrained, *of_batch)
 
     return on_all_devices
 
 
-def divided(
+def device_share(
     networks: Networks, layout: Layout, mesh: Mesh, gradient_dtype: DTypeLike | None = None
-) -> tuple[Part, OnMesh]:
-    """What each device of a mesh has of every row, and the networks as it has them."""
-    share = Part(layout.part(mesh.shape["sequence"]), group_of(mesh, "sequence"))
+) -> tuple[DeviceShare, OnMesh]:
+    """Each device's shard of a row, and the networks as they run inside `jax.shard_map`."""
+    share = DeviceShare(layout.part(mesh.shape["sequence"]), group_of(mesh, "sequence"))
     tensor = group_of(mesh, "tensor")
     split_slot = isinstance(share.layout.slots[0], SequenceShard)
     groups = (tensor, share.group) if split_slot else (tensor,)
@@ -185,7 +199,7 @@ def errors_of(
 ) -> Callable[..., tuple[Float[Array, "b n"], Float[Array, "b v"]]]:
     """A function (params, batch, rows, key) -> (errors, sigmas), as `losses`, of whole networks'
     parameters on a mesh."""
-    share, on_mesh = divided(networks, layout, mesh)
+    share, on_mesh = device_share(networks, layout, mesh)
 
     def errors(params, batch, rows, key):
         params = on_mesh.whole(params)
@@ -197,7 +211,7 @@ def errors_of(
             mesh=mesh,
             in_specs=({n: on_mesh.specs[n] for n in params}, batch_specs(Batch), P(ROWS), P()),
             out_specs=(P(ROWS, "sequence"), P(ROWS)),
-            check_vma=False,  # kernels of attention do not say along which axes they vary
+            check_vma=False,  # attention kernels do not declare the axes they vary along
         )(params, batch, rows, key)
 
     return on_all_devices
@@ -210,14 +224,14 @@ def clean_latents(
     rows: Int[Array, " b"],
     key: Key[Array, ""],
     layout: Layout,
-    part: Part | None = None,
+    part: DeviceShare | None = None,
 ) -> Float[Array, "b n p"]:
-    """Latents of a part's views, as patches: read, encoded here, or drawn from what either says.
+    """Clean latents of a shard's views, as patches: from the batch, or encoded from its pixels.
 
     `batch` is that of the part, `layout` that of whole rows.  Raises InputError where images
     would have to be encoded in pieces.
     """
-    part = part or Part(layout)
+    part = part or DeviceShare(layout)
     means, deviations = batch.latents, batch.deviations
     if batch.pixels.shape[-1]:
         if part.layout.slots[0].tokens != layout.slots[0].tokens:
@@ -245,18 +259,18 @@ def train_step_of(
     config: OptimizerConfig,
     shardings: State,
 ) -> Callable[..., tuple[State, dict[str, clu_metrics.Average]]]:
-    """The step of a run of so many sources: (state, batch, key, frozen) -> (state, metrics).
+    """The step of a run: (state, batch, key, pretrained) -> (state, metrics).
 
-    `frozen` has the parameters of the released networks that work inside the step; no gradient
-    passes through them.  The loss is normalised over the global batch before it is cut into parts,
-    so that neither `accumulate` nor the mesh of `shardings` changes it.  Raises InputError where
-    the mesh does not cut rows of this layout.
+    `pretrained` has the parameters of the pretrained networks that work inside the step; no
+    gradient passes through them.  The loss is normalised over the global batch before it is cut
+    into parts, so that neither `accumulate` nor the mesh of `shardings` changes it.  Raises
+    InputError where the mesh does not cut rows of this layout.
     """
-    specs = jax.tree.map(lambda s: s.spec, (shardings.params, shardings.frozen))
+    specs = jax.tree.map(lambda s: s.spec, (shardings.params, shardings.untrained))
     mesh = shardings.step.mesh
     gradients = gradients_of(networks, layout, flow_config, config, specs, mesh)
 
-    def train_step(state: State, batch: Batch, key: Array, frozen: Any = EMPTY):
+    def train_step(state: State, batch: Batch, key: Array, pretrained: Any = EMPTY):
         rows = state.step * batch.latents.shape[0] + jnp.arange(batch.latents.shape[0])
         is_clean, _ = flow.clean_views(key, rows, batch.example_of_view, layout, flow_config)
         counted = batch.token_mask & ~is_clean[:, layout.view_of_token]
@@ -266,61 +280,55 @@ def train_step_of(
             weights *= factors[task_of_view(batch)][:, layout.view_of_token]
         total = weights.sum()
         weights = weights / jnp.where(total > 0, total, 1)
-        kept = state.frozen
-        grads, errors, sigmas = gradients(state.params, kept, frozen, batch, rows, weights, key)
+        grads, errors, sigmas = gradients(
+            state.params, state.untrained, pretrained, batch, rows, weights, key
+        )
 
         updates, moments = optimizer.update(grads, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = updated_ema(state.ema, params, state.step, config.ema) if config.ema else {}
-        measured = measures(errors, sigmas, batch._replace(token_mask=counted), layout)
+        metrics = step_metrics(errors, sigmas, batch._replace(token_mask=counted), layout)
         loss = (errors * weights).sum()
-        measured |= {"loss": mean_of(loss), "grad_norm": mean_of(optax.global_norm(grads))}
-        return State(state.step + 1, params, ema, moments, state.frozen), measured
+        metrics |= {"loss": mean_of(loss), "grad_norm": mean_of(optax.global_norm(grads))}
+        return State(state.step + 1, params, ema, moments, state.untrained), metrics
 
     return train_step
 
 
-def mean_of(value: Float[Array, "*any"], weight: Array | float = 1.0) -> clu_metrics.Average:
-    """A metric that averages, weighted, over the steps between two logs."""
-    weight = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), jnp.shape(value))
-    return clu_metrics.Average(total=value * weight, count=weight)
+class HeldOutLoss:
+    """Computes the held-out loss of a run's parameters on its mesh.
 
+    Rows, noise levels and noise are the same every time, so that only the parameters change it.
+    Noise levels are uniform between 0 and 1, whatever training draws: all levels count the same,
+    and runs with different training distributions can be compared.
+    """
 
-def task_of_view(batch: Batch) -> Int[Array, "b v"]:
-    """Every view's task, a place in TASK_NAMES; of an empty range any."""
-    return jnp.take_along_axis(batch.task, jnp.maximum(batch.example_of_view, 0), 1)
+    def __init__(self, rows: Rows, config: RunConfig, networks: Networks, mesh: Mesh):
+        self._mesh, self._rows, self._count = mesh, rows, config.rows
+        self._steps = math.ceil(config.evaluate.rows / config.rows)
+        self._batches: list[Any] = []  # of this process's rows; made once
+        errors = errors_of(networks, rows.layout, HELD_OUT_FLOW, mesh)
 
+        def of_batch(params: Any, batch: Any, numbers: Any) -> dict[str, Any]:
+            found, sigmas = errors(params, batch, numbers, jax.random.key(HELD_OUT_SEED))
+            valid = batch.token_mask.astype(found.dtype)
+            loss = mean_of((found * valid).sum() / jnp.maximum(valid.sum(), 1), valid.sum())
+            by = step_metrics(found, sigmas, batch, rows.layout)
+            return {"loss": loss, "task": by["task"], "sigma": by["sigma"]}
 
-def measures(errors, sigmas, batch: Batch, layout: Layout) -> dict[str, clu_metrics.Average]:
-    """Loss by task and by noise level, as vectors; logged apart."""
-    valid = batch.token_mask.astype(jnp.float32)
-    of_view = jax.nn.one_hot(layout.view_of_token, layout.views)  # n v
-    summed = jnp.einsum("bn,nv->bv", errors * valid, of_view)
-    tokens = jnp.einsum("bn,nv->bv", valid, of_view)
-    sigma_bin = jnp.minimum((sigmas * SIGMA_BINS).astype(int), SIGMA_BINS - 1)
+        self._of_batch = jax.jit(of_batch, out_shardings=replicated(mesh))
 
-    def by(kind: Int[Array, "b v"], kinds: int) -> clu_metrics.Average:
-        belongs = jax.nn.one_hot(kind, kinds)
-        totals = (jnp.einsum("bv,bvk->k", x, belongs) for x in (summed, tokens))
-        return clu_metrics.Average(*totals)
+    def __call__(self, params: Any) -> dict[str, float]:
+        """held_out/loss, over all tokens; by task, and by noise level.
 
-    return {
-        "task": by(task_of_view(batch), len(TASK_NAMES)),
-        "sigma": by(sigma_bin, SIGMA_BINS),
-    }
-
-
-def named_scalars(measured: dict[str, clu_metrics.Average]) -> dict[str, float]:
-    """Measures by the names they are logged under; what was not seen is left out."""
-    labels = {
-        "task": [f"loss/{task}" for task in TASK_NAMES],
-        "sigma": [f"loss/sigma_{i / SIGMA_BINS:.1f}" for i in range(SIGMA_BINS)],
-    }
-    scalars = {}
-    for name, metric in jax.device_get(measured).items():
-        if name in labels:
-            seen = zip(labels[name], metric.total, metric.count, strict=True)
-            scalars |= {label: float(t / c) for label, t, c in seen if c}
-        else:
-            scalars[name] = float(metric.compute())
-    return scalars
+        `params` has all networks that the rows need.
+        """
+        if not self._batches:
+            local = local_rows(self._mesh, self._count)
+            self._batches = list(batches(self._rows, self._count, local, 0, self._steps))
+        total = None
+        for step, batch in enumerate(self._batches):
+            numbers = step * self._count + jnp.arange(self._count)
+            found = self._of_batch(params, global_batch(batch, self._mesh, self._count), numbers)
+            total = found if total is None else jax.tree.map(lambda a, b: a + b, total, found)
+        return {f"held_out/{name}": value for name, value in named_scalars(total).items()}

@@ -1,4 +1,4 @@
-"""When a run ends before its last step: asked by a signal, or by a machine that will go away.
+"""Ends a run before its last step, after a signal or a notice that the machine will be preempted.
 
 A process alone notes it.  Of several processes any one may be asked: JAX's coordination service,
 whose signal is SIGTERM, tells the others and makes all agree on a step that none of them has taken
@@ -14,12 +14,12 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from onediff_jax.processes import joined
+from onediff_jax.processes import is_joined
 
-EVERY = 5.0  # seconds between two looks for a notice, which comes 30 or more before the end
-# What a machine of Compute Engine says of itself when it will go away.
+EVERY = 5.0  # seconds between two requests for a notice, which comes 30 or more before the end
+# Compute Engine's metadata of a machine that will be preempted.
 NOTICES = {"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE", "preempted": "TRUE"}
-METADATA = "GCE_METADATA_IP"  # where such a machine is asked, as JAX asks it
+METADATA = "GCE_METADATA_IP"  # address of the metadata server, as JAX reads it
 
 
 class Stopping:
@@ -36,17 +36,17 @@ class Stopping:
 
     def due(self, step: int) -> bool:
         """Whether the run ends after this step; all processes must ask at every step."""
-        return multihost_utils.reached_preemption_sync_point(step) if joined() else self._asked
+        return multihost_utils.reached_preemption_sync_point(step) if is_joined() else self._asked
 
     def ask(self) -> None:
-        """Asks for it."""
+        """Asks the run to save and end."""
         self._asked = True
-        if joined():
+        if is_joined():
             os.kill(os.getpid(), signal.SIGTERM)  # which JAX handles
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT,) if joined() else (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT,) if is_joined() else (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._answer)
         if jax.default_backend() == "tpu" or METADATA in os.environ:
             threading.Thread(target=self._watch, daemon=True).start()
@@ -66,13 +66,13 @@ class Stopping:
 
     def _watch(self) -> None:
         while not self._over.wait(EVERY):
-            if noticed():
+            if is_leaving():
                 self.ask()
                 break
 
 
-def noticed() -> bool:
-    """Whether this machine says that it will go away; False where it cannot be asked."""
+def is_leaving() -> bool:
+    """Whether the metadata server announces preemption; False where there is none."""
     host = os.environ.get(METADATA, "metadata.google.internal")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for name, leaving in NOTICES.items():

@@ -34,7 +34,7 @@ def whole_file(file: pathlib.PurePath) -> Iterator[pathlib.Path]:
         storage.put_file(str(unfinished), path)
 
 
-class Staged:
+class StagedFolder:
     """A local folder whose files are copied to `folder`; that folder itself where it is local."""
 
     def __init__(self, folder: pathlib.PurePath):

@@ -16,28 +16,33 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onediff_jax.errors import InputError
 from onediff_jax.paths import Location
+from onediff_jax.settings import Section, setting
 
 WEIGHTS = ("ema", "params")
 
 
 @dataclasses.dataclass(frozen=True)
-class TuneConfig:
-    """What a fresh run does not draw at random, and what of it is trained."""
+class TuneConfig(Section):
+    """What a new run starts from, and which parameters it trains."""
 
-    start: Location = ""  # checkpoint whose weights a new run begins with; empty: random ones
-    weights: str = "ema"  # of that checkpoint: ema, or params as they were trained
-    train: tuple[str, ...] = ("*",)  # patterns of the parameters to train; others stay as they are
-    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    # pattern: factor of the learning rate; the first that matches counts
-    frozen_dtype: str = "float32"  # of parameters that are not trained: float32 or bfloat16
-
-    def __post_init__(self):
-        if self.weights not in WEIGHTS:
-            raise InputError(f"tune.weights is {self.weights!r}; it can be {' or '.join(WEIGHTS)}.")
-        if self.frozen_dtype not in ("float32", "bfloat16"):
-            raise InputError(
-                f"tune.frozen_dtype is {self.frozen_dtype!r}; it can be float32 or bfloat16."
-            )
+    start: Location = setting(
+        "", "checkpoint whose weights a new run begins with; empty: random ones", binds="state"
+    )
+    weights: str = setting(
+        "ema",
+        "of that checkpoint: ema, or params as they were trained",
+        binds="state",
+        choices=WEIGHTS,
+    )
+    train: tuple[str, ...] = setting(
+        ("*",), "patterns of the parameters to train; others stay as they are", binds="state"
+    )
+    rates: Mapping[str, float] = setting(
+        {}, "pattern -> factor of the learning rate; the first that matches counts"
+    )
+    frozen_dtype: str = setting(
+        "float32", "of parameters that are not trained", choices=("float32", "bfloat16")
+    )
 
     def trains(self, name: str) -> bool:
         """Whether a parameter is trained."""
@@ -52,35 +57,35 @@ class TuneConfig:
 EVERYTHING = TuneConfig()
 
 
-def parted(params: Any, config: TuneConfig) -> tuple[dict, dict]:
+def split_params(params: Any, config: TuneConfig) -> tuple[dict, dict]:
     """The parameters that are trained, and those that stay as they are in their own type.
 
     Raises InputError for a pattern that no parameter matches.
     """
     flat = flatten_dict(params, sep="/")
-    for setting, patterns in (("train", config.train), ("rates", config.rates)):
+    for name, patterns in (("train", config.train), ("rates", config.rates)):
         for pattern in patterns:
             if not fnmatch.filter(flat, pattern):
                 raise InputError(
-                    f"tune.{setting} has {pattern!r}, which matches no parameter; their names are "
+                    f"tune.{name} has {pattern!r}, which matches no parameter; their names are "
                     f"such as {', '.join(sorted(flat)[:: max(len(flat) // 4, 1)])}."
                 )
     trained = {name: value for name, value in flat.items() if config.trains(name)}
     if not trained:
         raise InputError("tune.train is empty; give it a pattern, such as '*'.")
-    frozen = {name: value for name, value in flat.items() if name not in trained}
-    return unflatten_dict(trained, sep="/"), unflatten_dict(frozen, sep="/")
+    untrained = {name: value for name, value in flat.items() if name not in trained}
+    return unflatten_dict(trained, sep="/"), unflatten_dict(untrained, sep="/")
 
 
-def merged(trained: Mapping, frozen: Mapping) -> dict:
-    """All parameters: the inverse of `parted`."""
-    flat = flatten_dict(trained, sep="/") | flatten_dict(frozen, sep="/")
+def merge_params(trained: Mapping, untrained: Mapping) -> dict:
+    """All parameters: the inverse of `split_params`."""
+    flat = flatten_dict(trained, sep="/") | flatten_dict(untrained, sep="/")
     return unflatten_dict(flat, sep="/")
 
 
-def cast(frozen: Any, config: TuneConfig) -> Any:
+def cast(untrained: Any, config: TuneConfig) -> Any:
     """Parameters that are not trained, in the type that the settings give them."""
-    return jax.tree.map(lambda x: x.astype(jnp.dtype(config.frozen_dtype)), frozen)
+    return jax.tree.map(lambda x: x.astype(jnp.dtype(config.frozen_dtype)), untrained)
 
 
 def scaled_rates(config: TuneConfig) -> optax.GradientTransformation:

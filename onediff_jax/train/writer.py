@@ -1,4 +1,4 @@
-"""What a training run tells the outside: metrics.jsonl, TensorBoard, images, and the console.
+"""Where a training run reports: metrics.jsonl, TensorBoard, images, and the console.
 
     metrics.jsonl            one line per call of `scalars`: {"step": 1200, "loss": 0.412, ...}
     tensorboard/             the same; tags are the names as given, grouped at the slash
@@ -7,11 +7,9 @@
 
 In object storage they appear when a run ends, and until then every minute.
 
-A run that was stopped has usually written past its last checkpoint.  The run that resumes there
-takes those steps again, so what was recorded of them is removed first: every step is told once.
+After a resume, log lines past the last checkpoint are overwritten, so each step appears once.
 """
 
-import collections
 import io
 import json
 import math
@@ -29,15 +27,17 @@ import rich.text
 from jaxtyping import UInt8
 from PIL import Image
 
-from onediff_jax.train.storage import Staged
+from onediff_jax.train.storage import StagedFolder
+
+PACE = 600.0  # seconds whose steps, at most 1,000, say how long the rest takes
 
 
 class Writer:
     """Writes a run's metrics, images and texts, and shows how far it is.  For a `with` statement.
 
     The caller numbers the steps; `first_step` and `last_step` are the first and the last number
-    that this process will write.  What is recorded at `first_step` or later is an interrupted
-    run's, and goes.  On a terminal the console shows a progress bar; elsewhere (a file, a pipe) a
+    that this process will write.  Records of `first_step` and later, of an interrupted
+    run, are removed.  On a terminal the console shows a progress bar; elsewhere (a file, a pipe) a
     plain line per call of `scalars`.  Of many processes all but one pass `quiet`, which makes every
     method do nothing.
     """
@@ -53,16 +53,12 @@ class Writer:
     ):
         self.workdir, self.quiet = workdir, quiet
         self.first_step, self.last_step = first_step, last_step
-        # (time, step) of the first step done here, which follows compilation, and of the latest
-        # reports: a report waits for the device, and between reports lie evaluation and saving.
-        self._samples: collections.deque[tuple[float, int]] = collections.deque(maxlen=50)
-        self._bar: rich.progress.Progress | None = None
         if quiet:
             return
 
         import tensorboardX
 
-        self._staged = Staged(workdir)
+        self._staged = StagedFolder(workdir)
         local = self._local = self._staged.local
         local.mkdir(parents=True, exist_ok=True)
         self._staged.fetch("metrics.jsonl")
@@ -76,12 +72,11 @@ class Writer:
             filename_suffix=f".{time.time_ns()}",
         )
         self._console = console or rich.console.Console()
-        if self._console.is_interactive:
-            self._bar = progress_bar(self._console)
-            self._task = self._bar.add_task(
-                "", total=last_step, completed=first_step, headline="first step ...", left=""
-            )
-            self._bar.start()
+        self._shows_bar = self._console.is_interactive
+        self._bar = progress_bar(self._console, disable=not self._shows_bar)
+        self._bar.start()
+        done = first_step - 1
+        self._bar.add_task("", total=last_step, completed=done, headline="first step ...")
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Records named numbers of one step, and shows the headline: loss and speed.
@@ -100,17 +95,17 @@ class Writer:
         self._add_summary(step, [{"tag": name, "simple_value": x} for name, x in numbers.items()])
         self._staged.copy()
 
-        if not self._samples or step > self._samples[-1][1]:
-            self._samples.append((time.monotonic(), step))
         at, headline = f"step {step:,}/{self.last_step:,}", headline_of(numbers)
         if not headline:
             whole = {n: x for n, x in numbers.items() if n.rpartition("/")[0] not in numbers}
             self.line("  ".join([at, *(f"{name} {short(x)}" for name, x in whole.items())]))
-        elif self._bar:
-            self.advance(step)
-            self._bar.update(self._task, headline=headline)
-        else:
-            self.line("  ".join([at, headline, self._left(step)]).rstrip())
+            return
+        self.advance(step)
+        (task,) = self._bar.tasks
+        self._bar.update(task.id, headline=headline)
+        if not self._shows_bar:
+            left = task.time_remaining
+            self.line("  ".join([at, headline] + ([f"{duration(left)} left"] if left else [])))
 
     def images(self, step: int, name: str, grid: UInt8[np.ndarray, "h w 3"]) -> pathlib.PurePath:
         """Returns pictures/NAME_STEP.png, written unless quiet; TensorBoard gets the same bytes."""
@@ -138,7 +133,7 @@ class Writer:
         if not self.quiet:
             # A Text is not searched for markup ("[depth2image]" is no style).  Only a terminal
             # needs its lines broken.
-            self._console.print(rich.text.Text(message), soft_wrap=self._bar is None)
+            self._console.print(rich.text.Text(message), soft_wrap=not self._shows_bar)
 
     def table(self, name: str, table: rich.table.Table) -> None:
         """Shows a table, and records it as `text` does."""
@@ -150,19 +145,14 @@ class Writer:
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to `step`, which is done.  Costs microseconds."""
-        if self.quiet:
-            return
-        if not self._samples:
-            self._samples.append((time.monotonic(), step))
-        if self._bar:
-            self._bar.update(self._task, completed=step, left=self._left(step))
+        if not self.quiet:
+            self._bar.update(self._bar.task_ids[0], completed=step)
 
     def close(self) -> None:
         """Puts everything on disk and gives the terminal back.  A second call does nothing."""
         if self.quiet:
             return
-        if self._bar:
-            self._bar.stop()
+        self._bar.stop()
         self._metrics.close()
         self._tensorboard.close()
         self._staged.close()
@@ -172,13 +162,6 @@ class Writer:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _left(self, step: int) -> str:
-        """Time left at the pace of the latest reports, "4:12 left"; empty before there is one."""
-        if not self._samples or self._samples[-1][1] == self._samples[0][1]:
-            return ""
-        (start, first), (end, last) = self._samples[0], self._samples[-1]
-        return f"{duration((self.last_step - step) * (end - start) / (last - first))} left"
 
     def _add_summary(self, step: int, values: list[dict[str, object]]) -> None:
         """One event for all values; `add_scalar` would make one for each and warn of every NaN."""
@@ -216,7 +199,7 @@ def replace_file(path: pathlib.Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
+def progress_bar(console: rich.console.Console, disable: bool) -> rich.progress.Progress:
     """Bar, step/last, percent, headline, time elapsed (where there is room for it), time left."""
     text = rich.progress.TextColumn
     columns = [
@@ -225,16 +208,24 @@ def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
         text("{task.percentage:.0f}%", style="progress.percentage"),
         text("{task.fields[headline]}", markup=False),
         *([rich.progress.TimeElapsedColumn()] if console.width >= 90 else []),
-        text("{task.fields[left]}", style="progress.remaining"),
+        rich.progress.TimeRemainingColumn(compact=True),
     ]
-    return rich.progress.Progress(*columns, console=console, refresh_per_second=4, expand=True)
+    return rich.progress.Progress(
+        *columns,
+        console=console,
+        refresh_per_second=4,
+        expand=True,
+        disable=disable,
+        speed_estimate_period=PACE,
+        get_time=lambda: time.monotonic(),
+    )
 
 
 def headline_of(values: Mapping[str, float]) -> str:
     """Loss and speed, "loss 0.412  1,830 views/s  55.1 TFLOP/s".
 
-    Where the devices' peak is known, "41.2% MFU" instead of FLOP/s, and of what frozen encoders add
-    to it, "41.2% MFU, 43.0% with encoders".
+    Where the devices' peak is known, "41.2% MFU" instead of FLOP/s, and of what pretrained encoders
+    add to it, "41.2% MFU, 43.0% with encoders".
     """
     parts = []
     if "loss" in values:
@@ -267,7 +258,7 @@ def with_prefix(x: float) -> str:
     return f"{short(x)} "
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Seconds as 4:12, 3:04:12 or 2d 03:04:12."""
     minutes, second = divmod(round(max(seconds, 0)), 60)
     hours, minute = divmod(minutes, 60)

@@ -214,7 +214,7 @@ def test_one_of_several_processes_says_which_failed_and_waits_for_none(
         raise Ended(status)
 
     monkeypatch.setattr(processes, "join", lambda: None)
-    monkeypatch.setattr(processes, "joined", lambda: True)
+    monkeypatch.setattr(processes, "is_joined", lambda: True)
     monkeypatch.setattr(processes.platform, "node", lambda: "HOST")
     monkeypatch.setattr(loop, "train", fail)
     monkeypatch.setattr(os, "_exit", end)

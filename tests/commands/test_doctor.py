@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_one_of_this_run_is_told(
 ):
     saved = json.loads(json.dumps(as_dict(tiny_config())))
     monkeypatch.setattr(doctor.checkpoint, "newest_step", lambda _: 1200)
-    monkeypatch.setattr(doctor.checkpoint, "described", lambda _: (saved, None, 1200))
+    monkeypatch.setattr(doctor.checkpoint, "saved_run", lambda _: (saved, None, 1200))
     check = found("resuming", values(steps=9), epath.Path(tmp_path))
     assert (check.state, check.said) == (OK, "goes on after step 1,200")
     check = found("resuming", values(model__width=48), epath.Path(tmp_path))

@@ -29,7 +29,7 @@ from onediff_jax.ops.solve import Schedule
 from onediff_jax.release.configs import nextdit_json
 from onediff_jax.release.mapping import released
 from onediff_jax.release.names import nextdit_names
-from onediff_jax.train.checkpoint import described
+from onediff_jax.train.checkpoint import saved_run
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_the_manifest_has_the_digest_of_every_file_and_what_they_are(plain):
     digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
     assert manifest["sha256"] == digests and len(digests) > 7
     assert (manifest["step"], manifest["weights"], manifest["dtype"]) == (7, "ema", "float32")
-    settings, _, _ = described(plain[1] / "run")
+    settings, _, _ = saved_run(plain[1] / "run")
     text = json.dumps(settings, sort_keys=True).encode()
     assert manifest["config_sha256"] == hashlib.sha256(text).hexdigest()
     assert manifest["licence"] is None

@@ -18,7 +18,7 @@ from onediff_jax.data.batching.mixture import mixture
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.errors import InputError
 from onediff_jax.train.config import run_config
-from onediff_jax.train.run import opened
+from onediff_jax.train.prepare import open_sources
 
 GET_CONFIG = runpy.run_path(str(ROOT / "configs" / "finetune.py"))["get_config"]
 OWN = ["canny2image", "deblurring", "image_inpainting", "super_resolution", "text2image"]
@@ -50,7 +50,7 @@ def shares(images, beside="") -> list:
     if beside:
         config.data.sources.scenes.update(path=str(images / "scenes"), train=8, validation=4)
     config = run_config(config)
-    return mixture(config.data, opened(config.data, "train"), config.rows)
+    return mixture(config.data, open_sources(config.data, "train"), config.rows)
 
 
 def test_only_the_images_of_the_folder_are_trained_on(images):

@@ -39,7 +39,7 @@ from onediff_jax.release.names import T5_NAMES, VAE_NAMES, nextdit_names
 from onediff_jax.release.shapes import autoencoder_shapes, denoiser_shapes, encoder_shapes
 from onediff_jax.train import checkpoint
 from onediff_jax.train.config import run_config
-from onediff_jax.train.restore import restored
+from onediff_jax.train.restore import restore_model
 
 SMALL_VAE = VAE | {
     "block_out_channels": [8, 8], "norm_num_groups": 4, "latent_channels": 8,
@@ -103,7 +103,7 @@ def test_a_checkpoint_holds_the_tensors_in_their_own_type_and_gives_them_in_any(
 
 
 def test_its_settings_are_those_of_the_source_and_its_origin_is_remembered(imported):
-    settings, assets, step = checkpoint.described(imported)
+    settings, assets, step = checkpoint.saved_run(imported)
     config = run_config(settings)
     assert (config.model, step, config.text.encoder.width) == (MODEL, 0, 16)
     assert checkpoint.kinds_in(imported) == ("ema",)
@@ -111,7 +111,7 @@ def test_its_settings_are_those_of_the_source_and_its_origin_is_remembered(impor
     assert origin == {"licence": "unknown", "dtype": "bfloat16", "config": TINY}
     assert assets.partial
     with pytest.raises(InputError, match="holds a denoiser alone.*tune.start"):
-        restored(imported)
+        restore_model(imported)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -135,7 +135,7 @@ def test_a_licence_is_found_or_given_and_the_released_one_is_known(tmp_path):
     assert run(import_torch, source=source, out=tmp_path / "found") == 0
     assert run(import_torch, source=source, out=tmp_path / "given", licence="mine") == 0
     for out, licence in (("found", "cc-by-4.0"), ("given", "mine")):
-        _, assets, _ = checkpoint.described(tmp_path / out)
+        _, assets, _ = checkpoint.saved_run(tmp_path / out)
         assert json.loads(assets.origin)["licence"] == licence
 
 
@@ -155,7 +155,7 @@ def test_frozen_parts_are_copied_or_linked_without_pickles(whole, tmp_path, link
 
 def test_its_scheduler_decides_how_it_is_sampled_and_goes_back(whole, tmp_path):
     assert run(import_torch, source=whole, out=tmp_path / "in") == 0
-    schedule = restored(tmp_path / "in").trained.schedule
+    schedule = restore_model(tmp_path / "in").trained.schedule
     assert schedule == Schedule(2.5, use_dynamic_shifting=False)
     assert run(export_torch, checkpoint=tmp_path / "in", out=tmp_path / "out", frozen=whole) == 0
     file = tmp_path / "out" / "scheduler" / SCHEDULER_FILE
@@ -303,10 +303,10 @@ def test_a_folder_in_object_storage_is_imported_as_a_local_one(whole, bucket, tm
     assert run(import_torch, source="gs://bucket/released", out=tmp_path / "remote") == 0
     assert run(import_torch, source=whole, out=tmp_path / "local", licence="mit") == 0
     folders = [tmp_path / name for name in ("remote", "local")]
-    described = [checkpoint.described(folder) for folder in folders]
+    described = [checkpoint.saved_run(folder) for folder in folders]
     assert described[0][1].origin == described[1][1].origin
     name = "denoiser/layers/attention/wo/kernel"
-    found = [checkpoint.stored(checkpoint.places(f, [name])[name]) for f in folders]
+    found = [checkpoint.saved_array(checkpoint.places(f, [name])[name]) for f in folders]
     assert np.array_equal(*found)
     parts = [{str(f.relative_to(folder)) for f in folder.glob("[tv]*/*")} for folder in folders]
     assert parts[0] == parts[1] != set()

@@ -21,7 +21,7 @@ FORMATS = ("folder", "shards", "tfds", "posed", "coco", "identities")
 def test_every_setting_of_a_format_is_explained_and_frozen(kind):
     settings = SOURCES[kind]()
     assert settings.path == ""
-    for line in settings_help(SOURCES[kind], "x"):
+    for line in settings_help(settings, "x"):
         name, _, said = line.strip().partition("  ")
         assert said.strip() or "path" in name or "= " not in name, line
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -34,9 +34,9 @@ def test_sources_of_every_kind_have_the_same_settings_for_the_mixture(kind):
     assert settings.tasks == ("semanticmap2image",)
     assert issubclass(SOURCES[kind], SourceSettings)
     for wrong, message in (
-        (dict(weight=-1.0), f"weight of a data source of kind '{kind}' is -1.0; .* at least 0"),
-        (dict(weight=float("nan")), "weight .* is nan"),
-        (dict(repeats=0), f"repeats of a data source of kind '{kind}' is 0; .* at least 1"),
+        (dict(weight=-1.0), "weight is -1.0; .* at least 0"),
+        (dict(weight=float("nan")), "weight is nan"),
+        (dict(repeats=0), "repeats is 0; .* at least 1"),
         (dict(tasks=("depth2img",)), "no task 'depth2img'; did you mean 'depth2image'"),
     ):
         with pytest.raises(InputError, match=message):

@@ -4,15 +4,15 @@ from tiny import Blobs
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.tasks.table import example_of
 from onediff_jax.evaluate.grids import LINE, cell_size, grid, image_of_view
-from onediff_jax.evaluate.held_out import Completed
+from onediff_jax.evaluate.held_out import CompletedExample
 from onediff_jax.ops.rays import ray_latents, rays_from_latents
 
 
-def completed(index: int, wanted: str) -> Completed:
+def completed(index: int, wanted: str) -> CompletedExample:
     record = Blobs()[index]
     rng = np.random.default_rng(0)
     example = example_of("depth2image", record, 2, lambda shape: shape, rng, ConditionConfig())
-    return Completed(index, example, {wanted: np.full_like(example.views[0], 77)})
+    return CompletedExample(index, example, {wanted: np.full_like(example.views[0], 77)})
 
 
 def test_a_grid_shows_given_made_and_true_views_side_by_side():

@@ -83,14 +83,15 @@ def drawn(tmp_path_factory):
 
 def test_the_detector_finds_what_the_captions_of_true_scenes_name(drawn: SceneRecords):
     records = [drawn[i] for i in range(len(drawn))]
-    found = [scores.detected(record["image"], PALETTE) for record in records]
+    found = [scores.detected_colors(record["image"], PALETTE) for record in records]
     named = [named_in(record) for record in records]
     assert scores.f1(found, named) > 0.97
     assert scores.f1(found, named[1:] + named[:1]) < 0.3
 
 
 def test_the_detector_finds_nothing_on_plain_ground():
-    assert scores.detected(np.full((32, 32, 3), (150, 160, 140), np.uint8), PALETTE) == set()
+    plain = np.full((32, 32, 3), (150, 160, 140), np.uint8)
+    assert scores.detected_colors(plain, PALETTE) == set()
 
 
 def test_classes_of_a_scene_are_its_instances_shapes(drawn: SceneRecords):

@@ -189,12 +189,12 @@ def test_squared_errors_are_float32_means_over_features():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(shift=0.0), "flow.shift and flow.std must be positive, got 0.0"),
-        (dict(std=-1.0), "flow.shift and flow.std must be positive.*-1.0"),
-        (dict(clean=1.2), "flow.clean is 1.2; it is a share"),
-        (dict(clean_sigma=1.0), "flow.clean_sigma is 1.0"),
-        (dict(task_weights={"depth2image": 0.0}), "task_weights.depth2image is 0.0.*data.tasks"),
-        (dict(balance="view"), "flow.balance is 'view'; it can be token or example"),
+        (dict(shift=0.0), "shift is 0.0"),
+        (dict(std=-1.0), "std is -1.0"),
+        (dict(clean=1.2), "clean is 1.2"),
+        (dict(clean_sigma=1.0), "clean_sigma is 1.0"),
+        (dict(task_weights={"depth2image": 0.0}), "task_weights.depth2image is 0.0"),
+        (dict(balance="view"), "balance is 'view'"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(config, message):

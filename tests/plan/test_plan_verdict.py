@@ -10,7 +10,6 @@ from tiny import tiny_config
 
 from onediff_jax import cli
 from onediff_jax.commands import plan as command
-from onediff_jax.data.batching.loader import layout_of
 from onediff_jax.errors import InputError
 from onediff_jax.plan import estimate as estimating
 from onediff_jax.plan import plan as verdict
@@ -21,10 +20,10 @@ from onediff_jax.plan.hlo import program_of
 from onediff_jax.plan.plan import Plan, held_bytes, plan_of
 from onediff_jax.plan.report import plan_lines
 from onediff_jax.plan.topologies import topology_of
-from onediff_jax.sharding import mesh_of
-from onediff_jax.train.compile import planned
+from onediff_jax.train.compile import planned_step
 from onediff_jax.train.config import as_dict, run_config
 from onediff_jax.train.metrics import StepFlops
+from onediff_jax.train.prepare import prepare
 
 KEYS = {
     *(
@@ -164,7 +163,7 @@ def test_a_run_is_planned_without_its_data(here):
 def test_a_device_holds_its_part(here):
     def held(**changes):
         config = run_config(settings(**changes))
-        _, shapes = planned(config, layout_of(config.data), mesh_of(config.mesh))
+        _, shapes = planned_step(prepare(config, absent=True))
         params = sum(leaf.size for leaf in jax.tree.leaves(shapes.state.params))
         return params, held_bytes(shapes)
 

@@ -15,8 +15,7 @@ from test_launch import asked, launched, verbs, world  # noqa: F401 - a fixture
 from onediff_jax import cli
 from onediff_jax.commands import doctor
 from onediff_jax.commands import encode as encode_dataset
-from onediff_jax.train.config import run_config
-from onediff_jax.train.locations import located, locations
+from onediff_jax.train.config import locations, resolve_paths, run_config
 
 PAGE = (ROOT / "docs" / "pod.md").read_text()
 PYTHON, LAUNCH = ".venv/bin/python", "launch/tpu_queued.sh"
@@ -44,7 +43,7 @@ def run():
     (words,) = given(LAUNCH, "run")
     config = runpy.run_path(str(ROOT / words[1]))["get_config"]()
     config.root = next(w.split("=")[1] for w in words if w.startswith("--config.root="))
-    return located(run_config(config)), words
+    return resolve_paths(run_config(config)), words
 
 
 def test_run_does_what_the_page_says(run, world):  # noqa: F811
@@ -84,7 +83,7 @@ def test_the_caches_that_the_page_makes_are_those_that_its_run_reads(run, monkey
         lambda config, out, **options: seen.update(config=config, out=out) or {},
     )  # fmt: skip
     assert cli.main(["encode", *words]) == 0, capsys.readouterr().err
-    made = located(seen["config"])
+    made = resolve_paths(seen["config"])
     written = {f"config.data.sources.{name}.path": f"{seen['out']}/{name}"
                for name in made.data.sources}  # fmt: skip
     read = {n: path for n, path in locations(config).items() if n.startswith("config.data.sources")}

@@ -19,7 +19,6 @@ from tiny import tiny_config
 
 from onediff_jax.release.shapes import denoiser_shapes
 from onediff_jax.train.checkpoint import CheckpointConfig, weights
-from onediff_jax.train.config import as_dict
 from onediff_jax.train.loop import train
 from onediff_jax.train.tune import TuneConfig
 
@@ -44,7 +43,7 @@ def circle(tmp_path_factory):
         tune=TuneConfig(start=str(folder / "base")),
         checkpoint=CheckpointConfig(every=STEPS),
     )
-    train(config, folder / "run", as_dict(config))
+    train(config, folder / "run")
     assert run(export_torch, checkpoint=folder / "run", out=folder / "out") == 0
     return folder, module.eval(), released.modeling
 

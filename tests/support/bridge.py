@@ -22,9 +22,8 @@ from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.release.mapping import released_shapes
 from onediff_jax.release.names import nextdit_names
 from onediff_jax.release.shapes import denoiser_shapes
+from onediff_jax.train.assets import Assets
 from onediff_jax.train.checkpoint import save_weights
-from onediff_jax.train.config import as_dict
-from onediff_jax.train.run import Assets
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # The released one, key by key.
@@ -92,7 +91,7 @@ def save(folder, params, config, step=7, origin=b""):
     """A workdir with a checkpoint of a denoiser's weights."""
     assets = Assets(None, b"a vocabulary", origin)
     step_folder = folder / "checkpoints" / str(step)
-    save_weights(step_folder, {"denoiser": params}, assets, as_dict(config))
+    save_weights(step_folder, {"denoiser": params}, assets, config)
     return folder
 
 

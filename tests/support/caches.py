@@ -8,7 +8,7 @@ from tiny import BlobSettings, tiny_config
 from onediff_jax.commands import encode as encode_dataset
 from onediff_jax.data.batching.loader import DataConfig, SlotConfig
 from onediff_jax.data.sources.cache import Cache
-from onediff_jax.train.run import EvaluateConfig, LogConfig, RunConfig
+from onediff_jax.train.config import EvaluateConfig, LogConfig, RunConfig
 
 # Tasks whose examples are functions of their record alone, so that every epoch holds the same.
 DATA = DataConfig(

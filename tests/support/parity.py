@@ -240,7 +240,7 @@ def sampled(
 
     states = jnp.asarray(table.reshape(-1, TEXT_WIDTH))
     params = {"denoiser": params_of(config, tensors), "text": states}
-    trained = generate.Trained(Told(NextDiT(config), None), params, CODEC, tokenizer)
+    trained = generate.TrainedModel(Told(NextDiT(config), None), params, CODEC, tokenizer)
     requests = [
         generate.Request(prompt, dict(zip(wanted.given, given, strict=True)))
         for prompt, given in zip(prompts, asked.pictures, strict=False)

@@ -13,7 +13,7 @@ from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.models.nextdit import NextDiTConfig
 from onediff_jax.models.t5 import T5Config
 from onediff_jax.ops.cameras import Camera, orbit_cameras
-from onediff_jax.train.run import CodecConfig, EvaluateConfig, RunConfig, TextConfig
+from onediff_jax.train.config import CodecConfig, EvaluateConfig, RunConfig, TextConfig
 from onediff_jax.train.state import OptimizerConfig
 
 SHAPES = ((8, 8), (8, 12), (16, 8))

@@ -1,6 +1,8 @@
 """Every shipped configuration builds, and its networks have shapes."""
 
+import functools
 import itertools
+import operator
 import runpy
 from collections import Counter, defaultdict
 
@@ -10,8 +12,9 @@ from places import ROOT
 
 from onediff_jax.data.batching.packing import PERIOD, Packing
 from onediff_jax.data.batching.settings import packed_slots
+from onediff_jax.data.sources.cache import flat
 from onediff_jax.errors import InputError
-from onediff_jax.train.config import as_dict, base_config, run_config, settings_help
+from onediff_jax.train.config import RunConfig, as_dict, base_config, run_config, settings_help
 from onediff_jax.train.encoders import networks_of
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -68,20 +71,37 @@ def test_a_task_may_be_called_by_its_other_name():
     assert run_config(config).data.tasks == {"semanticmap2image": 1.0}
 
 
+def test_every_setting_is_in_the_help_with_its_default_and_meaning():
+    lines = dict(line.strip().split(" = ", 1) for line in settings_help() if " = " in line)
+    for name, value in flat(as_dict(RunConfig())).items():
+        assert lines[f"config.{name}"].removeprefix(f"{value}").strip(), name
+
+
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("setting", "value", "said"),
     [
-        ("seed", ""),
-        ("flow.shift", ""),
-        ("mesh.fsdp", "shards of the state"),  # beside the setting
-        ("model.softcap", "of self-attention's logits"),  # under it, in parentheses
-        ("remat", "kept of a block"),  # under it
-        ("data.sources", "name -> settings of a source"),  # of one without a default
+        ("steps", 0, " is 0; it must be at least 1"),
+        ("optimizer.ema", 1.0, " is 1.0; it must be at least 0 and below 1"),
+        ("optimizer.learning_rate", float("nan"), " is nan; it must be at least 0"),
+        ("flow.mean", float("inf"), " is inf; it must be a finite number"),
+        ("data.caption_dropout", 1.1, " is 1.1; it must be at least 0 and at most 1"),
+        ("model.lora.targets", ("wq", "wx"), "[1] is 'wx'; it can be wq or wk or"),
+        ("evaluate.sample.method", "rk4", " is 'rk4'; it can be euler or heun"),
+        ("flow.task_weights", {"depth2image": 0.0}, ".depth2image is 0.0; it must be above 0"),
+        ("flow.task_weights", {"depth2imag": 2.0}, " has 'depth2imag'; did you mean 'depth2image'"),
+        ("data.row", ({"views": 0, "tokens": 4},), "[0].views is 0; it must be at least 1"),
+        ("data.sources", {"a": {"kind": "folder", "weight": -1.0}}, ".a.weight is -1.0; it must"),
     ],
 )
-def test_every_setting_is_in_the_help_with_its_comment(name, said):
-    (line,) = [line for line in settings_help() if line.split()[0] == f"config.{name}"]
-    assert said in line
+def test_a_value_that_is_not_allowed_is_refused_with_the_whole_name(setting, value, said):
+    values = base_config().to_dict()
+    *parents, last = setting.split(".")
+    functools.reduce(operator.getitem, parents, values)[last] = value
+    values["data"]["row"] = values["data"]["row"] or (dict(views=1, tokens=16),)
+    values["data"]["tasks"] = dict(text2image=1.0)
+    with pytest.raises(InputError) as refusal:
+        run_config(values)
+    assert str(refusal.value).startswith(f"config.{setting}{said}")
 
 
 def data_of(name):

@@ -27,12 +27,10 @@ from onediff_jax.errors import InputError
 from onediff_jax.ops import flow
 from onediff_jax.ops.patches import patchify, unpatchify
 from onediff_jax.sampling.generate import ImageCodec
-from onediff_jax.sharding import MeshConfig, mesh_of
-from onediff_jax.train import encoders, run
-from onediff_jax.train.checkpoint import arrays_of, assets_of
-from onediff_jax.train.config import as_dict
+from onediff_jax.train import encoders
+from onediff_jax.train.assets import Assets
 from onediff_jax.train.encoders import CodecConfig, TextConfig
-from onediff_jax.train.start import first_assets
+from onediff_jax.train.prepare import prepare, training_rows
 from onediff_jax.train.step import clean_latents, losses
 
 pytest.importorskip("transformers", reason="the released tokenizer needs the t5 extra")
@@ -65,21 +63,25 @@ class Prepared:
     """A run's parts, with every parameter at random."""
 
     def __init__(self, config):
-        self.config, self.sources = config, run.opened(config.data, "train")
-        self.assets = first_assets(config, self.sources, as_dict(config))
-        self.networks, self.tokenizer = run.assembled(config, self.assets)
-        self.frozen = encoders.pretrained_params(self.networks, config.text, config.codec, None)
+        run = prepare(config)
+        self.config, self.sources, self.assets = config, run.sources, run.assets
+        self.networks, self.tokenizer = run.networks, run.tokenizer
+        self.pretrained = run.pretrained_params()
         self.params = drawn_params(jax.eval_shape(self.networks.init, jax.random.key(0)))
-        self.codec = run.codec_of(self.networks, self.frozen, self.assets)
+        self.codec = run.codec(self.pretrained)
 
     @property
     def rows(self):
-        return run.rows_of(self.config, self.sources, self.assets, self.tokenizer)
+        return training_rows(self.config, self.sources, self.assets, self.tokenizer)
 
 
 @pytest.fixture(scope="module")
 def prepared(config):
     return Prepared(config)
+
+
+def networks_of(config, prepared):
+    return prepare(config, prepared.assets).networks
 
 
 def batch_of(rows, first=0, count=4):
@@ -88,7 +90,7 @@ def batch_of(rows, first=0, count=4):
 
 def loss(prepared, batch, rows) -> float:
     """The mean error over valid tokens, the same noise for every way to make the batch."""
-    every, numbers = {**prepared.params, **prepared.frozen}, jnp.arange(len(batch.task))
+    every, numbers = {**prepared.params, **prepared.pretrained}, jnp.arange(len(batch.task))
     errors, _ = jax.jit(
         lambda batch: losses(
             prepared.networks,
@@ -107,7 +109,7 @@ def loss(prepared, batch, rows) -> float:
 
 
 def test_frozen_parameters_are_the_tensors_of_the_folder(prepared):
-    text, codec = prepared.frozen["text"], prepared.frozen["codec"]
+    text, codec = prepared.pretrained["text"], prepared.pretrained["codec"]
     t5, vae = t5_weights(), vae_weights()
     assert np.array_equal(text["embedding"], t5["shared.weight"])
     assert np.array_equal(
@@ -133,14 +135,6 @@ def test_matrices_of_t5_are_in_bfloat16_and_its_norms_in_float32(prepared, confi
     }
     halves = {name for name, dtype in dtypes.items() if dtype == "bfloat16"}
     assert halves == {name for name in dtypes if "kernel" in name or "embedding" in name}
-
-
-def test_frozen_parameters_are_sharded_like_the_rest(prepared, config):
-    mesh = mesh_of(MeshConfig(data=2, fsdp=4))
-    params = encoders.pretrained_params(prepared.networks, config.text, config.codec, mesh)
-    kernel = params["text"]["layers"]["wi_0"]["kernel"]
-    assert "fsdp" in kernel.sharding.spec
-    assert np.array_equal(kernel, prepared.frozen["text"]["layers"]["wi_0"]["kernel"])
 
 
 def test_a_fingerprint_tells_weights_apart_and_not_files(folder, config, tmp_path):
@@ -177,7 +171,7 @@ def test_a_folder_that_has_moved_away_is_told_how_to_be_found(config):
 
 
 def test_assets_of_released_encoders_are_kept_and_come_back(prepared):
-    found = assets_of(arrays_of(prepared.assets))
+    found = Assets.from_arrays(prepared.assets.arrays)
     assert found == prepared.assets
     assert set(found.fingerprints) == {"text", "codec"} and found.codec.factor == VAE.factor
 
@@ -185,13 +179,8 @@ def test_assets_of_released_encoders_are_kept_and_come_back(prepared):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TextConfig(kind="t6"), "text.kind is 't6'; it can be trained or t5"),
         (lambda: TextConfig(kind="t5"), "text.path is empty"),
-        (lambda: TextConfig(length=0), "text.length is 0"),
-        (lambda: CodecConfig(kind="vae"), "codec.kind is 'vae'; it can be linear or sd3_vae"),
         (lambda: CodecConfig(kind="sd3_vae"), "codec.path is empty"),
-        (lambda: CodecConfig(posterior="mode"), "codec.posterior is 'mode'; it can be sample or m"),
-        (lambda: DataConfig(aspects="wide"), "data.aspects is 'wide'; it can be any or square"),
     ],
 )
 def test_impossible_settings_are_refused(make, message):
@@ -202,7 +191,7 @@ def test_impossible_settings_are_refused(make, message):
 def test_latents_that_the_denoiser_does_not_take_are_refused(prepared, config):
     model = dataclasses.replace(config.model, channels=16)
     with pytest.raises(InputError, match="model.channels is 16; the autoencoder in .* has 8"):
-        run.assembled(dataclasses.replace(config, model=model), prepared.assets)
+        networks_of(dataclasses.replace(config, model=model), prepared)
 
 
 def test_a_tokenizer_of_more_pieces_than_the_encoder_knows_is_refused(prepared, config, tmp_path):
@@ -213,7 +202,7 @@ def test_a_tokenizer_of_more_pieces_than_the_encoder_knows_is_refused(prepared, 
     (other / "text_encoder" / "config.json").write_text(json.dumps(T5_JSON | {"vocab_size": 150}))
     text = dataclasses.replace(config.text, path=str(other))
     with pytest.raises(InputError, match=r"tokenizer has \d+ pieces, and the encoder .* knows 150"):
-        run.assembled(dataclasses.replace(config, text=text), prepared.assets)
+        networks_of(dataclasses.replace(config, text=text), prepared)
 
 
 def test_images_of_any_aspect_cannot_be_encoded_inside_the_step(config):
@@ -288,7 +277,7 @@ def test_the_step_encodes_every_image_as_the_autoencoder_alone_does(prepared):
     batch = jax.tree.map(jnp.asarray, batch_of(rows))
     networks = prepared.networks._replace(sampled=False)
     found = clean_latents(
-        networks, prepared.frozen, batch, jnp.arange(4), jax.random.key(0), rows.layout
+        networks, prepared.pretrained, batch, jnp.arange(4), jax.random.key(0), rows.layout
     )
     for number in range(4):
         for _, first, each in rows.examples(number):
@@ -310,9 +299,13 @@ def test_latents_are_drawn_with_the_deviations_of_their_images(prepared):
     repeated = jax.tree.map(lambda x: np.repeat(x, count, 0), batch)
     every, key = jnp.arange(count), jax.random.key(0)
     draw = jax.jit(
-        lambda b: clean_latents(prepared.networks, prepared.frozen, b, every, key, rows.layout)
+        lambda batch: clean_latents(
+            prepared.networks, prepared.pretrained, batch, every, key, rows.layout
+        )
     )
-    mean, std = prepared.networks.encoded(prepared.frozen, jnp.asarray(batch.pixels), rows.layout)
+    mean, std = prepared.networks.encoded(
+        prepared.pretrained, jnp.asarray(batch.pixels), rows.layout
+    )
     drawn = np.asarray(draw(repeated))
     images = ~batch.encoded[0][rows.layout.view_of_token] & batch.token_mask[0]
     scaled = (drawn[:, images] - mean[0][images]) / std[0][images]
@@ -322,14 +315,6 @@ def test_latents_are_drawn_with_the_deviations_of_their_images(prepared):
     assert abs(both) < 0.02  # not the noise that is added to them
     rays = batch.encoded[0][rows.layout.view_of_token]
     assert np.array_equal(drawn[:, rays], np.repeat(batch.latents, count, 0)[:, rays])
-
-
-def test_text_states_are_those_of_the_frozen_encoder(prepared):
-    batch = batch_of(prepared.rows)
-    prompts = jnp.asarray(batch.text), jnp.asarray(batch.text_mask)
-    states = prepared.networks.states(prepared.frozen, *prompts)
-    expected = prepared.networks.text.apply({"params": prepared.frozen["text"]}, *prompts)
-    assert np.array_equal(states, expected)
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +364,9 @@ def test_states_of_the_empty_prompt_stand_for_dropped_ones(prepared, caches):
     )
     row = Prepared(dataclasses.replace(prepared.config, data=data)).rows[0]
     ids, mask = map(jnp.asarray, prepared.tokenizer(""))
-    expected = prepared.networks.states(prepared.frozen, ids[None, None], mask[None, None])[0, 0]
+    expected = prepared.networks.states(prepared.pretrained, ids[None, None], mask[None, None])[
+        0, 0
+    ]
     assert row.text_mask.sum(-1).tolist() == [1] * len(row.text_mask)
     assert (
         relative_error(row.text[:, 0].astype(np.float32), np.repeat(expected[:1], len(row.text), 0))
@@ -399,7 +386,7 @@ def test_states_without_caption_are_kept_of_every_part(prepared, caches, tmp_pat
         for place, _, (example, _, _) in rows.examples(number):
             told = prepared.tokenizer(bare_prompt(example.task, len(example.views)))
             ids, mask = (jnp.asarray(each)[None, None] for each in told)
-            expected = prepared.networks.states(prepared.frozen, ids, mask)[0, 0][told[1]]
+            expected = prepared.networks.states(prepared.pretrained, ids, mask)[0, 0][told[1]]
             assert np.array_equal(row.text_mask[place], told[1])
             found = row.text[place].astype(np.float32)
             assert relative_error(found[told[1]], expected) < 4e-3 and not found[~told[1]].any()
@@ -429,9 +416,14 @@ def test_encoded_images_and_others_stand_in_one_batch(prepared, caches, sampled)
     assert np.array_equal(batch.encoded.all(-1), ~of_images) and not batch.encoded[of_images].any()
     key, numbers = jax.random.key(0), jnp.arange(8)
     clean = clean_latents(
-        mixed.networks, mixed.frozen, jax.tree.map(jnp.asarray, batch), numbers, key, rows.layout
+        mixed.networks,
+        mixed.pretrained,
+        jax.tree.map(jnp.asarray, batch),
+        numbers,
+        key,
+        rows.layout,
     )
-    mean, std = mixed.networks.encoded(mixed.frozen, jnp.asarray(batch.pixels), rows.layout)
+    mean, std = mixed.networks.encoded(mixed.pretrained, jnp.asarray(batch.pixels), rows.layout)
     here = of_images[:, None, None]
     expected = np.where(here, mean, batch.latents)
     if sampled:
@@ -469,38 +461,40 @@ def test_the_codec_scales_as_the_released_pipeline_does(prepared):
     mean, std = prepared.codec.moments(image[None])
     np.testing.assert_allclose(mean[0], 1.5305 * posterior.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(std[0], 1.5305 * np.exp(posterior.log_variance / 2), rtol=1e-5)
-    codec = ImageCodec(prepared.networks.codec, prepared.frozen["codec"], sampled=True)
+    codec = ImageCodec(prepared.networks.codec, prepared.pretrained["codec"], sampled=True)
     drawn = codec.encode(image)
     assert np.array_equal(drawn, codec.encode(image))
     scaled = (drawn - mean[0]) / std[0]
     assert abs(scaled.std() - 1) < 0.2
-    alone = ImageCodec(prepared.networks.codec, prepared.frozen["codec"], sampled=False)
+    alone = ImageCodec(prepared.networks.codec, prepared.pretrained["codec"], sampled=False)
     assert np.array_equal(alone.encode(image), mean[0])
-    decoded = prepared.networks.codec.decode(prepared.frozen["codec"], jnp.asarray(mean) / 1.5305)
+    decoded = prepared.networks.codec.decode(
+        prepared.pretrained["codec"], jnp.asarray(mean) / 1.5305
+    )
     np.testing.assert_allclose(codec.decode(mean), decoded, rtol=1e-4, atol=1e-4)
 
 
 def test_the_shift_is_left_out_unless_the_run_asks_for_it(prepared, config):
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     asked = dataclasses.replace(config.codec, use_shift_factor=True)
-    autoencoder, frozen = encoders.autoencoder_of(asked), prepared.frozen["codec"]
-    shifted = ImageCodec(autoencoder, frozen, sampled=False).encode(image)
+    autoencoder, pretrained = encoders.autoencoder_of(asked), prepared.pretrained["codec"]
+    shifted = ImageCodec(autoencoder, pretrained, sampled=False).encode(image)
     mean = posterior_of(prepared, image).mean
     np.testing.assert_allclose(shifted, 1.5305 * (mean - 0.0609), rtol=1e-4, atol=1e-5)
-    decoded = ImageCodec(autoencoder, frozen, sampled=False).decode(shifted)
-    alone = ImageCodec(prepared.networks.codec, frozen, sampled=False)
+    decoded = ImageCodec(autoencoder, pretrained, sampled=False).decode(shifted)
+    alone = ImageCodec(prepared.networks.codec, pretrained, sampled=False)
     np.testing.assert_allclose(decoded, alone.decode(alone.encode(image)), rtol=1e-4, atol=1e-4)
 
 
 def test_large_images_are_cut_into_tiles_where_the_run_asks_for_it(prepared, config):
     image = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
     autoencoder = encoders.autoencoder_of(dataclasses.replace(config.codec, tile=16))
-    tiled = ImageCodec(autoencoder, prepared.frozen["codec"], sampled=False).encode(image)
-    alone = ImageCodec(prepared.networks.codec, prepared.frozen["codec"], sampled=False)
+    tiled = ImageCodec(autoencoder, prepared.pretrained["codec"], sampled=False).encode(image)
+    alone = ImageCodec(prepared.networks.codec, prepared.pretrained["codec"], sampled=False)
     assert relative_error(tiled[:6, :6], alone.encode(image[:16, :16])[:6, :6]) < 1e-5
     assert relative_error(tiled, alone.encode(image)) > 1e-3  # norms and attention see less
 
 
 def posterior_of(prepared, image):
     pixels = jnp.float32(image) / 127.5 - 1
-    return prepared.networks.codec.encode(prepared.frozen["codec"], pixels)
+    return prepared.networks.codec.encode(prepared.pretrained["codec"], pixels)

@@ -20,22 +20,14 @@ from onediff_jax.data.batching.loader import DataConfig, MakeBatch, SlotConfig
 from onediff_jax.data.sources.cache import Cache
 from onediff_jax.errors import InputError
 from onediff_jax.sampling.generate import Request, SampleConfig, generate
-from onediff_jax.sharding import MeshConfig, mesh_of
-from onediff_jax.train.checkpoint import described, places
-from onediff_jax.train.compile import planned
-from onediff_jax.train.config import as_dict
-from onediff_jax.train.encoders import CodecConfig, TextConfig, pretrained_params
+from onediff_jax.sharding import MeshConfig
+from onediff_jax.train.checkpoint import places, saved_run
+from onediff_jax.train.compile import planned_step
+from onediff_jax.train.config import CheckpointConfig, EvaluateConfig, LogConfig
+from onediff_jax.train.encoders import CodecConfig, TextConfig
 from onediff_jax.train.loop import train
-from onediff_jax.train.restore import restored
-from onediff_jax.train.run import (
-    CheckpointConfig,
-    EvaluateConfig,
-    LogConfig,
-    assembled,
-    opened,
-    rows_of,
-)
-from onediff_jax.train.start import first_assets
+from onediff_jax.train.prepare import prepare
+from onediff_jax.train.restore import restore_model
 from onediff_jax.train.tune import TuneConfig
 
 pytest.importorskip("transformers", reason="the released tokenizer needs the t5 extra")
@@ -82,11 +74,11 @@ def workdir(imported, tmp_path_factory):
     """A run of two steps from the import, which drew its grids at the end."""
     evaluate = EvaluateConfig(every=2, rows=8, examples=1, sample=FEW)
     config = config_of(imported, tune=TuneConfig(start=str(imported)), evaluate=evaluate)
-    return train(config, tmp_path_factory.mktemp("run") / "first", as_dict(config))
+    return train(config, tmp_path_factory.mktemp("run") / "first")
 
 
 def test_an_import_with_encoders_is_ready_to_sample_wherever_it_is(imported, folder):
-    _, trained, step = restored(imported)
+    _, trained, step = restore_model(imported)
     assert (step, trained.codec.factor, trained.codec.channels) == (0, 2, 8)
     released = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     wo = trained.params["denoiser"]["layers"]["attention"]["wo"]["kernel"][1]
@@ -121,7 +113,7 @@ def test_a_run_from_a_cache_tells_its_held_out_loss_and_draws_grids(imported, tm
         ),
         evaluate=EvaluateConfig(every=1, rows=8, grids=2, examples=2, sample=FEW),
     )
-    workdir = train(config, tmp_path / "run", as_dict(config))
+    workdir = train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     told = {line["step"]: line["held_out/loss"] for line in lines if "held_out/loss" in line}
     assert set(told) == {1, 2} and told[1] != told[2]
@@ -132,9 +124,9 @@ def test_a_run_from_a_cache_tells_its_held_out_loss_and_draws_grids(imported, tm
 
 
 def test_what_a_run_starts_from_is_what_was_imported(workdir, imported):
-    before, after = restored(imported).trained, restored(workdir).trained
+    before, after = restore_model(imported).trained, restore_model(workdir).trained
     assert after.tokenizer.model == before.tokenizer.model
-    assert described(workdir)[1].origin == described(imported)[1].origin
+    assert saved_run(workdir).assets.origin == saved_run(imported).assets.origin
     assert np.array_equal(after.params["text"]["embedding"], t5_weights()["shared.weight"])
     for one, other in zip(
         *(jax.tree.leaves(each.params["denoiser"]) for each in (before, after)), strict=True
@@ -146,14 +138,14 @@ def test_a_run_with_other_encoders_is_refused(workdir, imported, tmp_path):
     config = config_of(imported, steps=3, tune=TuneConfig(start=str(imported)))
     trained = dataclasses.replace(config, text=TextConfig())
     with pytest.raises(InputError, match=r"config.text.kind is 'trained', and 't5' in .*moved"):
-        train(trained, tmp_path / "run", as_dict(trained))
+        train(trained, tmp_path / "run")
     other = write_pipeline(tmp_path / "other")
     file = other / "text_encoder" / "model.safetensors"
     save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
     changed = dataclasses.replace(config, text=dataclasses.replace(config.text, path=str(other)))
     for folder in (workdir, tmp_path / "run"):  # resumed, and begun
         with pytest.raises(InputError, match=r"config.text.path is .*other', whose .* made with"):
-            train(changed, folder, as_dict(changed))
+            train(changed, folder)
 
 
 def test_folders_that_have_moved_are_named_to_sample(workdir, folder, tmp_path, capsys):
@@ -176,16 +168,13 @@ def test_a_planned_step_takes_what_the_run_gives_it(folder, tmp_path, carried):
         codec = dataclasses.replace(config.codec, posterior="mean")
         data = dataclasses.replace(config.data, sources=sources)
         config = dataclasses.replace(config, codec=codec, data=data)
-    sources = opened(config.data, "train")
-    assets = first_assets(config, sources, as_dict(config))
-    networks, tokenizer = assembled(config, assets)
-    rows = rows_of(config, sources, assets, tokenizer)
-    mesh = mesh_of(config.mesh)
-    made, shapes = planned(config, rows.layout, mesh)
-    batch = MakeBatch(rows, config.rows, tuple(range(config.rows)))(0)
+    run = prepare(config)
+    made, shapes = planned_step(prepare(config, absent=True))
+    batch = MakeBatch(run.rows, config.rows, tuple(range(config.rows)))(0)
     parts = ("text", "codec") if carried == "pixels" else ("text",)
-    params = pretrained_params(networks, config.text, config.codec, mesh, parts)
-    for given, expected in ((batch, shapes.batch), (params, shapes.frozen)):
+    assert run.rows.carried.encoders == parts
+    params = run.pretrained_params(parts, run.mesh)
+    for given, expected in ((batch, shapes.batch), (params, shapes.pretrained)):
         assert jax.tree.structure(given) == jax.tree.structure(expected)
         for one, other in zip(*map(jax.tree.leaves, (given, expected)), strict=True):
             assert (one.shape, one.dtype) == (other.shape, other.dtype)

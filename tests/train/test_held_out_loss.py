@@ -14,17 +14,15 @@ from onediff_jax.data.batching import loader
 from onediff_jax.data.batching.rows import TASK_NAMES
 from onediff_jax.data.batching.settings import SlotConfig
 from onediff_jax.data.records import SourceSettings
-from onediff_jax.errors import InputError
 from onediff_jax.ops import flow
-from onediff_jax.sharding import MeshConfig, mesh_of, placed, shardings_of
-from onediff_jax.train import run
-from onediff_jax.train.held_out import SEED, UNIFORM, HeldOutLoss, held_out_rows
+from onediff_jax.sharding import MeshConfig, mesh_of, sharded_arrays, shardings_of
+from onediff_jax.train.config import EvaluateConfig
+from onediff_jax.train.prepare import held_out_rows, prepare
+from onediff_jax.train.step import HELD_OUT_FLOW, HELD_OUT_SEED, HeldOutLoss
 
-CONFIG = tiny_config(evaluate=run.EvaluateConfig(rows=16))
-SOURCES = run.opened(CONFIG.data, "validation")
-ASSETS = run.fitted_assets(CONFIG, SOURCES)
-NETWORKS, TOKENIZER = run.assembled(CONFIG, ASSETS)
-ROWS = held_out_rows(CONFIG, SOURCES, ASSETS, TOKENIZER)
+CONFIG = tiny_config(evaluate=EvaluateConfig(rows=16))
+RUN = prepare(CONFIG)
+ASSETS, NETWORKS, TOKENIZER, ROWS = RUN.assets, RUN.networks, RUN.tokenizer, RUN.held_out_rows
 SHAPES = jax.eval_shape(NETWORKS.init, jax.random.key(0))
 PARAMS = jax.device_get(drawn_params(SHAPES))
 
@@ -32,7 +30,7 @@ PARAMS = jax.device_get(drawn_params(SHAPES))
 def held_out(params, rows=ROWS, **sizes):
     """The held-out loss of parameters on a mesh of these sizes."""
     mesh = mesh_of(MeshConfig(**sizes), jax.devices() if sizes else jax.devices()[:1])
-    params = placed(params, shardings_of(SHAPES, mesh))
+    params = sharded_arrays(params, shardings_of(SHAPES, mesh))
     return HeldOutLoss(rows, CONFIG, NETWORKS, mesh), params
 
 
@@ -43,7 +41,9 @@ def test_a_denoiser_that_predicts_zero_has_the_loss_of_the_velocities_themselves
     found = loss(params)
     batch = loader.MakeBatch(ROWS, 16, tuple(range(16)))(0)
     numbers, features = jax.numpy.arange(16), batch.latents.shape[-1]
-    sigmas, noise = flow.draw(jax.random.key(SEED), numbers, ROWS.layout, features, UNIFORM)
+    sigmas, noise = flow.draw(
+        jax.random.key(HELD_OUT_SEED), numbers, ROWS.layout, features, HELD_OUT_FLOW
+    )
     errors = np.square(np.asarray(noise) - batch.latents).mean(-1)
     valid = batch.token_mask
     assert found["held_out/loss"] == pytest.approx(errors[valid].mean(), rel=1e-5)
@@ -63,18 +63,17 @@ def test_a_denoiser_that_predicts_zero_has_the_loss_of_the_velocities_themselves
 
 def test_every_level_of_noise_counts_the_same():
     layout = ROWS.layout
-    sigmas, _ = flow.draw(jax.random.key(SEED), jax.numpy.arange(4000), layout, 1, UNIFORM)
+    sigmas, _ = flow.draw(
+        jax.random.key(HELD_OUT_SEED), jax.numpy.arange(4000), layout, 1, HELD_OUT_FLOW
+    )
     counts, _ = np.histogram(sigmas, bins=10, range=(0, 1))
     assert counts.sum() == sigmas.size and chisquare(counts).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(
-    "sizes", [dict(data=2, fsdp=2, tensor=2), dict(data=4, sequence=1, fsdp=2)], ids=str
-)
-def test_every_mesh_finds_the_same_loss_again_and_again(sizes):
+def test_eight_devices_find_the_loss_of_one_again_and_again():
     alone, params = held_out(PARAMS)
     expected = alone(params)
-    loss, params = held_out(PARAMS, **sizes)
+    loss, params = held_out(PARAMS, data=2, fsdp=2, tensor=2)
     found = loss(params)
     assert found == loss(params)
     assert found.keys() == expected.keys() and len(found) > 20
@@ -107,9 +106,3 @@ def test_held_out_records_that_serve_no_task_of_the_run_have_no_loss():
     other.settings = SourceSettings(tasks=("depth2image",))
     config = dataclasses.replace(CONFIG, data=data)
     assert held_out_rows(config, {"mine": Blobs(0), "other": other}, ASSETS, TOKENIZER) is None
-
-
-@pytest.mark.parametrize("name", ["every", "rows", "grids", "examples"])
-def test_counts_below_their_least_are_refused(name):
-    with pytest.raises(InputError, match=f"evaluate.{name} is -1; it must be at least"):
-        run.EvaluateConfig(**{name: -1})

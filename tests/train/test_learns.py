@@ -10,11 +10,10 @@ from onediff_jax.data.batching import loader
 from onediff_jax.evaluate.held_out import complete
 from onediff_jax.evaluate.scores import psnr_inside
 from onediff_jax.ops.flow import FlowConfig
-from onediff_jax.sampling.generate import SampleConfig, Trained
-from onediff_jax.sharding import MeshConfig, mesh_of
-from onediff_jax.train import run
-from onediff_jax.train.state import OptimizerConfig, new_state, optimizer_of, state_shardings
-from onediff_jax.train.step import train_step_of
+from onediff_jax.sampling.generate import SampleConfig, TrainedModel
+from onediff_jax.train.compile import compiled_step, first_state
+from onediff_jax.train.prepare import prepare
+from onediff_jax.train.state import OptimizerConfig
 
 STEPS = 400
 FACTOR = 4.0  # by which the loss falls, at least
@@ -38,25 +37,16 @@ def test_eight_examples_are_learned_and_their_depth_is_made_from_their_images():
     )
     model = dataclasses.replace(config.model, width=48, channels=12)
     config = dataclasses.replace(config, data=data, model=model, rows=4)
-    sources = run.opened(config.data, "train")
-    assets = run.fitted_assets(config, sources)
-    networks, tokenizer = run.assembled(config, assets)
-    rows = run.rows_of(config, sources, assets, tokenizer)
-    optimizer = optimizer_of(config.optimizer, config.steps)
-    state = jax.jit(lambda: new_state(networks, optimizer, jax.random.key(0)))()
-    shardings = state_shardings(networks, optimizer, mesh_of(MeshConfig(), jax.devices()[:1]))
-    step = jax.jit(
-        train_step_of(networks, optimizer, rows.layout, config.flow, config.optimizer, shardings),
-        donate_argnums=0,
-    )
-    losses = []
+    run = prepare(config, devices=jax.devices()[:1])
+    compiled, rows, networks = compiled_step(run), run.rows, run.networks
+    state, losses = first_state(compiled, config), []
     for batch in loader.batches(rows, config.rows, range(config.rows), 0, STEPS):
-        state, measured = step(state, batch, jax.random.key(1))
-        losses.append(measured["loss"].total)
+        state, metrics = compiled.step(state, batch, jax.random.key(1), {})
+        losses.append(metrics["loss"].total)
     losses = np.array(jax.device_get(losses))
     assert losses[:5].mean() > FACTOR * losses[-50:].mean()
 
-    trained = Trained(networks, state.ema, assets.codec, tokenizer)
+    trained = TrainedModel(networks, state.ema, run.assets.codec, run.tokenizer)
     indices = [i for i in range(8) if i % 3 == 0]  # of one size
     completed = complete(
         trained,
@@ -72,6 +62,8 @@ def test_eight_examples_are_learned_and_their_depth_is_made_from_their_images():
     )
     whole = np.ones(completed[0].example.views[1].shape[:2], bool)
     for c in completed:
-        own = psnr_inside(c.made["depth"], c.example.views[1], whole)
+        own = psnr_inside(c.generated["depth"], c.example.views[1], whole)
         others = [o.example.views[1] for o in completed if o is not c]
-        assert own > CLOSER + max(psnr_inside(c.made["depth"], other, whole) for other in others)
+        assert own > CLOSER + max(
+            psnr_inside(c.generated["depth"], other, whole) for other in others
+        )

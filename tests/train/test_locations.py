@@ -20,11 +20,11 @@ from onediff_jax.data.registry import SOURCES
 from onediff_jax.data.sources.cache import Cache
 from onediff_jax.data.sources.tfds import Tfds
 from onediff_jax.errors import InputError
+from onediff_jax.train.assets import Assets, encoding_recipe
 from onediff_jax.train.checkpoint import all_changes, binding_changes, places, save_weights
-from onediff_jax.train.config import as_dict, run_config
+from onediff_jax.train.config import as_dict, locations, resolve_paths, run_config
 from onediff_jax.train.encoders import CodecConfig, TextConfig
-from onediff_jax.train.locations import located, locations
-from onediff_jax.train.run import Assets, opened, plan_of
+from onediff_jax.train.prepare import open_sources
 from onediff_jax.train.tune import TuneConfig
 
 CONFIGS = ROOT / "configs"
@@ -49,7 +49,7 @@ def everything(**changes):
 
 def test_all_that_a_configuration_names_is_seen_from_its_root():
     config = everything(root="gs://bucket/mine")
-    assert locations(located(config)) == {
+    assert locations(resolve_paths(config)) == {
         "config.data.sources.a.path": "gs://bucket/mine/caches/a",
         "config.data.sources.b.path": "/tfds",
         "config.data.conditions.hed": "gs://bucket/mine/artifacts/hed",
@@ -58,7 +58,9 @@ def test_all_that_a_configuration_names_is_seen_from_its_root():
         "config.codec.path": "~/vae",
         "config.tune.start": "gs://bucket/mine/runs/first",
     }
-    assert located(everything()) == everything() and located(located(config)) == located(config)
+    assert resolve_paths(everything()) == everything() and resolve_paths(
+        resolve_paths(config)
+    ) == resolve_paths(config)
     assert config == everything(root="gs://bucket/mine")  # nothing is changed in place
 
 
@@ -66,14 +68,14 @@ def test_every_source_has_its_folder_among_the_locations():
     for kind, settings in SOURCES.items():
         if any(field.name == "path" for field in dataclasses.fields(settings)):
             data = dataclasses.replace(tiny_config().data, sources={"x": settings(path="folder")})
-            found = locations(located(tiny_config(root="/data", data=data)))
+            found = locations(resolve_paths(tiny_config(root="/data", data=data)))
             assert found == {"config.data.sources.x.path": "/data/folder"}, kind
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("stage*.py")), ids=lambda file: file.stem)
 def test_nothing_of_a_shipped_stage_is_left_on_a_laptop(file):
     config = run_config(runpy.run_path(str(file))["get_config"]())
-    found = locations(located(dataclasses.replace(config, root="gs://bucket")))
+    found = locations(resolve_paths(dataclasses.replace(config, root="gs://bucket")))
     names = {"config.text.path", "config.codec.path"}
     names |= {f"config.data.sources.{name}.path" for name in config.data.sources}
     assert names <= set(found)
@@ -83,15 +85,15 @@ def test_nothing_of_a_shipped_stage_is_left_on_a_laptop(file):
 def test_another_root_changes_no_meaning_of_a_checkpoint_and_no_cache():
     one, other = everything(root="gs://bucket"), everything(root="/data")
     saved = json.loads(json.dumps(as_dict(one)))
-    assert not binding_changes(saved, as_dict(other))
-    assert set(all_changes(saved, as_dict(other))) == {"root"}
+    assert not binding_changes(saved, other)
+    assert set(all_changes(saved, other)) == {"root"}
     del saved["root"]  # as before there was such a setting
-    assert not binding_changes(saved, as_dict(one))
+    assert not binding_changes(saved, one)
     linear = [
-        dataclasses.replace(located(config), text=TextConfig(), codec=CodecConfig(factor=2))
+        dataclasses.replace(resolve_paths(config), text=TextConfig(), codec=CodecConfig(factor=2))
         for config in (one, other)
     ]
-    plans = [plan_of(config, ASSETS, False) for config in linear]
+    plans = [encoding_recipe(config, ASSETS, False) for config in linear]
     assert plans[0] == plans[1] and "hed" not in plans[0]["conditions"]
 
 
@@ -99,7 +101,7 @@ def test_what_a_run_started_from_is_found_from_its_root_and_where_that_is_now(tm
     """A chain of three checkpoints, each of which holds one parameter."""
     root = tmp_path / "one"
     for number, start in enumerate(("", "runs/0", "runs/1")):
-        config = as_dict(tiny_config(root=str(root), tune=TuneConfig(start=start)))
+        config = tiny_config(root=str(root), tune=TuneConfig(start=start))
         params = {"denoiser": {f"matrix{number}": np.full(3, number, np.float32)}}
         save_weights(root / "runs" / f"{number}" / "checkpoints" / "0", params, ASSETS, config)
     names = [f"denoiser/matrix{number}" for number in range(3)]
@@ -115,17 +117,17 @@ def test_what_a_run_started_from_is_found_from_its_root_and_where_that_is_now(tm
 def test_sources_of_many_files_are_not_read_from_a_root_in_a_bucket(bucket, kind):
     (bucket / "data" / "a.png").write_bytes(b"")
     data = dataclasses.replace(tiny_config().data, sources={"x": SOURCES[kind](path="data")})
-    config = located(tiny_config(root="gs://bucket", data=data))
+    config = resolve_paths(tiny_config(root="gs://bucket", data=data))
     with pytest.raises(InputError, match=f"gs://bucket/data.*kind '{kind}'.*make shards"):
-        opened(config.data, "train")
+        open_sources(config.data, "train")
 
 
 @pytest.mark.parametrize("kind", ["shards", "cache", "tfds"])
 def test_a_wrong_bucket_is_told_in_one_line(bucket, kind):
     data = dataclasses.replace(tiny_config().data, sources={"x": SOURCES[kind](path="data")})
-    config = located(tiny_config(root="gs://wrong", data=data))
+    config = resolve_paths(tiny_config(root="gs://wrong", data=data))
     with pytest.raises(InputError, match="no folder 'gs://wrong/data'.*gcloud storage ls") as said:
-        opened(config.data, "train")
+        open_sources(config.data, "train")
     assert "\n" not in str(said.value)
 
 
@@ -171,12 +173,11 @@ def test_a_run_shows_what_it_reads_and_keeps_what_was_written(tmp_path, monkeypa
     seen = {}
     monkeypatch.setattr(
         "onediff_jax.train.loop.train",
-        lambda config, workdir, as_json: seen.update(config=config, json=as_json),
+        lambda config, workdir: seen.update(config=config),
     )
     arguments = ["train", "--config", str(CONFIGS / "stage2_multitask.py"), "--workdir=w"]
     assert cli.main([*arguments, f"--config.root={tmp_path}"]) == 0
     said = capsys.readouterr().out
     assert f"config.tune.start: {tmp_path}/runs/stage1_512\n" in said
-    assert seen["config"].tune.start == f"{tmp_path}/runs/stage1_512"
-    assert seen["json"]["tune"]["start"] == "runs/stage1_512"
-    assert seen["json"]["root"] == str(tmp_path)
+    assert seen["config"].tune.start == "runs/stage1_512"
+    assert seen["config"].root == str(tmp_path)

@@ -96,7 +96,7 @@ def test_mfu_counts_what_is_trained_and_frozen_encoders_are_told_apart():
     trained = step_flops(NETWORKS, LAYOUT, ROWS, LENGTH)
     assert trained.trained["text encoder"] == 3 * text and not trained.encoders
     codec = AutoencoderKL(VAEConfig())
-    released = NETWORKS._replace(codec=codec, frozen=("text", "codec"))
+    released = NETWORKS._replace(codec=codec, pretrained=("text", "codec"))
     for inside in ((), ("text",), ("text", "codec")):
         found = step_flops(released, LAYOUT, ROWS, LENGTH, inside)
         assert found.model == trained.trained["denoiser"]

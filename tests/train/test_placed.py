@@ -16,15 +16,19 @@ from onediff_jax.data.sources.cache import Cache
 from onediff_jax.data.text import vocabulary_of
 from onediff_jax.errors import InputError
 from onediff_jax.plan.topologies import GENERATIONS, devices_of, topology_of
-from onediff_jax.sharding import global_batch, mesh_of
-from onediff_jax.train.compile import COMPILER_OPTIONS, Shapes, planned
+from onediff_jax.sharding import MeshConfig, global_batch, mesh_of
+from onediff_jax.train.compile import COMPILER_OPTIONS, Shapes, planned_step
+from onediff_jax.train.config import RunConfig
 from onediff_jax.train.encoders import CodecConfig, TextConfig, pretrained_shapes, tokenizer_of
-from onediff_jax.train.run import RunConfig, opened
+from onediff_jax.train.prepare import open_sources, prepare
 
 
 def shapes_of(config: RunConfig, **mesh: int) -> Shapes:
-    mesh = mesh_of(dataclasses.replace(config.mesh, **mesh))
-    return planned(config, layout_of(config.data), mesh)[1]
+    return planned_run(dataclasses.replace(config, mesh=MeshConfig(**mesh)))[1]
+
+
+def planned_run(config: RunConfig, states: bool = False):
+    return planned_step(prepare(config, absent=True), states)
 
 
 def test_batches_have_the_planned_shapes_types_and_places():
@@ -32,7 +36,7 @@ def test_batches_have_the_planned_shapes_types_and_places():
     vocabulary = vocabulary_of(["a red box and a blue ball"] * 4, 100)
     codec = LinearCodec(*(np.zeros(size, np.float32) for size in (12, (12, 8), (8, 12))))
     tokenizer = tokenizer_of(config.text, vocabulary)
-    rows = Rows(config.data, opened(config.data, "train"), codec, 2, tokenizer, 0)
+    rows = Rows(config.data, open_sources(config.data, "train"), codec, 2, tokenizer, 0)
     assert rows.layout == layout_of(config.data)
     mesh = mesh_of(dataclasses.replace(config.mesh, data=2, fsdp=4))
     local = jax.tree.map(lambda x: np.stack([x] * 16), rows[3])
@@ -47,7 +51,7 @@ def test_rows_hold_as_many_examples_as_are_counted():
     config = tiny_config()
     rows = Rows(
         config.data,
-        opened(config.data, "train"),
+        open_sources(config.data, "train"),
         LinearCodec(*(np.zeros(size, np.float32) for size in (12, (12, 8), (8, 12)))),
         2,
         tokenizer_of(config.text, vocabulary_of(["a b c"] * 9, 100)),
@@ -73,11 +77,11 @@ def released(**sources) -> RunConfig:
 
 def test_released_networks_that_are_not_here_have_the_release_s_shapes():
     shapes = shapes_of(released(cached=Cache("/no/cache")))
-    assert set(shapes.frozen) == {"text"}
+    assert set(shapes.pretrained) == {"text"}
     # T5 v1.1 XL's encoder: huggingface.co/google/t5-v1_1-xl, 1,223,527,424 with its embedding.
-    sizes = jax.tree.map(lambda leaf: leaf.size, shapes.frozen)
+    sizes = jax.tree.map(lambda leaf: leaf.size, shapes.pretrained)
     assert sum(jax.tree.leaves(sizes)) == 1_223_527_424
-    assert shapes.frozen["text"]["embedding"].dtype == ml_dtypes.bfloat16
+    assert shapes.pretrained["text"]["embedding"].dtype == ml_dtypes.bfloat16
     assert shapes.batch.text.shape[2:] == (30,) and shapes.batch.text.dtype == np.int32
     assert set(shapes.state.params) == {"denoiser"}
 
@@ -89,40 +93,41 @@ def test_caches_carry_deviations_and_images_are_encoded_inside():
     assert batch.deviations.shape[-1] == features and batch.pixels.shape[-1] == 0
     shapes = shapes_of(mixed)
     assert shapes.batch.pixels.shape[-1] == 3 * 16**2
-    assert set(shapes.frozen) == {"text", "codec"}
+    assert set(shapes.pretrained) == {"text", "codec"}
     means = dataclasses.replace(cached, codec=dataclasses.replace(cached.codec, posterior="mean"))
     assert shapes_of(means).batch.deviations.shape[-1] == 0
 
 
 def test_states_of_caches_take_the_encoder_s_place():
     config = released(cached=Cache("/no/cache"))
-    mesh = mesh_of(config.mesh)
-    shapes = planned(config, layout_of(config.data), mesh, states=True)[1]
-    assert shapes.frozen == {}
+    shapes = planned_run(config, states=True)[1]
+    assert shapes.pretrained == {}
     assert shapes.batch.text.shape[2:] == (30, 2048)
     assert shapes.batch.text.dtype == ml_dtypes.bfloat16
     with pytest.raises(InputError, match="has 1 other sources"):
-        planned(released(folder=object()), layout_of(config.data), mesh, states=True)
+        planned_run(released(folder=object()), states=True)
     with pytest.raises(InputError, match="text.kind is 'trained'"):
-        planned(tiny_config(), layout_of(config.data), mesh, states=True)
+        planned_run(tiny_config(), states=True)
 
 
 def test_frozen_parameters_are_split_as_the_table_says():
     config = released(cached=Cache("/no/cache"))
-    mesh = mesh_of(dataclasses.replace(config.mesh, data=1, fsdp=8))
-    run, shapes = planned(config, layout_of(config.data), mesh)
-    wi = shapes.frozen["text"]["layers"]["wi_0"]["kernel"]
+    config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=8))
+    run, shapes = planned_run(config)
+    wi = shapes.pretrained["text"]["layers"]["wi_0"]["kernel"]
     assert wi.sharding.shard_shape(wi.shape) == (24, 2048, 5120 // 8)
-    assert pretrained_shapes(run.networks, config.text, mesh, ("text",)) == shapes.frozen
+    assert (
+        pretrained_shapes(run.networks, config.text, mesh_of(config.mesh), ("text",))
+        == shapes.pretrained
+    )
 
 
 def test_the_compiler_is_told_what_its_kind_of_device_needs(monkeypatch):
     config = tiny_config(rows=8)
-    mesh, layout = mesh_of(config.mesh), layout_of(config.data)
     assert jax.devices()[0].device_kind not in COMPILER_OPTIONS  # options of others are refused
 
     monkeypatch.setitem(COMPILER_OPTIONS, jax.devices()[0].device_kind, {"xla_no_such": True})
-    run, shapes = planned(config, layout, mesh)
+    run, shapes = planned_run(config)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such"):
         run.step.lower(*shapes).compile()
 

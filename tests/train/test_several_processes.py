@@ -11,34 +11,28 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from drawn import drawn_params, relative_error
-from jax.experimental import multihost_utils
-from places import ROOT, SUPPORT, TESTS
-from test_sharded_step import ONE_SLOT, OPTIMIZER, ROWS, drawn_batch, networks_of
-from test_stopping import Training, command, saved_state, steps_in
+from drawn import relative_error
+from places import ROOT, SUPPORT
+from stepping import ROWS, descended
+from training import Training, command, saved_state, steps_in
 
-from onediff_jax.ops.flow import FlowConfig
-from onediff_jax.sharding import MeshConfig, global_batch, local_rows, mesh_of, replicated
-from onediff_jax.train.state import State, state_shardings
-from onediff_jax.train.step import train_step_of
+from onediff_jax.sharding import MeshConfig, mesh_of
 
 LAUNCH = ROOT / "launch"
-STEPS = 2
 PROGRAM = """
 import os, sys
-sys.path[:0] = {tests!r}
+sys.path.insert(0, {tests!r})
 from absl import flags
 flags.FLAGS.mark_as_parsed()
 from onediff_jax import processes
 processes.join()
 import jax
 jax.config.update("jax_default_matmul_precision", "highest")
-import test_several_processes as test
-test.write(sys.argv[1])
+import stepping
+from onediff_jax.sharding import MeshConfig
+stepping.write(sys.argv[1], {config}, {order})
 """
 # By the number of processes: the devices of each, the mesh, and the order of devices in it, such
 # that every axis has neighbours in different processes.
@@ -46,36 +40,6 @@ SEVERAL = {
     2: (2, MeshConfig(fsdp=2, tensor=2, data=1), (2, 0, 3, 1)),
     4: (1, MeshConfig(data=2, sequence=2), (3, 1, 2, 0)),
 }
-
-
-def stepped(mesh: jax.sharding.Mesh) -> tuple[float, list[np.ndarray]]:
-    """The first loss, and all parameters after some steps of gradient descent."""
-    networks, optimizer = networks_of(), optax.sgd(0.1)
-    params = drawn_params(jax.eval_shape(networks.init, jax.random.key(0)))
-    params = jax.tree.map(np.float32, params)
-    shardings = state_shardings(networks, optimizer, mesh)
-    step = train_step_of(networks, optimizer, ONE_SLOT, FlowConfig(), OPTIMIZER, shardings)
-    step = jax.jit(step, out_shardings=(shardings, replicated(mesh)))
-    state = State(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), {})
-    state = jax.device_put(jax.tree.map(np.asarray, state), shardings)
-    here = jax.tree.map(lambda x: x[local_rows(mesh, ROWS)], drawn_batch(ONE_SLOT))
-    key = jax.jit(lambda: jax.random.key(7), out_shardings=replicated(mesh))()
-    loss = None
-    for _ in range(STEPS):
-        state, measured = step(state, global_batch(here, mesh, ROWS), key)
-        loss = loss or float(measured["loss"].compute())
-    whole = multihost_utils.process_allgather(state.params, tiled=True)
-    return loss, jax.tree.leaves(whole)
-
-
-def write(folder: str) -> None:
-    """What one of several processes finds."""
-    _, config, order = SEVERAL[jax.process_count()]
-    mesh = mesh_of(config, [jax.devices()[i] for i in order])
-    loss, params = stepped(mesh)
-    rows = np.array(local_rows(mesh, ROWS))
-    path = pathlib.Path(folder) / f"{jax.process_index()}.npz"
-    np.savez(path, *params, loss=loss, rows=rows)
 
 
 def environment(number: int, count: int, port: int, devices: int) -> dict[str, str]:
@@ -99,11 +63,11 @@ def free_port() -> int:
 
 def run(folder: pathlib.Path, count: int) -> list[dict[str, np.ndarray]]:
     """What each of so many processes wrote."""
-    port, devices = free_port(), SEVERAL[count][0]
+    port, (devices, config, order) = free_port(), SEVERAL[count]
     command = [
         sys.executable,
         "-c",
-        PROGRAM.format(tests=[str(SUPPORT), str(TESTS / "train")]),
+        PROGRAM.format(tests=str(SUPPORT), config=config, order=order),
         str(folder),
     ]
     started = [
@@ -127,7 +91,7 @@ def run(folder: pathlib.Path, count: int) -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def alone():
-    return stepped(mesh_of(MeshConfig(), jax.devices()[:1]))
+    return descended(mesh_of(MeshConfig(), jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("count", SEVERAL)

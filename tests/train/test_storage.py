@@ -16,12 +16,12 @@ from onediff_jax.data.sources.folder import Folder
 from onediff_jax.data.sources.shards import packed, write_shards
 from onediff_jax.errors import InputError
 from onediff_jax.train import storage
-from onediff_jax.train.storage import Staged
+from onediff_jax.train.storage import StagedFolder
 from onediff_jax.train.writer import Writer
 
 
 def test_a_local_folder_is_itself(tmp_path):
-    staged = Staged(tmp_path)
+    staged = StagedFolder(tmp_path)
     assert staged.local == tmp_path
     (tmp_path / "a").touch()
     staged.copy(at_once=True)
@@ -32,7 +32,7 @@ def test_a_local_folder_is_itself(tmp_path):
 def test_files_that_grow_are_copied_whole_now_and_then_and_at_the_end(bucket, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(storage.time, "monotonic", lambda: now[0])
-    staged = Staged(bucket / "run")
+    staged = StagedFolder(bucket / "run")
     (staged.local / "inner").mkdir()
     for name in ("grows", "inner/stays"):
         (staged.local / name).write_text("1")
@@ -79,12 +79,12 @@ import tiny
 from absl import flags
 from etils import epath
 flags.FLAGS.mark_as_parsed()
-from onediff_jax.train.config import as_dict
 from onediff_jax.data.codecs import LinearCodec
 from onediff_jax.data.sources.shards import Shards
 from onediff_jax.data.sources.tfds import Tfds
 from onediff_jax.train import checkpoint
-from onediff_jax.train.run import Assets, CheckpointConfig
+from onediff_jax.train.assets import Assets
+from onediff_jax.train.config import CheckpointConfig
 from onediff_jax.train.state import State
 
 source = Shards(path="gs://bucket/shards").open("train")
@@ -92,7 +92,7 @@ assert len(source) == 5 and np.array_equal(source[3]["image"], tiny.Blobs()[3]["
 mapped = dict(image="picture", caption="captions/text/1")
 source = Tfds(path="gs://bucket/tfds", name="small", fields=mapped, validation=0).open("train")
 assert len(source) == 10 and source.caption(3) == "second 3 \u2600"
-workdir, config = epath.Path("gs://bucket/run"), as_dict(tiny.tiny_config())
+workdir, config = epath.Path("gs://bucket/run"), tiny.tiny_config()
 assets = Assets(LinearCodec(*np.ones((3, 2, 2), np.float32)), b"words")
 weights = {{"a": {{"kernel": jnp.arange(12.0).reshape(3, 4)}}}}
 state = State(jnp.int32(7), weights, weights, (), {{}})
@@ -104,9 +104,8 @@ assert sorted(f.name for f in (workdir / "checkpoints").iterdir()) == ["2", "3"]
 (workdir / "checkpoints" / "3" / "commit_success.txt").unlink()  # as if it were being written
 assert checkpoint.newest_step(workdir) == 2
 with checkpoint.Checkpoints(workdir, CheckpointConfig(keep=2)) as checkpoints:
-    assert checkpoints.newest == 2
     found = checkpoints.restore(2, state, config)
-    assert checkpoints.assets(2).vocabulary == b"words"
+    assert checkpoint.saved_run(workdir).assets.vocabulary == b"words"
     assert not checkpoints.changes(2, config)
 assert jax.tree.all(jax.tree.map(jnp.array_equal, found, state)), found
 read = checkpoint.weights(workdir, jax.eval_shape(lambda: weights))

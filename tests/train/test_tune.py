@@ -16,21 +16,20 @@ from tiny import tiny_config
 
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import Dense, LoraConfig
-from onediff_jax.sharding import mesh_of
-from onediff_jax.train import run
 from onediff_jax.train.checkpoint import Checkpoints
-from onediff_jax.train.config import as_dict, run_config
+from onediff_jax.train.compile import compiled_step, state_shapes
+from onediff_jax.train.config import CheckpointConfig, EvaluateConfig, LogConfig
 from onediff_jax.train.loop import train
-from onediff_jax.train.restore import restored
-from onediff_jax.train.start import first_assets, state_shapes
-from onediff_jax.train.state import optimizer_of, state_shardings
-from onediff_jax.train.tune import TuneConfig, merged, parted
+from onediff_jax.train.prepare import first_assets, prepare
+from onediff_jax.train.restore import restore_model
+from onediff_jax.train.state import optimizer_of
+from onediff_jax.train.tune import TuneConfig, merge_params, split_params
 
 LORA = LoraConfig(rank=3, alpha=6.0, targets=("wq", "wo", "w2"))
 RUN = dict(
-    checkpoint=run.CheckpointConfig(every=2, keep=5),
-    log=run.LogConfig(every=1),
-    evaluate=run.EvaluateConfig(every=0),
+    checkpoint=CheckpointConfig(every=2, keep=5),
+    log=LogConfig(every=1),
+    evaluate=EvaluateConfig(every=0),
 )
 
 
@@ -39,11 +38,11 @@ def with_lora(config, lora=LORA):
 
 
 def trained(config, workdir: pathlib.Path) -> pathlib.Path:
-    return train(config, workdir, as_dict(config))
+    return train(config, workdir)
 
 
 def weights(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    return flatten_dict(restored(workdir).trained.params, sep="/")
+    return flatten_dict(restore_model(workdir).trained.params, sep="/")
 
 
 def test_an_adapter_adds_what_peft_adds():
@@ -78,21 +77,9 @@ def test_adapters_begin_as_those_of_peft():
     assert not np.asarray(params["lora_b"]).any()
 
 
-def test_adapters_are_drawn_as_peft_draws_them():
-    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
-    theirs = torch.nn.Sequential()
-    theirs.add_module("wq", torch.nn.Linear(96, 40, bias=False))
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=64, target_modules=["wq"]))
-    (down,) = (w for name, w in theirs.named_parameters() if "lora_A" in name)
-    layer = Dense(40, ("embed", "heads"), lora=LoraConfig(rank=64, targets=("wq",)), name="wq")
-    ours = nn.meta.unbox(layer.init(jax.random.key(0), jnp.zeros((1, 96))))["params"]["lora_a"]
-    drawn = (np.asarray(ours).ravel(), down.detach().numpy().ravel())
-    assert scipy.stats.ks_2samp(*drawn).pvalue > 1e-3
-
-
 def test_only_targets_get_adapters_stacked_over_layers():
     config = with_lora(tiny_config())
-    networks, _ = run.assembled(config, run.fitted_assets(config, run.opened(config.data, "train")))
+    networks = prepare(config).networks
     shapes = flatten_dict(jax.eval_shape(networks.init, jax.random.key(0)), sep="/")
     found = {name: leaf.value.shape for name, leaf in shapes.items() if "lora" in name}
     block, width = "denoiser/layers", config.model.width
@@ -109,12 +96,12 @@ def test_only_targets_get_adapters_stacked_over_layers():
 PARAMS = {"a": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}, "b": {"kernel": np.ones((2, 2))}}
 
 
-def test_parameters_are_parted_by_name_and_merged_again():
-    some, rest = parted(PARAMS, TuneConfig(train=("a/*",)))
+def test_parameters_are_split_by_name_and_merged_again():
+    some, rest = split_params(PARAMS, TuneConfig(train=("a/*",)))
     assert set(flatten_dict(some, sep="/")) == {"a/kernel", "a/bias"}
     assert set(flatten_dict(rest, sep="/")) == {"b/kernel"}
-    assert jax.tree.structure(merged(some, rest)) == jax.tree.structure(PARAMS)
-    everything, nothing = parted(PARAMS, TuneConfig())
+    assert jax.tree.structure(merge_params(some, rest)) == jax.tree.structure(PARAMS)
+    everything, nothing = split_params(PARAMS, TuneConfig())
     assert nothing == {} and jax.tree.structure(everything) == jax.tree.structure(PARAMS)
 
 
@@ -128,28 +115,7 @@ def test_parameters_are_parted_by_name_and_merged_again():
 )
 def test_patterns_that_match_nothing_are_refused(changes, match):
     with pytest.raises(InputError, match=match):
-        parted(PARAMS, TuneConfig(**changes))
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "match"),
-    [
-        ("tune.weights", "mean", "tune.weights is 'mean'; it can be ema or params"),
-        ("tune.frozen_dtype", "int8", "tune.frozen_dtype is 'int8'"),
-        ("flow.task_weights", {"depth2imag": 2.0}, "has 'depth2imag'; did you mean 'depth2image'"),
-        ("model.lora.rank", -1, "model.lora.rank is -1"),
-        ("model.lora.targets", ("wq", "wx"), r"model.lora.targets has \['wx'\]"),
-    ],
-)
-def test_impossible_settings_are_refused(setting, value, match):
-    values = as_dict(tiny_config())
-    *parents, last = setting.split(".")
-    at = values
-    for parent in parents:
-        at = at[parent]
-    at[last] = value
-    with pytest.raises(InputError, match=match):
-        run_config(values)
+        split_params(PARAMS, TuneConfig(**changes))
 
 
 def test_an_update_is_scaled_by_the_first_factor_that_matches():
@@ -260,15 +226,10 @@ def small(**changes):
 
 def kept(config, workdir: pathlib.Path, step: int):
     """The state of a run's checkpoint, in the types and shardings that a configuration asks for."""
-    sources = run.opened(config.data, "train")
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
-        checkpoints.changes(step, as_dict(config))
-        networks, _ = run.assembled(config, run.fitted_assets(config, sources))
-        optimizer = optimizer_of(config.optimizer, config.steps)
-        mesh = mesh_of(config.mesh)
-        shardings = state_shardings(networks, optimizer, mesh, config=config.optimizer)
-        shapes = state_shapes(networks, optimizer, shardings, config)
-        return checkpoints.restore(step, shapes, as_dict(config)), shapes
+        checkpoints.changes(step, config)
+        shapes = state_shapes(compiled_step(prepare(config)), config)
+        return checkpoints.restore(step, shapes, config), shapes
 
 
 def test_a_run_without_an_ema_is_resumed_sampled_exported_and_started_from(tmp_path):
@@ -288,7 +249,7 @@ def test_a_run_without_an_ema_is_resumed_sampled_exported_and_started_from(tmp_p
         assert set(found) == set(expected)
         assert all(np.array_equal(found[name], expected[name]) for name in expected)
     # A run starts from it under another optimizer, with tune.weights of ema, as by default.
-    first_assets(small(tune=TuneConfig(start=str(workdir))), {}, as_dict(small()))
+    first_assets(small(tune=TuneConfig(start=str(workdir))), {})
     assert run_tool(export_torch, checkpoint=workdir, out=tmp_path / "out", ema=True) == 0
     assert "(as trained, float32)" in (tmp_path / "out" / "README.md").read_text()
     for changes, said in (

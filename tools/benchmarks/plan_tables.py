@@ -23,8 +23,7 @@ from typing import Any
 
 from onediff_jax.data.batching.settings import examples_per_row
 from onediff_jax.plan.topologies import topology_of
-from onediff_jax.train.config import run_config
-from onediff_jax.train.run import RunConfig
+from onediff_jax.train.config import RunConfig, run_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLANS = ROOT / "tests" / "plans"

@@ -20,12 +20,11 @@ from ml_collections import config_flags
 
 from onediff_jax.data.batching import loader
 from onediff_jax.errors import InputError
-from onediff_jax.sharding import global_batch, local_rows, mesh_of
-from onediff_jax.train import metrics, run
+from onediff_jax.sharding import global_batch, local_rows, replicated
+from onediff_jax.train import metrics
+from onediff_jax.train.compile import compiled_step, first_state
 from onediff_jax.train.config import run_config
-from onediff_jax.train.locations import located
-from onediff_jax.train.state import new_state, optimizer_of, state_shardings
-from onediff_jax.train.step import train_step_of
+from onediff_jax.train.prepare import prepare
 
 RUNS = 5
 
@@ -57,13 +56,11 @@ def main(arguments: list[str]) -> None:
         return
     config_flags.DEFINE_config_file("config", "configs/scenes_tiny.py", "the run's file")
     flags.FLAGS(arguments)
-    config = located(run_config(flags.FLAGS.config))
-    sources = run.opened(config.data, "train")
-    assets = run.fitted_assets(config, sources)
-    networks, tokenizer = run.assembled(config, assets)
-    rows = run.rows_of(config, sources, assets, tokenizer)
-    mesh = mesh_of(config.mesh)
-    flops = metrics.step_flops(networks, rows.layout, config.rows, config.text.length).model
+    run = prepare(run_config(flags.FLAGS.config))
+    config, rows, mesh = run.config, run.rows, run.mesh
+    inside = rows.carried.encoders
+    length = config.text.length
+    flops = metrics.step_flops(run.networks, rows.layout, config.rows, length, inside).total
     model = config.model
     tokens = config.rows * rows.layout.tokens
 
@@ -78,28 +75,20 @@ def main(arguments: list[str]) -> None:
         f"{1e3 * flops / own:.1f} ms by its own"
     )
 
-    optimizer = optimizer_of(config.optimizer, config.steps)
-    shardings = state_shardings(networks, optimizer, mesh, config=config.optimizer)
-    new = jax.jit(
-        lambda: new_state(networks, optimizer, jax.random.key(0), config=config.optimizer),
-        out_shardings=shardings,
-    )
-    state = new()
-    step_of = train_step_of(
-        networks, optimizer, rows.layout, config.flow, config.optimizer, shardings
-    )
+    compiled = compiled_step(run)
+    state, pretrained = first_state(compiled, config), run.pretrained_params(inside, mesh)
     began = time.perf_counter()
     local = local_rows(mesh, config.rows)
     make = loader.MakeBatch(rows, config.rows, tuple(local))
-    key = jax.random.key(1)
+    key = jax.device_put(jax.random.key(1), replicated(mesh))
     batch = global_batch(make(0), mesh, config.rows)
-    step = jax.jit(step_of, donate_argnums=0).lower(state, batch, key).compile()
+    step = compiled.step.lower(state, batch, key, pretrained).compile()
     print(f"compiled in {time.perf_counter() - began:.1f} s")
 
     def train(batch) -> object:
         nonlocal state
-        state, measured = step(state, batch, key)
-        return measured
+        state, values = step(state, batch, key, pretrained)
+        return values
 
     alone = seconds(lambda: train(batch), 10)
     numbers = iter(range(10**9))

@@ -16,12 +16,14 @@ from PIL import Image
 
 from onediff_jax.data.batching.examples import MakeExample
 from onediff_jax.data.batching.mixture import served
+from onediff_jax.data.batching.settings import tokens_of, views_of_tasks
 from onediff_jax.data.tasks.builders import is_ray
 from onediff_jax.data.tasks.table import ALIASES, TASKS, Task
 from onediff_jax.errors import InputError
 from onediff_jax.evaluate.grids import Row, sheet
-from onediff_jax.train import run
+from onediff_jax.train.assets import edge_of
 from onediff_jax.train.config import run_config
+from onediff_jax.train.prepare import open_sources
 
 EXAMPLES = 4  # of every task
 
@@ -51,16 +53,16 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default="docs", help="the folder for the page")
     options = parser.parse_args()
     config = run_config(runpy.run_path(str(options.config))["get_config"]())
-    sources = run.opened(config.data, "train")
-    served_views = run.views_of_tasks(config.data)
+    sources = open_sources(config.data, "train")
+    served_views = views_of_tasks(config.data)
     (options.out / "tasks").mkdir(parents=True, exist_ok=True)
     parts = [HEAD.format(config=f"configs/{options.config.name}")]
     for name, task in TASKS.items():
         parts.append(section(name, task))
         if name not in served_views:
             continue
-        edge = run.edge_of(config)
-        tokens = run.tokens_of(config.data, name)
+        edge = edge_of(config)
+        tokens = tokens_of(config.data, name)
         views = min(max(task.form.counts[0], 3), task.form.counts[-1])
         number, source = next(iter(served(name, views, sources).items()))
         make = MakeExample(

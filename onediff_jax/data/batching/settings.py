@@ -6,23 +6,25 @@ from collections.abc import Mapping, Sequence
 
 from onediff_jax.data.batching.packing import Packing
 from onediff_jax.data.conditions.make import ConditionConfig
-from onediff_jax.data.tasks.fitting import Fitting
+from onediff_jax.data.tasks.fitting import FILTERS, Fitting
 from onediff_jax.data.tasks.table import TASKS, canonical
 from onediff_jax.errors import InputError
 from onediff_jax.ops.layout import Layout, Slot
+from onediff_jax.settings import Section, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class SlotConfig:
+class SlotConfig(Section):
     """One slot of a row, or `count` equal ones."""
 
-    views: int
-    tokens: int  # of every view
-    tasks: tuple[str, ...] = ()  # that may stand here; empty: all that fit
-    packed: bool = False  # several examples whose views fill the slot
-    count: int = 1
+    views: int = setting(help="of the slot", least=1)
+    tokens: int = setting(help="of every view", least=1)
+    tasks: tuple[str, ...] = setting((), "that may stand here; empty: all that fit")
+    packed: bool = setting(False, "whether several examples, whose views fill it, share it")
+    count: int = setting(1, "equal slots", least=1)
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "tasks", tuple(map(canonical, self.tasks)))
 
     def tasks_of(
@@ -64,51 +66,51 @@ def shares_of(task: str, counts: Mapping[str, Sequence[float]]) -> dict[int, flo
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """What a run reads and how rows are made of it."""
 
-    sources: Mapping[str, object] = dataclasses.field(
-        default_factory=dict
-    )  # name -> settings of a source
-    tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)  # name -> weight
-    counts: Mapping[str, tuple[float, ...]] = dataclasses.field(
-        default_factory=dict
-    )  # name of a task -> shares of its numbers of views, where they are not equal; 0 of the rest
-    row: tuple[SlotConfig, ...] = ()
-    aspects: str = "any"  # of images: the slot's grid nearest to each, or "square"
-    enlarge: float = 2.0  # of images, at most; those that need more count as bad records
-    filter: str = "lanczos"  # for resizing images; or bicubic, bilinear, box, nearest
+    sources: Mapping[str, object] = setting({}, "name -> settings of a source")
+    tasks: Mapping[str, float] = setting({}, "name -> weight", least=0)
+    counts: Mapping[str, tuple[float, ...]] = setting(
+        {},
+        "name of a task -> shares of its numbers of views, where they are not equal; 0 of the rest",
+        least=0,
+    )
+    row: tuple[SlotConfig, ...] = setting((), "slots, in order")
+    aspects: str = setting(
+        "any",
+        "of images: any, where each has the slot's grid nearest to its aspect ratio, or square",
+        choices=("any", "square"),
+    )
+    enlarge: float = setting(
+        2.0, "largest factor of images; those that need more count as bad records", above=0
+    )
+    filter: str = setting("lanczos", "for resizing images", choices=FILTERS)
     conditions: ConditionConfig = ConditionConfig()
-    prompt_dropout: float = 0.1  # share of examples without a prompt, for guidance
-    caption_dropout: float = 0.0  # share without a caption; the task's token stays
-    workers: int = 0  # processes that make rows; 0: threads of this one
-    reads: int = 16  # examples read at once by each process that assembles rows
-    prefetch: int = 4  # batches prefetched
-    faults: float = 0.01  # share of a source's records that may be at fault before the run stops
+    prompt_dropout: float = setting(
+        0.1, "share of examples without a prompt, for guidance", least=0, most=1
+    )
+    caption_dropout: float = setting(
+        0.0, "share without a caption; the task's token stays", least=0, most=1
+    )
+    workers: int = setting(0, "processes that make rows; 0: threads of this one", least=0)
+    reads: int = setting(16, "examples read at once by each process that assembles rows", least=1)
+    prefetch: int = setting(4, "batches prefetched", least=0)
+    faults: float = setting(
+        0.01, "share of a source's records that may be bad before the run stops", least=0, most=1
+    )
 
     def __post_init__(self):
+        super().__post_init__()
         for field in ("tasks", "counts"):
             named = {canonical(name): value for name, value in getattr(self, field).items()}
             object.__setattr__(self, field, named)
         for name, shares in self.counts.items():
             possible = TASKS[name].form.counts
-            if len(shares) > len(possible) or min(shares) < 0 or not sum(shares):
+            if len(shares) > len(possible) or not sum(shares):
                 raise InputError(
                     f"data.counts.{name} is {shares}; it gives shares to {possible} views, in this "
                     "order."
-                )
-        if self.aspects not in ("any", "square"):
-            raise InputError(f"data.aspects is {self.aspects!r}; it can be any or square.")
-        for name, least in (("workers", 0), ("reads", 1), ("prefetch", 0)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"data.{name} is {getattr(self, name)}; it must be at least {least}."
-                )
-        self.fitting  # noqa: B018 - is checked
-        for name in ("prompt_dropout", "caption_dropout", "faults"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"data.{name} is a share between 0 and 1, got {getattr(self, name)}."
                 )
         if self.prompt_dropout + self.caption_dropout > 1:
             raise InputError(
@@ -120,6 +122,25 @@ class DataConfig:
     def fitting(self) -> Fitting:
         """How images are cropped and resized to a slot."""
         return Fitting(self.aspects == "square", self.enlarge, self.filter)
+
+
+def views_of_tasks(config: DataConfig) -> dict[str, int]:
+    """The tasks of a run, and the smallest number of views that its slots give each."""
+    found: dict[str, int] = {}
+    for slot in config.row:
+        for views, tasks in slot.tasks_of(config.tasks, config.counts).items():
+            found |= {task: min(views, found.get(task, views)) for task in tasks}
+    return {task: found[task] for task in config.tasks if task in found}
+
+
+def tokens_of(config: DataConfig, task: str) -> int:
+    """Tokens of a view of a task, in a slot that holds as few views of it as `views_of_tasks`."""
+    views = views_of_tasks(config)[task]
+    return next(
+        slot.tokens
+        for slot in config.row
+        if task in slot.tasks_of(config.tasks, config.counts).get(views, ())
+    )
 
 
 def packed_slots(

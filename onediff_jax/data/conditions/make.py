@@ -17,39 +17,36 @@ from onediff_jax.data.conditions.hed import FETCH, soft_edges, weights_in
 from onediff_jax.data.example import RGB, Record
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.paths import Location
+from onediff_jax.settings import Section, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class ConditionConfig:
+class ConditionConfig(Section):
     """How conditions are made."""
 
-    map_colors: str = (
-        "drawn"  # of a class in a map: "drawn" for every example, or "fixed" by the class's name
+    map_colors: str = setting(
+        "drawn",
+        "color of a class in a map: drawn for every example, or fixed by the class's name",
+        choices=("drawn", "fixed"),
     )
-    free_form_holes: float = 0.0  # share of holes that are brush strokes; the others are rectangles
-    canny_thresholds: str = (
-        "drawn"  # of Canny's edges: "drawn" for every example, or "automatic", from its gradients
+    free_form_holes: float = setting(
+        0.0, "share of holes that are brush strokes; the others are rectangles", least=0, most=1
     )
-    window: int = 0  # frames within which several views of a scene lie; 0: anywhere in the scene
-    hed: Location = (
-        ""  # file of the weights of the network for soft edges (tools/datasets/fetch_hed.py)
+    canny_thresholds: str = setting(
+        "drawn",
+        "of Canny's edges: drawn for every example, or automatic, from its gradients",
+        choices=("drawn", "automatic"),
     )
-
-    def __post_init__(self):
-        if self.map_colors not in ("drawn", "fixed"):
-            raise InputError(
-                f"data.conditions.map_colors is {self.map_colors!r}; it can be 'drawn' or 'fixed'."
-            )
-        if not 0 <= self.free_form_holes <= 1:
-            raise InputError(
-                "data.conditions.free_form_holes is a share between 0 and 1, got "
-                f"{self.free_form_holes}."
-            )
-        if self.canny_thresholds not in ("drawn", "automatic"):
-            raise InputError(
-                f"data.conditions.canny_thresholds is {self.canny_thresholds!r}; it can be 'drawn' "
-                "or 'automatic'."
-            )
+    window: int = setting(
+        0,
+        "frames within which several views of a scene lie; 0: anywhere in the scene",
+        least=0,
+    )
+    hed: Location = setting(
+        "",
+        "file of the weights of the network for soft edges, which tools/datasets/fetch_hed.py "
+        "writes",
+    )
 
 
 class Condition(NamedTuple):

@@ -17,6 +17,7 @@ from onediff_jax.data.scenes.worlds import WORLDS
 from onediff_jax.data.sources.tfds import Tfds, TfdsRecords
 from onediff_jax.errors import InputError
 from onediff_jax.paths import Location
+from onediff_jax.settings import setting
 
 GROUPS = {  # what `groups` chooses -> fields of the other scenes of a scene's group
     "all": (),
@@ -44,25 +45,18 @@ class Scenes(SourceSettings):
     these have references.  Sources that differ in `groups` alone read the same files.
     """
 
-    path: Location = "artifacts/scenes"
-    size: int = 32  # pixels along each side
-    train: int = 10_000  # scenes
-    validation: int = 500
-    seed: int = 0
-    content: str = "basic"
-    views: int = 1
-    groups: str = "all"
-    captions: str = "short"  # or "long", of full scenes
+    path: Location = setting("artifacts/scenes", "folder of the stored scenes")
+    size: int = setting(32, "pixels along each side", least=1)
+    train: int = setting(10_000, "scenes to train on", least=1)
+    validation: int = setting(500, "scenes held out", least=0)
+    seed: int = setting(0, "of the scenes", least=0)
+    content: str = setting("basic", "of a scene", choices=WORLDS)
+    views: int = setting(1, "cameras of a full scene", least=1)
+    groups: str = setting("all", "full scenes that share something", choices=GROUPS)
+    captions: str = setting("short", "long ones are of full scenes", choices=CAPTIONS)
 
     def __post_init__(self):
         super().__post_init__()
-        kinds = (("content", WORLDS), ("groups", GROUPS), ("captions", CAPTIONS))
-        for name, known in kinds:
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"data.sources' {name} is {getattr(self, name)!r}; it can be "
-                    f"{', '.join(known)}."
-                )
         asked = (self.views, self.groups, self.captions)
         if self.content == "basic" and asked != (1, "all", "short"):
             raise InputError(

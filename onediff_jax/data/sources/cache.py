@@ -29,6 +29,7 @@ from onediff_jax.data.sources.shards import HALF, packed_array, refuse_changed, 
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.paths import Location
+from onediff_jax.settings import setting
 
 VALIDATION = "validation"  # the folder of held-out examples, beside those for training
 MANIFEST, PLAN, ASSETS = "manifest.json", "plan.json", "assets.npz"
@@ -113,7 +114,7 @@ def std_of(log_variance: np.ndarray) -> np.ndarray:
 class Cache(SourceSettings):
     """Encoded examples that `encode` wrote of one source."""
 
-    path: Location = ""  # of the source's folder, with manifest.json
+    path: Location = setting("", "of the source's folder, with manifest.json")
 
     def records(self, split: str) -> Source:
         """The examples of a split; validation has none where none was encoded."""

@@ -29,6 +29,7 @@ from onediff_jax.data.records import (
 )
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.paths import Location
+from onediff_jax.settings import setting
 
 MOST = 65_535  # instances of an image, whose map has 16 bits
 
@@ -37,11 +38,11 @@ MOST = 65_535  # instances of an image, whose map has 16 bits
 class Coco(SourceSettings):
     """Images with annotations in COCO's JSON; those without any are left out."""
 
-    path: Location = ""  # of the folder of images; the other files are looked for from it
-    instances: str = ""  # JSON of instances: masks, boxes and names
-    keypoints: str = ""  # JSON of people's 17 keypoints
-    captions: str = ""  # JSON of captions; every example has one of its image's
-    validation: int = 64  # images held out, spread evenly
+    path: Location = setting("", "of the folder of images; other files are looked for from it")
+    instances: str = setting("", "JSON of instances: masks, boxes and names")
+    keypoints: str = setting("", "JSON of people's 17 keypoints")
+    captions: str = setting("", "JSON of captions; every example has one of its image's")
+    validation: int = setting(64, "images held out, spread evenly")
 
     def records(self, split: str) -> Source:
         """The images of a split."""

@@ -23,6 +23,7 @@ from onediff_jax.data.records import (
 from onediff_jax.data.sources.listing import ListedFiles, is_caption, listing_in
 from onediff_jax.errors import InputError
 from onediff_jax.paths import Location
+from onediff_jax.settings import setting
 
 # Columns with the name of an image that is a task's second view.
 VIEWS = ("blurred", "masked", "small", "canny", "depth", "hed", "pose", "semantic", "boxes")
@@ -35,18 +36,11 @@ COLUMNS = frozenset((*FILES, *TEXTS))
 class Folder(SourceSettings):
     """Images with a `metadata.jsonl` or `metadata.csv`, as Hugging Face's imagefolder."""
 
-    path: Location = ""  # of the folder
-    columns: tuple[str, ...] = ()  # of the listing that are used; empty: all that are known
-    validation: int = 64  # images held out, spread evenly over the listing
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in self.columns:
-            if name not in COLUMNS:
-                raise InputError(
-                    f"columns of a data source of kind 'folder' has {name!r}; it can have "
-                    f"{', '.join(sorted(COLUMNS))}."
-                )
+    path: Location = setting("", "of the folder")
+    columns: tuple[str, ...] = setting(
+        (), "of the listing that are used; empty: all that are known", choices=sorted(COLUMNS)
+    )
+    validation: int = setting(64, "images held out, spread evenly over the listing")
 
     def records(self, split: str) -> Source:
         """The images of a split."""

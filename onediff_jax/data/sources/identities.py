@@ -27,6 +27,7 @@ from onediff_jax.data.records import (
 from onediff_jax.data.sources.listing import ListedFiles, Listing, is_caption, listing_in
 from onediff_jax.errors import InputError
 from onediff_jax.paths import Location
+from onediff_jax.settings import setting
 
 SUBJECTS = ("person", "thing")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -36,23 +37,10 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 class Identities(SourceSettings):
     """Images of persons or things, a folder for each."""
 
-    path: Location = ""  # of the folder of folders
-    subjects: str = "person"  # or thing: which task's fields the records have
-    least: int = 2  # images of a subject; subjects with fewer are left out
-    validation: int = 1  # subjects held out, spread evenly by name
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.subjects not in SUBJECTS:
-            raise InputError(
-                f"subjects of a data source of kind 'identities' is {self.subjects!r}; it can be "
-                f"{' or '.join(SUBJECTS)}."
-            )
-        if self.least < 2:
-            raise InputError(
-                f"least of a data source of kind 'identities' is {self.least}; an image and its "
-                "reference are 2."
-            )
+    path: Location = setting("", "of the folder of folders")
+    subjects: str = setting("person", "which task's fields the records have", choices=SUBJECTS)
+    least: int = setting(2, "images of a subject; subjects with fewer are left out", least=2)
+    validation: int = setting(1, "subjects held out, spread evenly by name")
 
     def records(self, split: str) -> Source:
         """The images of a split's subjects."""

@@ -36,6 +36,7 @@ from onediff_jax.data.sources.nerfstudio import camera_of, entries_in, number
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.ops.cameras import Camera, resized_intrinsics
 from onediff_jax.paths import Location
+from onediff_jax.settings import setting
 
 TRANSFORMS = "transforms.json"
 MILLIMETRES = 1e-3  # a unit of depth where the file says nothing, as in nerfstudio
@@ -45,11 +46,15 @@ MILLIMETRES = 1e-3  # a unit of depth where the file says nothing, as in nerfstu
 class Posed(SourceSettings):
     """Scenes of images with known cameras, in folders with a transforms.json."""
 
-    path: Location = ""  # of the folder of scenes, or of one scene
-    pictures: str = ""  # folder of a scene's images, such as images_4; empty: as its frames say
-    depth: bool = False  # of a scene's first image, from the file that its frame names
-    least: int = 2  # frames; scenes with fewer are left out
-    validation: int = 1  # scenes held out, spread evenly by name
+    path: Location = setting("", "of the folder of scenes, or of one scene")
+    pictures: str = setting(
+        "", "folder of a scene's images, such as images_4; empty: as its frames say"
+    )
+    depth: bool = setting(
+        False, "whether records have depth of the first image, from the file that its frame names"
+    )
+    least: int = setting(2, "frames; scenes with fewer are left out")
+    validation: int = setting(1, "scenes held out, spread evenly by name")
 
     def records(self, split: str) -> Source:
         """The scenes of a split."""

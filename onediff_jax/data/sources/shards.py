@@ -35,6 +35,7 @@ from onediff_jax.data.validate import refuse_wrong_camera
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.paths import Location
+from onediff_jax.settings import setting
 
 MANIFEST = "fields.json"
 FORMAT = 1  # goes up when older readers would misread
@@ -179,7 +180,7 @@ def checksum(file: pathlib.PurePath) -> str:
 class Shards(SourceSettings):
     """Records that `make_shards` wrote; the splits are those of their source."""
 
-    path: Location = ""  # of the folder with fields.json
+    path: Location = setting("", "of the folder with fields.json")
 
     def records(self, split: str) -> Source:
         """The records of a split."""

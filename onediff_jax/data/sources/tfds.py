@@ -31,6 +31,7 @@ from onediff_jax.data.sources.arrayrecord import RecordFiles
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.paths import Location
+from onediff_jax.settings import setting
 
 PICTURE = ("image", "edited")
 PICTURES = ("references", "item_references", "frames")
@@ -45,13 +46,15 @@ ORIENTATION = 0x0112  # the EXIF tag; 1: as stored
 class Tfds(SourceSettings):
     """A data set of TFDS, prepared with file_format="array_record"."""
 
-    path: Location = ""  # TFDS's data_dir
-    name: str = ""  # of the data set, such as coco/2017 or mine:1.0.0
-    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of a record -> features
-    pictures: Mapping[str, str] = dataclasses.field(default_factory=dict)  # ready views -> features
-    train: str = "train"  # TFDS's split, which may be sliced, as train[:90%]
-    held_out: str = ""  # TFDS's split to validate on; empty: records of `train` are held out
-    validation: int = 64  # records held out where there is no such split
+    path: Location = setting("", "TFDS's data_dir")
+    name: str = setting("", "of the data set, such as coco/2017 or mine:1.0.0")
+    fields: Mapping[str, str] = setting({}, "field of a record -> feature")
+    pictures: Mapping[str, str] = setting({}, "ready view -> feature")
+    train: str = setting("train", "TFDS's split, which may be sliced, as train[:90%]")
+    held_out: str = setting(
+        "", "TFDS's split to validate on; empty: records of `train` are held out"
+    )
+    validation: int = setting(64, "records held out where there is no such split")
 
     def records(self, split: str) -> Source:
         """The records of a split."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from onediff_jax.data.example import RGB, Record
-from onediff_jax.errors import BadRecord, InputError
+from onediff_jax.errors import BadRecord
 from onediff_jax.ops.cameras import Camera, cropped_intrinsics, resized_intrinsics
 
 LONGEST = 4  # sides of a grid are at most 1 : LONGEST
@@ -33,12 +33,6 @@ class Fitting:
     square: bool = False  # crop to squares; else to the grid nearest in aspect ratio
     enlarge: float = 2.0  # largest factor; an image that needs more is a bad record
     filter: str = "lanczos"  # for resizing images
-
-    def __post_init__(self):
-        if not self.enlarge > 0:
-            raise InputError(f"data.enlarge is {self.enlarge}; it must be above 0, such as 2.0.")
-        if self.filter not in FILTERS:
-            raise InputError(f"data.filter is {self.filter!r}; it can be {' or '.join(FILTERS)}.")
 
 
 @functools.cache

@@ -436,9 +436,9 @@ def test_names_of_tasks_and_the_share_of_dropped_prompts_are_checked_at_once():
         with pytest.raises(InputError, match="no task 'depth2img'; did you mean 'depth2image'"):
             make()
     for share in (-0.1, 1.1):
-        with pytest.raises(InputError, match=f"between 0 and 1, got {share}"):
+        with pytest.raises(InputError, match=f"prompt_dropout is {share}"):
             DataConfig(prompt_dropout=share)
-        with pytest.raises(InputError, match=f"caption_dropout is a share .*, got {share}"):
+        with pytest.raises(InputError, match=f"caption_dropout is {share}"):
             DataConfig(caption_dropout=share)
     with pytest.raises(InputError, match=r"is 0\.6 and data\.caption_dropout 0\.5"):
         DataConfig(prompt_dropout=0.6, caption_dropout=0.5)
@@ -556,9 +556,9 @@ def test_an_example_that_cannot_be_read_stops_the_batches_by_its_name(monkeypatc
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"reads": 0}, "data.reads is 0; it must be at least 1"),
-        ({"prefetch": -1}, "data.prefetch is -1; it must be at least 0"),
-        ({"workers": -1}, "data.workers is -1"),
+        ({"reads": 0}, "reads is 0"),
+        ({"prefetch": -1}, "prefetch is -1"),
+        ({"workers": -1}, "workers is -1"),
     ],
 )
 def test_numbers_of_threads_processes_and_batches_are_checked(changes, match):

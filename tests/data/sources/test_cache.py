@@ -30,10 +30,9 @@ from onediff_jax.data.text import END
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.sharding import MeshConfig, mesh_of
-from onediff_jax.train import run
 from onediff_jax.train.config import as_dict
 from onediff_jax.train.loop import train
-from onediff_jax.train.start import first_assets
+from onediff_jax.train.prepare import open_sources, prepare
 from onediff_jax.train.state import new_state, optimizer_of, state_shardings
 from onediff_jax.train.step import train_step_of
 from onediff_jax.train.tune import TuneConfig
@@ -47,10 +46,8 @@ DRAWN = dataclasses.replace(
 
 
 def rows_of(config):
-    sources = run.opened(config.data, "train")
-    assets = first_assets(config, sources, as_dict(config))
-    _, tokenizer = run.assembled(config, assets)
-    return run.rows_of(config, sources, assets, tokenizer), assets
+    run = prepare(config)
+    return run.rows, run.assets
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +88,7 @@ def test_rows_of_a_cache_travel_to_workers(folder):
 def test_a_run_trains_from_a_cache_as_from_images(folder):
     """The same losses, as far as bfloat16 lets the latents be the same."""
     (images, _), (ahead, assets) = rows_of(CONFIG), rows_of(config_with_cache(folder))
-    networks, _ = run.assembled(CONFIG, assets)
+    networks = prepare(CONFIG, assets).networks
     optimizer = optimizer_of(CONFIG.optimizer, 2)
     first = jax.jit(lambda: new_state(networks, optimizer, jax.random.key(0)))()
     shardings = state_shardings(networks, optimizer, mesh_of(MeshConfig(), jax.devices()[:1]))
@@ -125,7 +122,7 @@ def test_cameras_are_kept_as_they_are_and_images_decode(drawn):
     config = dataclasses.replace(CONFIG, data=DRAWN)
     source, (_, assets) = Cache(str(drawn)).open("train"), rows_of(config_with_cache(drawn, config))
     make = encode_dataset.MakeExample(
-        "multiview", run.opened(DRAWN, "train")["blobs"], 0, 4, 10, 4, DRAWN.conditions
+        "multiview", open_sources(DRAWN, "train")["blobs"], 0, 4, 10, 4, DRAWN.conditions
     )
     part = source.examples(Part("multiview", 4, 10))
     for number in (0, 5, 17):
@@ -236,7 +233,7 @@ def test_a_cache_of_another_encoding_is_refused_before_the_first_step(
     changed = dataclasses.replace(getattr(config, section), **change)
     config = dataclasses.replace(config, **{section: changed})
     with pytest.raises(InputError, match=message) as refusal:
-        train(config, tmp_path / "run", as_dict(config))
+        train(config, tmp_path / "run")
     assert "\n" not in str(refusal.value) and "manifest.json" in str(refusal.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -349,7 +346,7 @@ def test_files_are_named_with_their_counts_and_checksums(folder):
 
 def test_a_run_that_starts_from_another_is_encoded_by_its_codec(folder, tmp_path):
     first = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, sources={"few": FEW}))
-    train(first, tmp_path / "first", as_dict(first))
+    train(first, tmp_path / "first")
     config = dataclasses.replace(CONFIG, tune=TuneConfig(start=str(tmp_path / "first")))
     other = write_cache(tmp_path / "cache", config)
     plans = [json.loads((f / cache.MANIFEST).read_text())["plan"] for f in (other, folder)]

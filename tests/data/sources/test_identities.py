@@ -155,9 +155,9 @@ def test_a_wrong_listing_is_refused_with_its_line(tmp_path, line, match):
 
 
 def test_impossible_settings_are_refused(tmp_path):
-    with pytest.raises(InputError, match="subjects .* is 'people'; it can be person or thing"):
+    with pytest.raises(InputError, match="subjects is 'people'"):
         Identities(subjects="people")
-    with pytest.raises(InputError, match="least .* is 1"):
+    with pytest.raises(InputError, match="least is 1"):
         Identities(least=1)
     with pytest.raises(InputError, match="None of the 0 subjects .* has 2 images"):
         only(tmp_path)

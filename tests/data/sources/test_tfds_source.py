@@ -116,8 +116,8 @@ def test_a_caption_may_be_a_sequence_of_texts(folder):
 
 
 def test_settings_can_be_written_in_a_config(folder):
-    from onediff_jax.train.config import as_dict, built_source
+    from onediff_jax.train.config import as_dict, build_source
 
     given = settings(folder)
     values = json.loads(json.dumps(as_dict(given)))
-    assert built_source(values, "config") == given and values["kind"] == "tfds"
+    assert build_source(values, "config") == given and values["kind"] == "tfds"
