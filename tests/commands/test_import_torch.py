@@ -26,8 +26,8 @@ from bridge import (
     write_transformer,
 )
 from pipeline import PIECES, spiece_model
+from released_configs import T5, VAE
 from safetensors.numpy import save_file
-from test_release_configs import T5, VAE
 
 from onediff_jax.errors import InputError
 from onediff_jax.models.nextdit import NextDiTConfig

@@ -14,6 +14,8 @@ from released import modeling, torch
 from torch.nn import Identity
 from torch.nn.functional import layer_norm
 
+pytestmark = pytest.mark.slow  # of the witness itself
+
 HEAD, GROUP = SMALL.width // SMALL.heads, SMALL.heads // SMALL.kv_heads
 INPUTS = drawn_inputs((2, 3, 4, 6))
 # Scores so large that a cap of 30 bends them.

@@ -9,8 +9,9 @@ import shutil
 import subprocess
 
 import pytest
+from cloud import asked, launched, verbs
+from cloud import world as world  # a fixture
 from places import ROOT
-from test_launch import asked, launched, verbs, world  # noqa: F401 - a fixture
 
 from onediff_jax import cli
 from onediff_jax.commands import doctor
@@ -46,7 +47,7 @@ def run():
     return resolve_paths(run_config(config)), words
 
 
-def test_run_does_what_the_page_says(run, world):  # noqa: F811
+def test_run_does_what_the_page_says(run, world):
     _, words = run
     exported = [w[1:] for w in commands() if w[0] == "export"]
     variables = dict(word.split("=", 1) for words in exported for word in words)
@@ -60,7 +61,7 @@ def test_run_does_what_the_page_says(run, world):  # noqa: F811
     assert told.count("environment gs://BUCKET/programs\n") == 2
 
 
-def test_the_parts_of_run_are_commands_and_take_the_same_words(run, world):  # noqa: F811
+def test_the_parts_of_run_are_commands_and_take_the_same_words(run, world):
     _, words = run
     parts = [w[1] for w in commands() if w[0] == LAUNCH and w[1] != "run"]
     assert parts == ["create", "wait", "install", "doctor", "start", "follow", "status", "stop",

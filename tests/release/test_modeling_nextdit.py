@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from released import BATCH, FILE, RELEASED, TINY, VIEWS, close, inputs, modeling, network, torch
 
+pytestmark = pytest.mark.slow  # of the witness itself
+
 
 def first_block_reads(model, *arguments, **settings):
     """What the first block is given: tokens, condition, text, (rotation, mask, cap)."""

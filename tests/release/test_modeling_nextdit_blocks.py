@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from released import BATCH, close, inputs, modeling, network, torch
 
+pytestmark = pytest.mark.slow  # of the witness itself
+
 
 def attention_by_hand(values, x, text, seen, turns, cap):
     """One example, one number at a time: x (N, 96), text (L, 10), seen (L,), turns (N, 6)."""

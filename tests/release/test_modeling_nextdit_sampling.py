@@ -5,6 +5,8 @@ import math
 import pytest
 from released import close, modeling, network, torch
 
+pytestmark = pytest.mark.slow  # of the witness itself
+
 
 class Stub:
     """A network that is a formula of (latents, sigmas, states), and remembers what it was asked."""

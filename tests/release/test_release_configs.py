@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from released_configs import RELEASED, T5, VAE
 
 from onediff_jax.errors import InputError
 from onediff_jax.models.nextdit import NextDiTConfig
@@ -12,37 +13,8 @@ from onediff_jax.models.vae import VAEConfig
 from onediff_jax.ops.solve import Schedule
 from onediff_jax.release.configs import nextdit_config, schedule_in, t5_config, vae_config
 
-# The released one, key by key.
-NEXTDIT = {
-    "_class_name": "NextDiT", "_diffusers_version": "0.30.3", "caption_channels": 2048,
-    "decay": 0.9999, "depth": 16, "ffn_dim_multiplier": None, "forward_dtype": "bfloat16",
-    "hidden_size": 3840, "in_channels": 16, "input_size": [1, 96, 96], "inv_gamma": 1.0,
-    "min_decay": 0.0, "model_max_length": 512, "multiple_of": 256, "norm_eps": 1e-05,
-    "norm_type": "rms", "num_heads": 32, "num_kv_heads": 8, "optimization_step": 8000,
-    "param_dtype": "float32", "patch_size": [1, 2, 2], "power": 2 / 3, "pred_sigma": False,
-    "qk_norm": True, "remat_attention": "", "remat_block": "", "remat_mlp": "",
-    "rotary_max_length": 128, "rotary_max_length_t": None, "update_after_step": 0,
-    "use_ema_warmup": False,
-}  # fmt: skip
-# As Stable Diffusion 3's autoencoder and a T5 v1.1 XL encoder are published.
-VAE = {
-    "_class_name": "AutoencoderKL", "_diffusers_version": "0.29.0.dev0", "act_fn": "silu",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4, "force_upcast": True, "in_channels": 3,
-    "latent_channels": 16, "latents_mean": None, "latents_std": None, "layers_per_block": 2,
-    "norm_num_groups": 32, "out_channels": 3, "sample_size": 1024, "scaling_factor": 1.5305,
-    "shift_factor": 0.0609, "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "use_post_quant_conv": False, "use_quant_conv": False,
-}  # fmt: skip
-T5 = {
-    "architectures": ["T5EncoderModel"], "d_ff": 5120, "d_kv": 64, "d_model": 2048,
-    "dense_act_fn": "gelu_new", "feed_forward_proj": "gated-gelu", "is_gated_act": True,
-    "layer_norm_epsilon": 1e-06, "model_type": "t5", "num_decoder_layers": 24, "num_heads": 32,
-    "num_layers": 24, "relative_attention_max_distance": 128,
-    "relative_attention_num_buckets": 32, "tie_word_embeddings": False, "vocab_size": 32128,
-}  # fmt: skip
 READ = {"nextdit": nextdit_config, "vae": vae_config, "t5": t5_config}
-VALUES = {"nextdit": NEXTDIT, "vae": VAE, "t5": T5}
+VALUES = {"nextdit": RELEASED, "vae": VAE, "t5": T5}
 
 
 def config_of(folder, network, values):
@@ -51,7 +23,7 @@ def config_of(folder, network, values):
 
 
 def test_the_released_ones_are_our_defaults(tmp_path):
-    assert config_of(tmp_path, "nextdit", NEXTDIT) == (NextDiTConfig(), 2048)
+    assert config_of(tmp_path, "nextdit", RELEASED) == (NextDiTConfig(), 2048)
     assert config_of(tmp_path, "vae", VAE) == VAEConfig()
     assert config_of(tmp_path, "t5", T5) == (T5Config(), 32128)
 

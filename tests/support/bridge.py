@@ -10,6 +10,8 @@ import numpy as np
 from drawn import drawn_params, drawn_tensors
 from einops import rearrange
 from places import TOOLS as TOOLS
+from released_configs import RELEASED as RELEASED
+from released_configs import TINY
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_config
 
@@ -26,23 +28,6 @@ from onediff_jax.train.assets import Assets
 from onediff_jax.train.checkpoint import save_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# The released one, key by key.
-RELEASED = {
-    "_class_name": "NextDiT", "_diffusers_version": "0.30.3", "caption_channels": 2048,
-    "decay": 0.9999, "depth": 16, "ffn_dim_multiplier": None, "forward_dtype": "bfloat16",
-    "hidden_size": 3840, "in_channels": 16, "input_size": [1, 96, 96], "inv_gamma": 1.0,
-    "min_decay": 0.0, "model_max_length": 512, "multiple_of": 256, "norm_eps": 1e-05,
-    "norm_type": "rms", "num_heads": 32, "num_kv_heads": 8, "optimization_step": 8000,
-    "param_dtype": "float32", "patch_size": [1, 2, 2], "power": 2 / 3, "pred_sigma": False,
-    "qk_norm": True, "remat_attention": "", "remat_block": "", "remat_mlp": "",
-    "rotary_max_length": 128, "rotary_max_length_t": None, "update_after_step": 0,
-    "use_ema_warmup": False,
-}  # fmt: skip
-# As `tiny.py` has it, so that its runs can start from it.
-TINY = RELEASED | {
-    "hidden_size": 24, "num_heads": 4, "num_kv_heads": 2, "depth": 2, "caption_channels": 16,
-    "in_channels": 8, "multiple_of": 8,
-}  # fmt: skip
 MODEL = NextDiTConfig(width=24, depth=2, heads=4, kv_heads=2, channels=8, multiple_of=8)
 NONE = LoraConfig()
 

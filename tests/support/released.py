@@ -3,29 +3,22 @@
 Whoever imports this is skipped where torch is missing.
 """
 
+import pathlib
+
 import numpy as np
 import pytest
+from released_configs import RELEASED
 
 torch = pytest.importorskip("torch", reason="the PyTorch module needs torch: pip install torch")
 pytest.importorskip("safetensors", reason="the PyTorch module needs it: pip install safetensors")
 
 modeling = pytest.importorskip("onediff_jax.release.modeling_nextdit")
 
-RELEASED = {
-    "_class_name": "NextDiT", "_diffusers_version": "0.30.3", "caption_channels": 2048,
-    "decay": 0.9999, "depth": 16, "ffn_dim_multiplier": None, "forward_dtype": "bfloat16",
-    "hidden_size": 3840, "in_channels": 16, "input_size": [1, 96, 96], "inv_gamma": 1.0,
-    "min_decay": 0.0, "model_max_length": 512, "multiple_of": 256, "norm_eps": 1e-5,
-    "norm_type": "rms", "num_heads": 32, "num_kv_heads": 8, "optimization_step": 8000,
-    "param_dtype": "float32", "patch_size": [1, 2, 2], "power": 2 / 3, "pred_sigma": False,
-    "qk_norm": True, "remat_attention": "", "remat_block": "", "remat_mlp": "",
-    "rotary_max_length": 128, "rotary_max_length_t": None, "update_after_step": 0,
-    "use_ema_warmup": False,
-}  # fmt: skip
 TINY = RELEASED | {
     "hidden_size": 96, "num_heads": 8, "num_kv_heads": 2, "depth": 2, "caption_channels": 10,
     "in_channels": 4, "multiple_of": 16,
 }  # fmt: skip
+FILE = pathlib.Path(modeling.__file__)
 BATCH, VIEWS, WORDS = 2, 3, 5
 
 
