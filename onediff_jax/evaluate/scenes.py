@@ -22,8 +22,8 @@ from onediff_jax.evaluate import scores
 from onediff_jax.evaluate.held_out import CompletedExample, complete
 from onediff_jax.sampling.generate import SampleConfig, TrainedModel
 
-SHAPES = WORLDS["basic"].shapes
-CLASSES = ("background", *SHAPES)
+_SHAPES = WORLDS["basic"].shapes
+CLASSES = ("background", *_SHAPES)
 TRAINING_SCENES = 2000  # that the trivial answers are made of
 
 
@@ -130,8 +130,8 @@ def map_line(
     """Classes from images: every pixel takes the class whose color is nearest."""
     votes = [np.stack([classes_of(r) == i for r in known]).mean(0) for i in range(len(CLASSES))]
     usual = np.argmax(votes, 0)
-    colors = maps.class_colors(SHAPES, None)
-    palette = [(0, 0, 0), *(maps.rgb(colors[name]) for name in SHAPES)]
+    colors = maps.class_colors(_SHAPES, None)
+    palette = [(0, 0, 0), *(maps.rgb(colors[name]) for name in _SHAPES)]
     made, trivial = 0, 0
     for c, record in zip(completed, true, strict=True):
         predicted, truth = (

@@ -15,20 +15,12 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw, ImageFont
 
 from onediff_jax.data.conditions.maps import COLORS, depth_image, rgb
+from onediff_jax.data.conditions.skeleton import pose_image
 from onediff_jax.data.scenes.build import build
-from onediff_jax.data.scenes.figure import KEYPOINTS
 from onediff_jax.data.scenes.source import Scenes
 from onediff_jax.data.scenes.worlds import WORLDS
 
 EDGE, GAP, LINE = 150, 6, 15
-BONES = [
-    ("nose", "left_eye"), ("nose", "right_eye"), ("left_eye", "left_ear"),
-    ("right_eye", "right_ear"), ("left_shoulder", "right_shoulder"), ("left_hip", "right_hip"),
-    *((f"{side}_{a}", f"{side}_{b}") for side in ("left", "right") for a, b in (
-        ("shoulder", "elbow"), ("elbow", "wrist"), ("shoulder", "hip"), ("hip", "knee"),
-        ("knee", "ankle"))),
-]  # fmt: skip
-SIDES = {"left": (0, 160, 0), "right": (30, 60, 255)}
 
 
 def panel(image):
@@ -49,21 +41,12 @@ def boxed(record):
 
 
 def skeleton(record):
-    """The image with every visible keypoint filled, every hidden one as a ring."""
-    image = panel(record["image"])
-    draw, scale = ImageDraw.Draw(image), EDGE / len(record["image"])
-    for person in record.get("keypoints", ()):
-        places = (person * (scale, scale, 1)).tolist()
-        at = dict(zip(KEYPOINTS, places, strict=True))
-        for a, b in BONES:
-            if at[a][2] and at[b][2]:
-                draw.line((*at[a][:2], *at[b][:2]), fill=SIDES.get(a.split("_")[0], (255, 140, 0)))
-        for name, (x, y, v) in at.items():
-            color = SIDES.get(name.split("_")[0], (255, 140, 0))
-            if v:
-                ring = (x - 2, y - 2, x + 2, y + 2)
-                draw.ellipse(ring, fill=color if v == 2 else None, outline=color)
-    return image
+    """The image under its figure's skeleton."""
+    scale = EDGE / len(record["image"])
+    people = np.reshape(record.get("keypoints", ()), (-1, 17, 3)) * (scale, scale, 1)
+    drawn = pose_image(people, EDGE, EDGE)
+    image = np.asarray(panel(record["image"]))
+    return Image.fromarray(np.where(drawn.any(-1, keepdims=True), drawn, image))
 
 
 def row_of(record, stored):

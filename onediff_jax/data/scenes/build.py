@@ -32,9 +32,9 @@ from onediff_jax.data.scenes.render import FAR, Seen, Shot, render
 from onediff_jax.data.scenes.worlds import WORLDS
 from onediff_jax.errors import InputError
 
-SHARD = 4096  # scenes to a file
-CHUNK = 4  # scenes that a process makes at a time
-ALONE = 512  # scenes that this process makes by itself, since others take seconds to start
+SCENES_OF_FILE = 4096  # scenes to a file
+SCENES_AT_ONCE = 4  # scenes that a process makes at a time
+SCENES_ALONE = 512  # scenes that this process makes by itself, since others take seconds to start
 # Memory that a process has used stays its own.  By default glibc gives back what arrays of some
 # 100 KB leave and asks for it again at once, which takes a fifth of the time.
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
@@ -53,13 +53,6 @@ class ScenesConfig(tfds.core.BuilderConfig):
     views: int = 4  # cameras of a scene
 
     def __post_init__(self):
-        least = {"size": 8, "train": 1, "validation": 1, "seed": 0, "views": 1}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise InputError(
-                    f"Scenes cannot be built with {name}={getattr(self, name)}; "
-                    f"set it to at least {value}."
-                )
         group = WORLDS[self.content].group
         for name in ("train", "validation"):
             if getattr(self, name) % group:
@@ -99,8 +92,8 @@ class SceneBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         config = self.builder_config
         return {
             split: [
-                functools.partial(self._examples, split, range(i, min(i + SHARD, count)))
-                for i in range(0, count, SHARD)
+                functools.partial(self._examples, split, range(i, min(i + SCENES_OF_FILE, count)))
+                for i in range(0, count, SCENES_OF_FILE)
             ]
             for split, count in (("train", config.train), ("validation", config.validation))
         }
@@ -108,7 +101,7 @@ class SceneBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _examples(self, split: str, indices: range) -> Iterator[tuple[int, dict]]:
         """Keys and records of the scenes of those numbers."""
         config = self.builder_config
-        chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
+        chunks = [indices[i : i + SCENES_AT_ONCE] for i in range(0, len(indices), SCENES_AT_ONCE)]
         make = functools.partial(
             records, config.content, config.seed, split, config.size, config.views
         )
@@ -122,7 +115,7 @@ class SceneBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self, make: Callable[[range], list[dict]], chunks: list[range]
     ) -> Iterator[list[dict]]:
         """Records of the chunks, in order."""
-        if len(chunks) * CHUNK <= ALONE:
+        if len(chunks) * SCENES_AT_ONCE <= SCENES_ALONE:
             yield from map(make, chunks)
             return
         # Spawned, not forked: JAX's threads do not survive a fork.

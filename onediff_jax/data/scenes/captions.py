@@ -10,7 +10,7 @@ import numpy as np
 
 from onediff_jax.data.scenes.objects import Person, SceneObject, noun, with_article
 from onediff_jax.data.scenes.placement import PROBE, Scene, Sight, sight
-from onediff_jax.data.scenes.worlds import stream
+from onediff_jax.data.scenes.worlds import random_stream
 
 WORDS: dict[str, tuple[str, str]] = {  # what captions call things, usually and sometimes
     "sphere": ("sphere", "ball"),
@@ -21,7 +21,7 @@ WORDS: dict[str, tuple[str, str]] = {  # what captions call things, usually and 
 }
 RARE = 0.25  # how often the second word is said
 NEARER = 0.9  # least difference of two distances from the camera that is spoken of, in world units
-OVERLAP = (
+COVERED = (
     0.15  # share of an object's columns that another covers where one is in front of the other
 )
 
@@ -38,7 +38,7 @@ def _called(item: SceneObject, shape: str = "") -> str:
 
 def caption(scene: Scene, seed: int) -> str:
     """Every object and its place, from left to right; `seed` picks the words."""
-    rng = stream(f"{scene.world.name} caption", seed)
+    rng = random_stream(f"{scene.world.name} caption", seed)
     words = {name: WORDS[name][int(rng.random() < RARE)] for name in scene.world.synonyms}
     return _joined([f"{_called(o, words.get(o.name, ''))} {words[o.place]}" for o in scene.objects])
 
@@ -84,7 +84,7 @@ def relation(scene: Scene, seen: Sight, left: int, right: int) -> str:
     columns = [seen.outlines[i].reshape(PROBE, PROBE).any(axis=0) for i in (left, right)]
     both = (columns[0] & columns[1]).sum() / min(c.sum() for c in columns)
     nearer = _distance(scene.objects[right], scene) - _distance(scene.objects[left], scene)
-    if both >= OVERLAP and abs(nearer) > NEARER:
+    if both >= COVERED and abs(nearer) > NEARER:
         return "in front of" if nearer > 0 else "behind"
     if abs(nearer) > NEARER:
         return f"to the left of and {'nearer' if nearer > 0 else 'farther away'} than"
@@ -103,7 +103,7 @@ def sun_side(scene: Scene) -> str:
 
 def long_caption(scene: Scene, seed: int) -> str:
     """Objects with clothes, poses and materials, how they stand to each other, ground and light."""
-    rng = stream("long caption", seed)
+    rng = random_stream("long caption", seed)
     seen = sight(scene, scene.cameras[0], PROBE)
     text = [
         f"{_described(item, scene)}, {WORDS[item.place][int(rng.random() < RARE)]}"

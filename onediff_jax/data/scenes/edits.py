@@ -24,13 +24,13 @@ from onediff_jax.data.scenes.objects import (
     with_article,
 )
 from onediff_jax.data.scenes.placement import PROBE, Scene, free_spots, judge, sight
-from onediff_jax.data.scenes.worlds import stream
+from onediff_jax.data.scenes.worlds import random_stream
 
 CHANGED = 0.012  # least share of the first camera's image that shows another object or color
 DISTINCT = 0.45  # least distance of an old and a new color, in sRGB
 ASIDE = 0.12  # least move to the left or right, in image widths
 RESIZED = 1.4  # factor of every length
-TRIES = 12  # of a kind of edit
+EDIT_TRIES = 12  # of a kind of edit
 
 
 class Edit(NamedTuple):
@@ -118,7 +118,7 @@ def _add(scene: Scene, place: int, rng: np.random.Generator) -> Try:
     color = _new_color(rng, scene, scene.objects[0].color)
     material = list(scene.world.materials)[rng.integers(len(scene.world.materials))]
     new = draw_solid(rng, scene.world.shapes, color, ["white", "black"], material)
-    for _ in range(TRIES):
+    for _ in range(EDIT_TRIES):
         spots = free_spots(rng, [new.extent], scene.cameras[0])
         if spots is None:
             continue
@@ -195,10 +195,10 @@ def changed_share(before: Scene, after: Scene) -> float:
 
 def draw_edit(seed: int, split: str, index: int, scene: Scene) -> Edit:
     """The edit of scene `index` of a split; a pure function of its arguments."""
-    rng = stream("edit", seed, split, index)
+    rng = random_stream("edit", seed, split, index)
     for kind in (list(EDITS)[i] for i in rng.permutation(len(EDITS))):
         for place in rng.permutation(len(scene.objects)):
-            for _ in range(TRIES):
+            for _ in range(EDIT_TRIES):
                 tried = EDITS[kind](scene, int(place), rng)
                 if tried is None:
                     continue

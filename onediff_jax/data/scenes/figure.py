@@ -11,14 +11,11 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from onediff_jax.data.conditions.skeleton import KEYPOINTS
 from onediff_jax.data.scenes.geometry import Triple
 from onediff_jax.data.scenes.primitives import Primitive, capsule, tapered
 
-KEYPOINTS = (
-    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
-    "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee",
-    "right_knee", "left_ankle", "right_ankle",
-)  # fmt: skip
+JOINTS = tuple(name.replace(" ", "_") for name in KEYPOINTS)
 HATS = ("none", "cap", "bobble hat", "top hat", "pointed hat")
 SKINS = ((1.0, 0.82, 0.68), (0.91, 0.69, 0.52), (0.70, 0.47, 0.32), (0.43, 0.27, 0.18))
 HAIRS = ((0.10, 0.08, 0.07), (0.35, 0.21, 0.10), (0.87, 0.70, 0.33), (0.55, 0.17, 0.08))
@@ -190,7 +187,7 @@ def _body(who: Identity, pose: Pose) -> tuple[dict[str, np.ndarray], float]:
 def keypoints(who: Identity, pose: Pose) -> Float[np.ndarray, "17 3"]:
     """Where the keypoints are in the body frame."""
     joints, lift = _body(who, pose)
-    return np.array([joints[name] for name in KEYPOINTS]) + (0, 0, lift)
+    return np.array([joints[name] for name in JOINTS]) + (0, 0, lift)
 
 
 def reaches(who: Identity) -> Float[np.ndarray, "17"]:

@@ -27,7 +27,7 @@ from onediff_jax.data.scenes.objects import (
 )
 from onediff_jax.data.scenes.primitives import solids_of
 from onediff_jax.data.scenes.solids import Solids, entries, first_entries, pairs_of
-from onediff_jax.data.scenes.worlds import World, stream
+from onediff_jax.data.scenes.worlds import World, random_stream
 
 GROUNDS: dict[str, Triple] = {
     "grey": (0.68, 0.68, 0.69),
@@ -197,11 +197,11 @@ def free_spots(
 def shared_object(world: World, seed: int, split: str, index: int) -> SceneObject:
     """What the group of a scene shares, at the origin; of a figure only the pose is the scene's."""
     group, member = divmod(index, world.group)
-    rng = stream(world.name, seed, split, "group", group)
+    rng = random_stream(world.name, seed, split, "group", group)
     if world.kind(index) == "figures":
         who = figure.draw_identity(rng, list(NAMED_COLORS))
         pose = figure.POSES[rng.permutation(len(figure.POSES))[member]]
-        posing = stream(world.name, seed, split, "pose", index)
+        posing = random_stream(world.name, seed, split, "pose", index)
         return Person(who, figure.draw_pose(posing, pose), "", (0.0, 0.0), 0.0)
     color = list(PALETTE)[rng.integers(len(PALETTE))]
     others = [name for name in NAMED_COLORS if name not in (color, "brown")]
@@ -284,11 +284,11 @@ def _pale_color(rng: np.random.Generator, most: float, low: float, high: float) 
 
 def draw_scene(world: World, seed: int, split: str, index: int, views: int) -> Scene:
     """Scene `index` of a split, with that many cameras; a pure function of its arguments."""
-    rng = stream(world.name, seed, split, index)
+    rng = random_stream(world.name, seed, split, index)
     objects = _with_others(rng, world, shared_object(world, seed, split, index))
     if world.named_light:
         group, member = divmod(index, world.group)
-        shared = stream(world.name, seed, split, "light", group)
+        shared = random_stream(world.name, seed, split, "light", group)
         ground = list(GROUNDS)[shared.permutation(len(GROUNDS))[member]]
         sky = list(SKIES)[shared.permutation(len(SKIES))[member]]
         colors = (GROUNDS[ground], *SKIES[sky])

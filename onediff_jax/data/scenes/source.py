@@ -24,7 +24,7 @@ GROUPS = {  # what `groups` chooses -> fields of the other scenes of a scene's g
     "figures": ("references", "reference_captions"),
     "objects": ("item_references", "item_captions"),
 }
-CAPTIONS = {"short": "caption", "long": "long_caption"}  # features of the stored scenes
+CAPTION_FEATURES = {"short": "caption", "long": "long_caption"}  # features of the stored scenes
 STORED = {  # fields of a record -> features that every world has
     "image": "image",
     "depth": "depth",
@@ -46,14 +46,14 @@ class Scenes(SourceSettings):
     """
 
     path: Location = setting("artifacts/scenes", "folder of the stored scenes")
-    size: int = setting(32, "pixels along each side", least=1)
+    size: int = setting(32, "pixels along each side", least=8)
     train: int = setting(10_000, "scenes to train on", least=1)
-    validation: int = setting(500, "scenes held out", least=0)
+    validation: int = setting(500, "scenes held out", least=1)
     seed: int = setting(0, "of the scenes", least=0)
     content: str = setting("basic", "of a scene", choices=WORLDS)
     views: int = setting(1, "cameras of a full scene", least=1)
     groups: str = setting("all", "full scenes that share something", choices=GROUPS)
-    captions: str = setting("short", "long ones are of full scenes", choices=CAPTIONS)
+    captions: str = setting("short", "long ones are of full scenes", choices=CAPTION_FEATURES)
 
     def __post_init__(self):
         super().__post_init__()
@@ -73,7 +73,7 @@ class Scenes(SourceSettings):
 
 def stored_fields(scenes: Scenes) -> dict[str, str]:
     """The fields of a record, and the features of the stored scenes that they are read from."""
-    fields = STORED | {"caption": CAPTIONS[scenes.captions]}
+    fields = STORED | {"caption": CAPTION_FEATURES[scenes.captions]}
     if WORLDS[scenes.content].edits:
         fields |= {"edited": "edited", "instruction": "instruction"}
     if scenes.views > 1:

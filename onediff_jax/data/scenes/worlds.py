@@ -76,7 +76,7 @@ WORLDS = {
 }
 
 
-def stream(*key: int | str) -> np.random.Generator:
+def random_stream(*key: int | str) -> np.random.Generator:
     """Random numbers of its own for every key."""
     numbers = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))

@@ -72,7 +72,7 @@ def test_other_processes_make_the_same_scenes_in_the_same_order(tmp_path, monkey
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
     settings = SETTINGS | {"train": 8, "validation": 4}
     alone = images_of(tmp_path / "a", build.build(tmp_path / "a", **settings))
-    monkeypatch.setattr(build, "ALONE", 4)
+    monkeypatch.setattr(build, "SCENES_ALONE", 4)
     assert not pools
     together = images_of(tmp_path / "b", build.build(tmp_path / "b", **settings))
     assert len(pools) == 1  # the one chunk of validation is made here

@@ -143,19 +143,6 @@ def test_at_most_one_object_changes_and_light_and_camera_stay():
             assert len(before.objects) == len(pair[edit.kind == "remove"])
 
 
-def test_recoloring_says_what_and_which_color():
-    for before, edit in of_kind("recolor"):
-        [(old, new)] = changed_objects(before, edit)
-        said = re.fullmatch(r"make the (.+) (\w+)", edit.instruction)
-        if isinstance(old, Person):
-            what = said[1].removeprefix("person's ")
-            worn = {"shirt": "shirt", "trousers": "trousers", "shorts": "trousers"}
-            assert getattr(new.who, worn.get(what, "hat_color")) == said[2]
-        else:
-            assert said[1] == noun(old) and new.color == said[2] != old.color
-            assert dataclasses.replace(new, color=old.color, place=old.place) == old
-
-
 def test_moving_is_to_the_side_that_is_said():
     assert {edit.instruction.split()[-1] for _, edit in of_kind("move")} == {"left", "right"}
     for before, edit in of_kind("move"):
@@ -172,23 +159,7 @@ def test_moving_is_to_the_side_that_is_said():
         assert (middles[1] - middles[0]) * (1 if side == "right" else -1) > 0.08
 
 
-def test_every_move_is_far_enough_and_stays_in_the_image():
-    for scene, old, after, instruction, place in tried("move"):
-        centers = np.array([after.objects[place].center, old.center])
-        (x, y), (before, _) = scene.cameras[0].project(centers)[0]
-        assert (x - before) * (1 if instruction.endswith("right") else -1) > 0.1
-        assert max(abs(x - 0.5), abs(y - 0.5)) < 0.41
-
-
-def test_resizing_reshaping_removing_adding_and_hats_do_what_they_say():
-    for before, edit in of_kind("resize"):
-        [(old, new)] = changed_objects(before, edit)
-        word = "larger" if np.prod(new.half) > np.prod(old.half) else "smaller"
-        assert edit.instruction == f"make the {noun(old)} {word}"
-    for before, edit in of_kind("reshape"):
-        [(old, new)] = changed_objects(before, edit)
-        assert edit.instruction == f"turn the {noun(old)} into a {new.shape}"
-        assert new.shape != old.shape and new.color == old.color
+def test_removing_and_adding_do_what_they_say():
     for before, edit in of_kind("remove"):
         left = [dataclasses.replace(item, place="") for item in edit.scene.objects]
         [gone] = [t for t in before.objects if dataclasses.replace(t, place="") not in left]
@@ -201,12 +172,6 @@ def test_resizing_reshaping_removing_adding_and_hats_do_what_they_say():
         middle = (mask * (np.arange(SIZE) + 0.5)).sum() / mask.sum() / SIZE
         assert new.place == PLACES[int(3 * middle)]
         assert new.color not in [item.color for item in before.objects]
-    for before, edit in of_kind("hat"):
-        [(old, new)] = changed_objects(before, edit)
-        if new.who.hat == "none":
-            assert edit.instruction == "take off the hat" and old.who.hat != "none"
-        else:
-            assert edit.instruction.startswith("give the person a") and old.who.hat == "none"
 
 
 def test_what_is_named_is_named_by_one_thing_only():
@@ -221,6 +186,8 @@ def test_every_edit_can_be_seen_and_leaves_other_things_where_they_were():
     for before, edit in edited():
         first, second = rendered(before), rendered(edit.scene)
         assert (np.abs(first.image - second.image).max(axis=-1) > 0.1).mean() > 0.008
+        for k in range(1, len(edit.scene.objects) + 1):
+            assert (second.instances == k).mean() > 0.018  # still seen well
         numbers = {item: k for k, item in enumerate(before.objects, 1)}
         for k, item in enumerate(edit.scene.objects, 1):
             was = [n for t, n in numbers.items() if dataclasses.replace(item, place=t.place) == t]
@@ -235,10 +202,3 @@ def test_every_edit_can_be_seen_and_leaves_other_things_where_they_were():
             both = one & other
             assert np.abs(first.normals[both] - second.normals[both]).max() < 1e-4
             assert np.abs(first.depth[both] - second.depth[both]).max() < 1e-4
-
-
-def test_what_is_edited_is_still_seen_well():
-    for _, edit in edited():
-        instances = rendered(edit.scene).instances
-        for k in range(1, len(edit.scene.objects) + 1):
-            assert (instances == k).mean() > 0.018

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 from onediff_jax.data.scenes import figure
 from onediff_jax.data.scenes.objects import NAMED_COLORS
 
-PAIRS = [(name, name.replace("left", "right")) for name in figure.KEYPOINTS if "left" in name]
+PAIRS = [(name, name.replace("left", "right")) for name in figure.JOINTS if "left" in name]
 
 
 def rng(seed=0):
@@ -19,13 +19,7 @@ def people(number=12):
 
 
 def joints(who, pose):
-    return dict(zip(figure.KEYPOINTS, figure.keypoints(who, pose), strict=True))
-
-
-def test_keypoints_have_cocos_order():
-    assert figure.KEYPOINTS[0] == "nose" and len(figure.KEYPOINTS) == 17
-    assert figure.KEYPOINTS[5:7] == ("left_shoulder", "right_shoulder")
-    assert figure.KEYPOINTS[15:] == ("left_ankle", "right_ankle")
+    return dict(zip(figure.JOINTS, figure.keypoints(who, pose), strict=True))
 
 
 @pytest.mark.parametrize("pose", figure.POSES)
@@ -158,21 +152,9 @@ def test_hair_is_behind_the_face_and_hats_are_above_it_in_their_shapes():
     assert {who.hat for who in people(30)} == {"none", *shapes}
 
 
-def test_clothes_have_their_colors():
-    for i, who in enumerate(people()):
-        pose = figure.draw_pose(rng(i), "standing")
-        parts = figure.primitives(who, pose, NAMED_COLORS)
-        worn = {part.color for part in parts}
-        assert {
-            NAMED_COLORS[who.shirt],
-            NAMED_COLORS[who.trousers],
-            NAMED_COLORS[who.shoes],
-            who.skin,
-        } <= worn
-        assert (who.hat == "none") == (who.hat_color == "")
-        if who.hat_color:
-            assert NAMED_COLORS[who.hat_color] in worn
-        assert any(part.bands for part in parts) == bool(who.stripes)
+def test_clothes_have_different_colors():
+    for who in people(40):
         clothes = [who.shirt, who.trousers, who.shoes, *filter(None, (who.stripes, who.hat_color))]
         assert len(set(clothes)) == len(clothes)
+        assert (who.hat == "none") == (who.hat_color == "")
     assert {who.hat for who in people(40)} == set(figure.HATS)

@@ -147,7 +147,7 @@ def test_splits_are_disjoint(settings, sources):
         ({"content": "basic", "views": 1, "captions": "long"}, "captions='long'"),
         ({"train": 18}, "groups of 4, which train=18"),
         ({"views": 0}, "views is 0"),
-        ({"size": 4}, "size=4"),
+        ({"size": 4}, "size is 4"),
         ({"path": "gs://bucket/scenes"}, "gs://bucket/scenes"),
     ],
 )
