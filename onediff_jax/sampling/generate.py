@@ -253,11 +253,13 @@ def _target_latents(
     if config.shift:
         schedule = solve.Schedule(config.shift, use_dynamic_shifting=False)
     tokens = config.noise_scale * len(targets) * rows * columns
+    # The program does not depend on these settings, so others need no compilation.
+    compiled_for = dataclasses.replace(config, steps=1, negative="", shift=None, noise_scale=1.0)
     patches = sampled_patches(
         trained.networks,
         trained.mesh,
         layout,
-        config,
+        compiled_for,
         {name: trained.params[name] for name in ("denoiser", "text")},
         clean.reshape(len(requests), -1, features),
         ids,
