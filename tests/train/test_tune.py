@@ -13,6 +13,7 @@ from drawn import drawn_params, relative_error
 from flax.traverse_util import flatten_dict
 from numpy.testing import assert_allclose
 from tiny import tiny_config
+from training import saved_state
 
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import Dense, LoraConfig
@@ -31,6 +32,14 @@ RUN = dict(
     log=LogConfig(every=1),
     evaluate=EvaluateConfig(every=0),
 )
+
+
+def small(**changes):
+    """A run that compiles quickly."""
+    config = tiny_config(**RUN, **changes)
+    data = dataclasses.replace(config.data, row=config.data.row[:1], tasks={"text2image": 1.0})
+    model = dataclasses.replace(config.model, depth=1)
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def with_lora(config, lora=LORA):
@@ -139,24 +148,22 @@ def test_an_update_is_scaled_by_the_first_factor_that_matches():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return trained(tiny_config(steps=4, **RUN), tmp_path_factory.mktemp("base"))
+    return trained(small(steps=4), tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
 def adapted(base, tmp_path_factory):
     """A run of 4 steps that trains adapters alone, on a base in bfloat16, and its configuration."""
     tune = TuneConfig(start=str(base), train=("*/lora_?",), frozen_dtype="bfloat16")
-    config = with_lora(tiny_config(steps=4, tune=tune, **RUN))
+    config = with_lora(small(steps=4, tune=tune))
     return trained(config, tmp_path_factory.mktemp("adapted")), config
 
 
 def test_a_run_starts_from_the_average_or_the_weights_of_another(base, tmp_path):
-    from test_run import saved_state
-
     saved = saved_state(base, 4)
     for kind in ("ema", "params"):
         tune = TuneConfig(start=str(base), weights=kind, rates={"*": 0.0})  # nothing moves
-        config = tiny_config(steps=2, tune=tune, **RUN)
+        config = small(steps=2, tune=tune)
         found = weights(trained(config, tmp_path / kind))
         expected = flatten_dict(saved[kind], sep="/")
         assert set(found) == set(expected)
@@ -165,10 +172,8 @@ def test_a_run_starts_from_the_average_or_the_weights_of_another(base, tmp_path)
 
 
 def test_a_start_has_a_fresh_optimizer_and_count(base, tmp_path):
-    from test_run import saved_state
-
     tune = TuneConfig(start=str(base))
-    workdir = trained(tiny_config(steps=2, tune=tune, **RUN), tmp_path / "again")
+    workdir = trained(small(steps=2, tune=tune), tmp_path / "again")
     state = saved_state(workdir, 2)
     assert int(state["step"]) == 2
     leaves = jax.tree_util.tree_leaves_with_path(state["moments"])
@@ -177,8 +182,6 @@ def test_a_start_has_a_fresh_optimizer_and_count(base, tmp_path):
 
 
 def test_adapters_alone_are_trained_and_saved_and_the_rest_is_read_from_the_base(adapted, base):
-    from test_run import saved_state
-
     workdir, _ = adapted
     saved = saved_state(workdir, 4)
     assert "frozen" not in saved
@@ -200,7 +203,7 @@ def test_a_resumed_run_of_adapters_ends_as_an_unbroken_one(adapted, tmp_path):
 
 
 def test_a_base_of_another_model_is_refused_before_anything_is_made(base, tmp_path):
-    config = tiny_config(tune=TuneConfig(start=str(base)), **RUN)
+    config = small(tune=TuneConfig(start=str(base)))
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=48))
     with pytest.raises(InputError, match="config.model.width is 48, and 24 in .*tune.start"):
         trained(wider, tmp_path / "wider")
@@ -214,14 +217,6 @@ def test_a_base_that_has_moved_away_is_named(adapted, tmp_path):
     gone = dataclasses.replace(config.tune, start=str(tmp_path / "gone"))
     with pytest.raises(InputError, match="gone holds no checkpoint"):
         trained(dataclasses.replace(config, tune=gone), tmp_path / "new")
-
-
-def small(**changes):
-    """A run that compiles quickly."""
-    config = tiny_config(**RUN, **changes)
-    data = dataclasses.replace(config.data, row=config.data.row[:1], tasks={"text2image": 1.0})
-    model = dataclasses.replace(config.model, depth=1)
-    return dataclasses.replace(config, data=data, model=model)
 
 
 def kept(config, workdir: pathlib.Path, step: int):
@@ -262,7 +257,7 @@ def test_a_run_without_an_ema_is_resumed_sampled_exported_and_started_from(tmp_p
 
 
 def test_moments_and_ema_can_change_their_type_when_a_run_goes_on(base):
-    config = tiny_config(steps=4, **RUN)
+    config = small(steps=4)
     before, _ = kept(config, base, 4)
     smaller = dict(mu_dtype="bfloat16", ema_dtype="bfloat16", ema=0.999)
     smaller = dataclasses.replace(config.optimizer, **smaller)
