@@ -101,7 +101,7 @@ def underscored(argument: str, options: Mapping[str, Option]) -> str:
 def process_name() -> str:
     """What begins a message of one of several processes: "process 3 of 32 on HOST: "."""
     processes = sys.modules.get("onediff_jax.processes")  # which imports JAX
-    return f"{processes.process_name()}: " if processes and processes.is_joined() else ""
+    return f"{processes.name_of_process()}: " if processes and processes.is_joined() else ""
 
 
 def failed(message: str, status: int = FAILED) -> int:

@@ -28,10 +28,10 @@ from onediff_jax.paths import access_advice, error_line, opened_path, remote
 
 NOTE = ".copied.json"  # in the folder of a copy: what is known of its files
 LEFT_OUT = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # never read, and large
-CHUNK = 1 << 24  # bytes of a read
+READ_BYTES = 1 << 24  # bytes of a read
 READS = 8  # at once
-EVERY = 10.0  # seconds between two lines about progress
-SMALL = 1 << 20  # bytes; smaller copies are made without a message
+REPORT_SECONDS = 10.0  # seconds between two lines about progress
+SILENT_BYTES = 1 << 20  # bytes; smaller copies are made without a message
 
 
 class StoredFile(NamedTuple):
@@ -140,7 +140,7 @@ def checksum_of(file: pathlib.Path, like: str) -> str:
 
         with file.open("rb") as opened:
             found = google_crc32c.Checksum()
-            while part := opened.read(CHUNK):
+            while part := opened.read(READ_BYTES):
                 found.update(part)
         digest = found.digest()
     return f"{kind}:{base64.b64encode(digest).decode()}"
@@ -178,7 +178,7 @@ def bring(
         return
     total = sum(file.size for file in lacking)
     refuse_full(folder, path, total)
-    if total >= SMALL:
+    if total >= SILENT_BYTES:
         say(f"fetching {path}: {len(lacking)} files, {total / 1e9:.2f} GB, to {folder}")
     progress = Progress(path, total)
     for file in lacking:
@@ -188,7 +188,7 @@ def bring(
         unfinished = note.with_suffix(".partial")
         unfinished.write_text(json.dumps(known, indent=1))
         unfinished.replace(note)
-    if total >= SMALL:
+    if total >= SILENT_BYTES:
         say(f"fetched {path} in {progress.seconds:.0f} s")
 
 
@@ -228,7 +228,7 @@ class Progress:
         """Counts bytes; those that were `kept` from before a kill took no time."""
         self._done += count
         self._kept += count * kept
-        if time.monotonic() > self._said + EVERY:
+        if time.monotonic() > self._said + REPORT_SECONDS:
             self._said = time.monotonic()
             rate = (self._done - self._kept) / self.seconds / 1e6
             share = self._done / max(self._total, 1)
@@ -264,14 +264,14 @@ def fetch(
 
 def parts(storage: fsspec.AbstractFileSystem, file: StoredFile, start: int) -> Iterator[bytes]:
     """The bytes of a file from `start` on, in order, several reads under way at once."""
-    begins = list(range(start, file.size, CHUNK))
+    begins = list(range(start, file.size, READ_BYTES))
     with concurrent.futures.ThreadPoolExecutor(READS) as pool:
         try:
             waiting: list[concurrent.futures.Future] = []
             while begins or waiting:
                 while begins and len(waiting) < READS:
                     begin = begins.pop(0)
-                    end = min(begin + CHUNK, file.size)
+                    end = min(begin + READ_BYTES, file.size)
                     waiting.append(pool.submit(storage.cat_file, file.path, begin, end))
                 try:
                     yield waiting.pop(0).result()

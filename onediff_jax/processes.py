@@ -46,7 +46,7 @@ def sum_over_processes(counts: np.ndarray) -> np.ndarray:
     return multihost_utils.process_allgather(counts).sum(0)
 
 
-def process_name() -> str:
+def name_of_process() -> str:
     """The name of this process: "process 3 of 32 on HOST"."""
     host = platform.node()
     try:

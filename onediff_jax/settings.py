@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from onediff_jax.errors import InputError
 
+FLOATS = ("float32", "bfloat16")  # dtypes that settings of floating-point numbers can have
 # Runs that use a checkpoint and must keep a setting: all that load its weights, or those alone that
 # resume its state.
 Binding = Literal["weights", "state"] | None

@@ -263,7 +263,7 @@ class Parallel:
         return next((group for group in self.groups if group.name in splitting), ALONE)
 
 
-def group_of(mesh: Mesh, axis: str) -> Group:
+def mesh_group(mesh: Mesh, axis: str) -> Group:
     """The devices along an axis of the mesh."""
     return Group(axis, mesh.shape[axis]) if mesh.shape[axis] > 1 else ALONE
 

@@ -24,9 +24,9 @@ FILES = {
 @pytest.fixture
 def folder(bucket, monkeypatch):
     """A folder in a bucket, with some things in it that are not to be copied."""
-    monkeypatch.setattr(copies, "CHUNK", CHUNK)
+    monkeypatch.setattr(copies, "READ_BYTES", CHUNK)
     monkeypatch.setattr(copies, "READS", 2)
-    monkeypatch.setattr(copies, "SMALL", 0)
+    monkeypatch.setattr(copies, "SILENT_BYTES", 0)
     others = {"pytorch_model.bin": b"pickled", "inner/config.json": b"[]", ".hidden": b""}
     for name, data in (FILES | others).items():
         (bucket / "released" / name).write_bytes(data)

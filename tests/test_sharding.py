@@ -22,8 +22,8 @@ from onediff_jax.sharding import (
     device_grid,
     gather_params,
     global_batch,
-    group_of,
     local_rows,
+    mesh_group,
     mesh_of,
     shardings_of,
 )
@@ -238,7 +238,7 @@ def test_a_process_reads_the_rows_that_its_devices_hold_whole_or_in_part(monkeyp
 
 def test_a_network_asks_for_groups_by_the_names_of_its_axes():
     mesh = mesh_of(MeshConfig(data=2, sequence=2, tensor=2))
-    tensor, sequence = group_of(mesh, "tensor"), group_of(mesh, "sequence")
+    tensor, sequence = mesh_group(mesh, "tensor"), mesh_group(mesh, "sequence")
     parallel = Parallel((tensor, sequence))
     groups = [parallel.group(axis) for axis in ("heads", "kv", "mlp", "n", "embed", "rank")]
     assert groups == [tensor, tensor, tensor, sequence, ALONE, ALONE]

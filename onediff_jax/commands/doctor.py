@@ -65,7 +65,7 @@ def run(options: flags.FlagValues) -> int:
         failed = check.state == FAILED
         status |= failed
         if failed or processes.is_first():
-            where = f"{processes.process_name()}: " if failed and processes.is_joined() else ""
+            where = f"{processes.name_of_process()}: " if failed and processes.is_joined() else ""
             print(f"{where}{check.state:8}{check.subject}: {check.said}")
     return int(status)
 

@@ -29,9 +29,9 @@ from onediff_jax.release.names import adapter_names, nextdit_names
 from onediff_jax.release.shapes import denoiser_shapes
 from onediff_jax.release.tensors import STEMS
 from onediff_jax.release.writing import TensorFolder, digests_in
-from onediff_jax.train.checkpoint import Place, kinds_in, places, saved_array, saved_run
+from onediff_jax.train.checkpoint import SavedArray, kinds_in, read_array, saved_arrays, saved_run
 from onediff_jax.train.config import RunConfig, run_config
-from onediff_jax.train.tune import WEIGHTS
+from onediff_jax.train.tune import WEIGHT_KINDS
 
 MODELING = Path(release.__file__).with_name("modeling_nextdit.py")
 TEXT_WIDTH = "denoiser/layers/attention/wk_y/kernel"  # whose second axis has it
@@ -80,7 +80,7 @@ class Denoiser:
     step: int
     settings: str  # the run's, as JSON
     shapes: Mapping[str, Any]  # of its parameters without adapters
-    places: Mapping[str, Place]  # of all its parameters
+    arrays: Mapping[str, SavedArray]  # of all its parameters
 
     @property
     def model(self) -> NextDiTConfig:
@@ -88,26 +88,26 @@ class Denoiser:
         return dataclasses.replace(self.run.model, lora=LoraConfig())
 
     @property
-    def adapters(self) -> dict[str, Place]:
+    def adapters(self) -> dict[str, SavedArray]:
         """Those of its parameters that are adapters."""
-        return {n: place for n, place in self.places.items() if n.rsplit("/", 1)[1] in LORA}
+        return {n: place for n, place in self.arrays.items() if n.rsplit("/", 1)[1] in LORA}
 
     @property
     def dtype(self) -> np.dtype:
         """The narrowest type that holds what is stored."""
         return np.dtype(
-            functools.reduce(jnp.promote_types, {p.dtype for p in self.places.values()})
+            functools.reduce(jnp.promote_types, {p.dtype for p in self.arrays.values()})
         )
 
     def merged(self, name: str) -> np.ndarray:
         """A parameter; a matrix together with its adapter, in float32 (arXiv 2106.09685, eq. 3)."""
-        parameter, matrix = saved_array(self.places[name]), name.rsplit("/", 1)[0]
+        parameter, matrix = read_array(self.arrays[name]), name.rsplit("/", 1)[0]
         down, up = (f"{matrix}/{part}" for part in LORA)
-        if not name.endswith("/kernel") or down not in self.places:
+        if not name.endswith("/kernel") or down not in self.arrays:
             return parameter
         lora = self.run.model.lora
-        product = np.float32(saved_array(self.places[down])) @ np.float32(
-            saved_array(self.places[up])
+        product = np.float32(read_array(self.arrays[down])) @ np.float32(
+            read_array(self.arrays[up])
         )
         product *= lora.alpha / lora.rank
         return np.add(parameter, product, out=product)
@@ -120,14 +120,15 @@ def denoiser_at(checkpoint: PurePath, ema: bool, root: str = "") -> Denoiser:
     """
     settings, assets, step = saved_run(checkpoint)
     run, origin = run_config(settings), json.loads(assets.origin or "{}")
-    kind = next(k for k in (WEIGHTS if ema else WEIGHTS[::-1]) if k in kinds_in(checkpoint))
-    _, text_width, _ = places(checkpoint, [TEXT_WIDTH], kind, root)[TEXT_WIDTH].shape
+    kinds = WEIGHT_KINDS if ema else WEIGHT_KINDS[::-1]
+    kind = next(kind for kind in kinds if kind in kinds_in(checkpoint))
+    _, text_width, _ = saved_arrays(checkpoint, [TEXT_WIDTH], kind, root)[TEXT_WIDTH].shape
     model = dataclasses.replace(run.model, lora=LoraConfig())
     shapes = denoiser_shapes(model, text_width)
     names = [f"denoiser/{name}" for name in flatten_dict(shapes, sep="/")]
     adapted = [name for name in names if run.model.lora.adapts(name.split("/")[-2])]
     names += [name.replace("kernel", part) for name in adapted for part in LORA]
-    found = places(checkpoint, names, kind, root)
+    found = saved_arrays(checkpoint, names, kind, root)
     return Denoiser(run, origin, kind, step, json.dumps(settings, sort_keys=True), shapes, found)
 
 
@@ -214,7 +215,7 @@ def config_of(denoiser: Denoiser) -> dict[str, Any]:
     kept |= denoiser.origin.get("config", {})
     if denoiser.step or "decay" not in kept:
         kept |= {"decay": run.optimizer.ema, "optimization_step": denoiser.step}
-    _, text_width, _ = denoiser.places[TEXT_WIDTH].shape
+    _, text_width, _ = denoiser.arrays[TEXT_WIDTH].shape
     return nextdit_json(denoiser.model, text_width, kept)
 
 
@@ -225,7 +226,7 @@ def refuse_more_than_adapters(denoiser: Denoiser, checkpoint: PurePath) -> None:
     trained = {(place.folder, place.part) for place in denoiser.adapters.values()}
     others = [
         name
-        for name, place in denoiser.places.items()
+        for name, place in denoiser.arrays.items()
         if (place.folder, place.part) in trained and name not in denoiser.adapters
     ]
     if others:
@@ -242,7 +243,7 @@ def write_adapters(denoiser: Denoiser, folder: Path, dtype: np.dtype) -> None:
     """
     lora, names = denoiser.run.model.lora, adapter_names(denoiser.model)
     params = {
-        name.removeprefix("denoiser/"): np.float32(saved_array(place))
+        name.removeprefix("denoiser/"): np.float32(read_array(place))
         for name, place in denoiser.adapters.items()
     }
     tensors = released(unflatten_dict(params, sep="/"), names)

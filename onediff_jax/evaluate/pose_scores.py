@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from onediff_jax.ops.cameras import Camera, nearest_rotation
 
-POINT = 1e-6  # centres this close together, against one unit and their coordinates, are one point
+SAME_POINT = 1e-6  # centres this close, against one unit and their coordinates, are one point
 
 
 class Similarity(NamedTuple):
@@ -35,7 +35,7 @@ class PoseScore(NamedTuple):
 
 
 def _coincide(points: Float[np.ndarray, "v 3"]) -> bool:
-    return bool(np.ptp(points, axis=0).max() <= POINT * max(1, np.abs(points).max()))
+    return bool(np.ptp(points, axis=0).max() <= SAME_POINT * max(1, np.abs(points).max()))
 
 
 def umeyama(source: Float[np.ndarray, "v 3"], target: Float[np.ndarray, "v 3"]) -> Similarity:

@@ -52,7 +52,7 @@ from onediff_jax.ops.dims import (
     TokenMask,
 )
 from onediff_jax.ops.layout import Layout
-from onediff_jax.settings import Section, setting
+from onediff_jax.settings import FLOATS, Section, setting
 from onediff_jax.sharding import SUMMED, Parallel
 
 TIME_SCALE = 1000.0  # the network is fed 1000 sigma
@@ -104,9 +104,7 @@ class NextDiTConfig(Section):
     attention: str = setting(
         "auto", "implementation of attention; auto: by the device", choices=NAMES
     )
-    dtype: str = setting(
-        "bfloat16", "of activations; parameters are float32", choices=("float32", "bfloat16")
-    )
+    dtype: str = setting("bfloat16", "of activations; parameters are float32", choices=FLOATS)
     unroll: int = setting(
         1,
         "blocks in an iteration of the scan; depth is best on a CPU, where its copies cost most",

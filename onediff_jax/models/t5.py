@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from onediff_jax.models.layers import Dense, gathering, rms_norm, unchanged
-from onediff_jax.settings import Section, setting
+from onediff_jax.settings import FLOATS, Section, setting
 from onediff_jax.sharding import Parallel
 
 
@@ -32,7 +32,7 @@ class T5Config(Section):
     hidden: int = setting(5120, "feed-forward width", binds="weights", least=1)
     buckets: int = setting(32, "of relative positions", binds="weights", least=4)
     farthest: int = setting(128, "distances from here on share a bucket", binds="weights", least=1)
-    dtype: str = setting("bfloat16", "of activations", choices=("float32", "bfloat16"))
+    dtype: str = setting("bfloat16", "of activations", choices=FLOATS)
     unroll: int = setting(1, "layers in an iteration of the scan", least=1)
 
 

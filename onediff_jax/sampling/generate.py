@@ -34,7 +34,7 @@ from onediff_jax.ops.layout import Layout, Slot
 from onediff_jax.ops.patches import patchify, unpatchify
 from onediff_jax.ops.rays import rays_from_latents
 from onediff_jax.settings import Section, setting
-from onediff_jax.sharding import ROWS, group_of
+from onediff_jax.sharding import ROWS, mesh_group
 
 Rays = Float[np.ndarray, "H W 6"]  # at the resolution of latents
 GeneratedView = RGB | Rays
@@ -296,7 +296,7 @@ def sampled_patches(
         return denoised_patches(networks, layout, config, params, *of_rows, *of_all)
     # Devices along `sequence` sample the same rows: nothing is kept for a backward pass, so a
     # whole row fits on one device.
-    on_mesh = networks.on_mesh(mesh, (group_of(mesh, "tensor"),))
+    on_mesh = networks.on_mesh(mesh, (mesh_group(mesh, "tensor"),))
 
     def on_device(params, *rest):
         return denoised_patches(on_mesh.networks, layout, config, on_mesh.whole(params), *rest)

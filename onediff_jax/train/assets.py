@@ -29,7 +29,7 @@ from onediff_jax.release.configs import SCHEDULER_FILE, Settings, schedule_of
 from onediff_jax.train.config import RunConfig
 from onediff_jax.train.encoders import autoencoder_of, fingerprints_of, tokenizer_folder
 
-CAPTIONS = 20_000  # records of a source, at most, whose captions the vocabulary is built on
+MAX_CAPTIONS = 20_000  # records of a source, at most, whose captions the vocabulary is built on
 
 
 class Assets(NamedTuple):
@@ -97,7 +97,7 @@ def fitted_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
         vocabulary = t5_vocabulary(tokenizer_folder(config.text))
         return Assets(codec, vocabulary, fingerprints=fingerprints)
     for source in sources.values():
-        step = max(len(source) // CAPTIONS, 1)
+        step = max(len(source) // MAX_CAPTIONS, 1)
         read = readers_of(config.data.reads).map(source.caption, range(0, len(source), step))
         prompts += [text for caption in read for text in texts_of(caption)]
     vocabulary = vocabulary_of(prompts, config.text.vocabulary)

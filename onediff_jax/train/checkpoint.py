@@ -29,11 +29,11 @@ from onediff_jax.train.assets import Assets
 from onediff_jax.train.config import CheckpointConfig, RunConfig, as_dict, bindings, resolve_paths
 from onediff_jax.train.encoders import INNER
 from onediff_jax.train.state import State
-from onediff_jax.train.tune import WEIGHTS
+from onediff_jax.train.tune import WEIGHT_KINDS
 
 FOLDER = "checkpoints"
 UNTRAINED = "frozen"  # the name on disk of `State.untrained`
-CHUNK = 1 << 26  # bytes of an array that are packed and written at once
+CHUNK_BYTES = 1 << 26  # bytes of an array that are packed and written at once
 
 
 class Checkpoints:
@@ -182,7 +182,7 @@ def saved_run(path: pathlib.PurePath | str) -> SavedRun:
     return SavedRun(config, assets, step)
 
 
-class Place(NamedTuple):
+class SavedArray(NamedTuple):
     """The file, shape and type of a parameter in a checkpoint."""
 
     name: str
@@ -192,9 +192,9 @@ class Place(NamedTuple):
     dtype: np.dtype
 
 
-def places(
+def saved_arrays(
     path: pathlib.PurePath | str, names: Iterable[str], kind: str = "ema", root: str = ""
-) -> dict[str, Place]:
+) -> dict[str, SavedArray]:
     """Where a checkpoint's parameters (`kind`: ema or params) of these names are.
 
     Where there is no EMA, as without one in training, the parameters serve, and where only an EMA
@@ -208,11 +208,11 @@ def places(
         config, _, _ = saved_run(folder)
         seen.append(str(folder))
         state = _state(folder)
-        held = next((each for each in (kind, *WEIGHTS) if state.get(each)), kind)
+        held = next((each for each in (kind, *WEIGHT_KINDS) if state.get(each)), kind)
         for part in (held, UNTRAINED):
             there = flatten_dict(state.get(part) or {}, sep="/")
             found |= {
-                name: Place(name, folder, part, tuple(there[name].shape), there[name].dtype)
+                name: SavedArray(name, folder, part, tuple(there[name].shape), there[name].dtype)
                 for name in missing
                 if name in there
             }
@@ -231,17 +231,17 @@ def places(
 def kinds_in(path: pathlib.PurePath) -> tuple[str, ...]:
     """The kinds of weights that a checkpoint holds: of ema and params."""
     state = _state(step_folder(path))
-    return tuple(kind for kind in WEIGHTS if state.get(kind))
+    return tuple(kind for kind in WEIGHT_KINDS if state.get(kind))
 
 
 def weights(path: pathlib.PurePath | str, shapes: Any, kind: str = "ema", root: str = "") -> Any:
     """The parameters of a checkpoint (`kind`: ema or params), of the names of `shapes`.
 
-    In the types, and where they have them the shardings, of `shapes`; from wherever `places` says.
+    In the types, and where they have them the shardings, of `shapes`; `saved_arrays` finds them.
     Raises InputError listing the parameters that are nowhere, and those of another shape.
     """
     wanted = flatten_dict(shapes, sep="/")
-    there = places(path, wanted, kind, root)
+    there = saved_arrays(path, wanted, kind, root)
     if other := [name for name, place in there.items() if place.shape != wanted[name].shape]:
         raise InputError(
             f"{there[other[0]].folder}: {other[0]} has the shape {there[other[0]].shape}, and this "
@@ -255,7 +255,7 @@ def weights(path: pathlib.PurePath | str, shapes: Any, kind: str = "ema", root: 
     return unflatten_dict({name: x for part in parts for name, x in part.items()}, sep="/")
 
 
-def saved_array(place: Place) -> np.ndarray:
+def read_array(place: SavedArray) -> np.ndarray:
     """A parameter, as it is saved."""
     shape = jax.ShapeDtypeStruct(place.shape, place.dtype)
     return np.asarray(_read(place.folder, place.part, {place.name: shape})[place.name])
@@ -275,7 +275,7 @@ def save_weights(
     )
     # What goes to one file for all arrays (OCDBT) is gathered in memory, and so is a whole array.
     state = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
-    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), params)
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
     handlers = ocp.CompositeCheckpointHandler(
         state=state,
         assets=ocp.StandardCheckpointHandler(),

@@ -29,7 +29,7 @@ from etils import epath
 from onediff_jax.train import metrics
 from onediff_jax.train.writer import duration
 
-OTHERS = ("start", "compile", "data", "save", "evaluate", "sample")
+CATEGORIES = ("start", "compile", "data", "save", "evaluate", "sample")
 
 
 class Clock:
@@ -37,7 +37,7 @@ class Clock:
 
     def __init__(self):
         self._began = time.perf_counter()
-        self._spent = dict.fromkeys(OTHERS, 0.0)
+        self._spent = dict.fromkeys(CATEGORIES, 0.0)
         self._told = dict(self._spent)
         self._compiled = False
 
@@ -79,24 +79,24 @@ class Clock:
         """
         now = time.perf_counter()
         seconds, rate = now - self._reported, (step - self._step) / (now - self._reported)
-        spent = {other: self._spent[other] - self._told[other] for other in OTHERS[1:]}
+        spent = {other: self._spent[other] - self._told[other] for other in CATEGORIES[1:]}
         self._step, self._reported, self._told = step, now, dict(self._spent)
         model, total = self._flops.model * rate, self._flops.total * rate
         speeds = {"views_per_second": self._views * rate, "flops_per_second": model}
         if peak := metrics.peak_flops():
             speeds |= {"mfu": model / peak, "mfu_with_encoders": total / peak}
-        shares = shares_of(seconds, spent)
+        shares = time_shares(seconds, spent)
         return speeds | {f"time/{name}": share for name, share in shares.items()}
 
     def summary(self) -> str:
         """One line: where all the time went."""
         seconds = time.perf_counter() - self._began
-        shares = shares_of(seconds, self._spent).items()
+        shares = time_shares(seconds, self._spent).items()
         parts = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares)
         return f"where {duration(seconds)} went: {parts}"
 
 
-def shares_of(seconds: float, spent: Mapping[str, float]) -> dict[str, float]:
+def time_shares(seconds: float, spent: Mapping[str, float]) -> dict[str, float]:
     """The shares of so many seconds that went to steps, and to what else seconds were spent on."""
     steps = seconds - sum(spent.values())
     return {name: part / seconds for name, part in {"steps": steps, **spent}.items()}

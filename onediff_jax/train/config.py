@@ -129,7 +129,7 @@ def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConf
     Raises InputError naming the setting, its value and the way out.
     """
     plain = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values
-    config = build(RunConfig, plain, "config")
+    config = build_value(RunConfig, plain, "config")
     if not config.data.row:
         raise InputError(
             "config.data.row is empty; name at least one slot, such as dict(views=1, tokens=256)."
@@ -151,7 +151,7 @@ def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConf
     return config
 
 
-def build(kind: Any, value: Any, path: str) -> Any:
+def build_value(kind: Any, value: Any, path: str) -> Any:
     """`value` as the annotated type `kind`: dataclasses from mappings, tuples from lists."""
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else build_section(kind, value, path)
@@ -159,13 +159,17 @@ def build(kind: Any, value: Any, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return build(next(a for a in arguments if a is not type(None)), value, path)
+        return build_value(next(a for a in arguments if a is not type(None)), value, path)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{path} is {value!r}; it must be a list.")
-        return tuple(build(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        return tuple(
+            build_value(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)
+        )
     if isinstance(kind, type) and issubclass(origin or kind, Mapping) or origin is not None:
-        return {name: build(arguments[1], item, f"{path}.{name}") for name, item in value.items()}
+        return {
+            name: build_value(arguments[1], item, f"{path}.{name}") for name, item in value.items()
+        }
     if kind is object:
         return build_source(value, path)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -186,7 +190,9 @@ def build_section(kind: type, values: Any, path: str) -> Any:
     for name in values:
         if name not in hints:
             raise InputError(f"{path} has no setting {name!r}; {nearest(name, hints)}")
-    fields = {name: build(hints[name], value, f"{path}.{name}") for name, value in values.items()}
+    fields = {
+        name: build_value(hints[name], value, f"{path}.{name}") for name, value in values.items()
+    }
     try:
         return kind(**fields)
     except WrongSetting as error:

@@ -33,12 +33,11 @@ from onediff_jax.release.mapping import from_released
 from onediff_jax.release.names import T5_NAMES, VAE_NAMES
 from onediff_jax.release.tensors import StoredTensor, read_tensors
 from onediff_jax.sampling.generate import ImageCodec
-from onediff_jax.settings import Section, setting
+from onediff_jax.settings import FLOATS, Section, setting
 from onediff_jax.sharding import sharded_arrays, shardings_of
 
-NAMES = {"text": T5_NAMES, "codec": VAE_NAMES}
+TENSOR_NAMES = {"text": T5_NAMES, "codec": VAE_NAMES}
 INNER = {"text": "text_encoder", "codec": "vae"}  # their folders in that of a released pipeline
-DTYPES = ("float32", "bfloat16")
 PIECES, PIECE = 16, 256  # of every tensor, and their bytes, that go into a fingerprint
 T5_VOCABULARY = 32_128  # pieces that the released encoder knows
 
@@ -64,7 +63,7 @@ class TextConfig(Section):
         "", "t5: a folder with text_encoder/ and tokenizer/, or that of the encoder"
     )
     tokenizer: Location = setting("", "t5: the tokenizer's folder, where it is not in text.path")
-    dtype: str = setting("bfloat16", "t5: of its matrices and activations", choices=DTYPES)
+    dtype: str = setting("bfloat16", "t5: of its matrices and activations", choices=FLOATS)
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,7 +105,7 @@ class CodecConfig(Section):
     tile: int = setting(
         0, "sd3_vae: pixels along a side of a tile of a large image; 0: never cut", least=0
     )
-    dtype: str = setting("bfloat16", "sd3_vae: of activations", choices=DTYPES)
+    dtype: str = setting("bfloat16", "sd3_vae: of activations", choices=FLOATS)
 
     def __post_init__(self):
         super().__post_init__()
@@ -278,7 +277,7 @@ def pretrained_params(
     for part, tensors in tensors_of(text, codec).items():
         if part not in parts:
             continue
-        params[part] = from_released(tensors, NAMES[part], shapes[part])
+        params[part] = from_released(tensors, TENSOR_NAMES[part], shapes[part])
         if mesh is not None:
             where = jax.tree.map(lambda shape: shape.sharding, shapes[part])
             params[part] = sharded_arrays(params[part], where)

@@ -31,7 +31,7 @@ from onediff_jax.train.state import State, parameter_count
 from onediff_jax.train.step import HeldOutLoss
 from onediff_jax.train.stopping import Stopping
 from onediff_jax.train.tune import merge_params
-from onediff_jax.train.writer import Writer
+from onediff_jax.train.writer import RunWriter
 
 
 def train(config: RunConfig, workdir: pathlib.PurePath) -> pathlib.PurePath:
@@ -62,7 +62,7 @@ def train(config: RunConfig, workdir: pathlib.PurePath) -> pathlib.PurePath:
         quiet = jax.process_index() != 0
         with (
             Stopping() as stopping,
-            Writer(workdir, done + 1, config.steps, quiet=quiet) as writer,
+            RunWriter(workdir, done + 1, config.steps, quiet=quiet) as writer,
             Profile(config.log.profile, workdir) as profile,
         ):
             introduce(writer, run, state, codec, done, changes)
@@ -145,7 +145,7 @@ def refuse_nonfinite(values: dict[str, float], step: int) -> None:
 
 
 def introduce(
-    writer: Writer,
+    writer: RunWriter,
     run: Prepared,
     state: State,
     codec: Codec | None,
@@ -189,7 +189,7 @@ def introduce(
 
 
 def sample_grids(
-    writer: Writer, step: int, run: Prepared, params: Any, codec: Codec | None
+    writer: RunWriter, step: int, run: Prepared, params: Any, codec: Codec | None
 ) -> None:
     """Writes a grid for every task and direction: the same examples and noise at every step.
 

@@ -142,7 +142,7 @@ def peak_flops() -> float | None:
     return peak and peak * jax.device_count()
 
 
-def mean_of(value: Float[Array, "*any"], weight: Array | float = 1.0) -> clu_metrics.Average:
+def mean_metric(value: Float[Array, "*any"], weight: Array | float = 1.0) -> clu_metrics.Average:
     """A metric that averages, weighted, over the steps between two logs."""
     weight = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), jnp.shape(value))
     return clu_metrics.Average(total=value * weight, count=weight)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Integer, UInt32
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import LORA
 from onediff_jax.models.networks import Networks
-from onediff_jax.settings import Section, setting
+from onediff_jax.settings import FLOATS, Section, setting
 from onediff_jax.sharding import check_tensor, replicated, shardings_of
 from onediff_jax.train.tune import (
     EVERYTHING,
@@ -25,8 +25,7 @@ from onediff_jax.train.tune import (
 )
 
 SCHEDULES = ("constant", "cosine", "linear")
-KINDS = ("adamw", "adafactor")
-DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "adafactor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class OptimizerConfig(Section):
         "adamw",
         "adafactor has no first moment, and second moments of matrices by rows and columns",
         binds="state",
-        choices=KINDS,
+        choices=OPTIMIZERS,
     )
     learning_rate: float = setting(5e-4, "after warm-up", least=0)
     schedule: str = setting(
@@ -53,7 +52,7 @@ class OptimizerConfig(Section):
         least=0,
         below=1,
     )
-    mu_dtype: str = setting("float32", "of adamw's first moment", choices=DTYPES)
+    mu_dtype: str = setting("float32", "of adamw's first moment", choices=FLOATS)
     weight_decay: float = setting(0.0, "of matrices", least=0)
     clip: float = setting(
         2.0, "largest global norm of the gradient; inf: none", above=0, infinite=True
@@ -62,7 +61,7 @@ class OptimizerConfig(Section):
         "bfloat16",
         "dtype of the sum of block gradients over the shards of fsdp: float32 sends twice as many "
         "bytes, and is used if model.dtype is float32",
-        choices=DTYPES,
+        choices=FLOATS,
     )
     accumulate: int = setting(1, "parts that a batch is worked through in", least=1)
     ema: float = setting(
@@ -75,7 +74,7 @@ class OptimizerConfig(Section):
     ema_dtype: str = setting(
         "float32",
         "of the EMA's matrices; bfloat16: rounded stochastically, half the memory",
-        choices=DTYPES,
+        choices=FLOATS,
     )
 
     def __post_init__(self):

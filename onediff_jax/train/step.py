@@ -27,14 +27,14 @@ from onediff_jax.sharding import (
     Group,
     batch_specs,
     global_batch,
-    group_of,
     letters_of,
     local_rows,
+    mesh_group,
     replicated,
     sum_gradients,
 )
 from onediff_jax.train.config import RunConfig
-from onediff_jax.train.metrics import mean_of, named_scalars, step_metrics, task_of_view
+from onediff_jax.train.metrics import mean_metric, named_scalars, step_metrics, task_of_view
 from onediff_jax.train.state import OptimizerConfig, State, updated_ema
 from onediff_jax.train.tune import merge_params
 
@@ -140,7 +140,7 @@ def gradients_of(
     `sharding.py`, in `config.accumulate` parts, one after the other.
     """
     share, on_mesh = device_share(networks, layout, mesh, config.gradient_dtype)
-    tensor = group_of(mesh, "tensor")
+    tensor = mesh_group(mesh, "tensor")
 
     def weighted_loss(params, untrained, pretrained, batch, rows, weights, key):
         every = on_mesh.whole({**merge_params(params, untrained), **pretrained})
@@ -187,8 +187,8 @@ def device_share(
     networks: Networks, layout: Layout, mesh: Mesh, gradient_dtype: DTypeLike | None = None
 ) -> tuple[DeviceShare, OnMesh]:
     """Each device's shard of a row, and the networks as they run inside `jax.shard_map`."""
-    share = DeviceShare(layout.part(mesh.shape["sequence"]), group_of(mesh, "sequence"))
-    tensor = group_of(mesh, "tensor")
+    share = DeviceShare(layout.part(mesh.shape["sequence"]), mesh_group(mesh, "sequence"))
+    tensor = mesh_group(mesh, "tensor")
     split_slot = isinstance(share.layout.slots[0], SequenceShard)
     groups = (tensor, share.group) if split_slot else (tensor,)
     return share, networks.on_mesh(mesh, groups, gradient_dtype)
@@ -289,7 +289,8 @@ def train_step_of(
         ema = updated_ema(state.ema, params, state.step, config.ema) if config.ema else {}
         metrics = step_metrics(errors, sigmas, batch._replace(token_mask=counted), layout)
         loss = (errors * weights).sum()
-        metrics |= {"loss": mean_of(loss), "grad_norm": mean_of(optax.global_norm(grads))}
+        norm = optax.global_norm(grads)
+        metrics |= {"loss": mean_metric(loss), "grad_norm": mean_metric(norm)}
         return State(state.step + 1, params, ema, moments, state.untrained), metrics
 
     return train_step
@@ -312,7 +313,7 @@ class HeldOutLoss:
         def of_batch(params: Any, batch: Any, numbers: Any) -> dict[str, Any]:
             found, sigmas = errors(params, batch, numbers, jax.random.key(HELD_OUT_SEED))
             valid = batch.token_mask.astype(found.dtype)
-            loss = mean_of((found * valid).sum() / jnp.maximum(valid.sum(), 1), valid.sum())
+            loss = mean_metric((found * valid).sum() / jnp.maximum(valid.sum(), 1), valid.sum())
             by = step_metrics(found, sigmas, batch, rows.layout)
             return {"loss": loss, "task": by["task"], "sigma": by["sigma"]}
 

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from onediff_jax.processes import is_joined
 
-EVERY = 5.0  # seconds between two requests for a notice, which comes 30 or more before the end
+POLL_SECONDS = 5.0  # between two requests for a notice, which comes 30 or more before the end
 # Compute Engine's metadata of a machine that will be preempted.
 NOTICES = {"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE", "preempted": "TRUE"}
 METADATA = "GCE_METADATA_IP"  # address of the metadata server, as JAX reads it
@@ -65,7 +65,7 @@ class Stopping:
             signal.signal(*self._before.popitem())
 
     def _watch(self) -> None:
-        while not self._over.wait(EVERY):
+        while not self._over.wait(POLL_SECONDS):
             if is_leaving():
                 self.ask()
                 break
@@ -79,7 +79,7 @@ def is_leaving() -> bool:
         url = f"http://{host}/computeMetadata/v1/instance/{name}"
         asked = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
         try:
-            with direct.open(asked, timeout=EVERY) as answer:
+            with direct.open(asked, timeout=POLL_SECONDS) as answer:
                 if answer.read().decode().strip() == leaving:
                     return True
         except OSError:

@@ -15,7 +15,7 @@ from etils import epath
 
 from onediff_jax.paths import remote
 
-EVERY = 60.0  # seconds between two copies
+COPY_SECONDS = 60.0  # seconds between two copies
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ class StagedFolder:
 
     def copy(self, at_once: bool = False) -> None:
         """Copies what has changed, if the last copy is a minute old or it must be `at_once`."""
-        if not self._temporary or (not at_once and time.monotonic() < self._last + EVERY):
+        if not self._temporary or (not at_once and time.monotonic() < self._last + COPY_SECONDS):
             return
         for file in filter(pathlib.Path.is_file, self.local.rglob("*")):
             state = file.stat()

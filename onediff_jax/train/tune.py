@@ -16,9 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onediff_jax.errors import InputError
 from onediff_jax.paths import Location
-from onediff_jax.settings import Section, setting
+from onediff_jax.settings import FLOATS, Section, setting
 
-WEIGHTS = ("ema", "params")
+WEIGHT_KINDS = ("ema", "params")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TuneConfig(Section):
         "ema",
         "of that checkpoint: ema, or params as they were trained",
         binds="state",
-        choices=WEIGHTS,
+        choices=WEIGHT_KINDS,
     )
     train: tuple[str, ...] = setting(
         ("*",), "patterns of the parameters to train; others stay as they are", binds="state"
@@ -40,9 +40,7 @@ class TuneConfig(Section):
     rates: Mapping[str, float] = setting(
         {}, "pattern -> factor of the learning rate; the first that matches counts"
     )
-    frozen_dtype: str = setting(
-        "float32", "of parameters that are not trained", choices=("float32", "bfloat16")
-    )
+    frozen_dtype: str = setting("float32", "of parameters that are not trained", choices=FLOATS)
 
     def trains(self, name: str) -> bool:
         """Whether a parameter is trained."""

@@ -32,7 +32,7 @@ from onediff_jax.train.storage import StagedFolder
 PACE = 600.0  # seconds whose steps, at most 1,000, say how long the rest takes
 
 
-class Writer:
+class RunWriter:
     """Writes a run's metrics, images and texts, and shows how far it is.  For a `with` statement.
 
     The caller numbers the steps; `first_step` and `last_step` are the first and the last number
@@ -157,7 +157,7 @@ class Writer:
         self._tensorboard.close()
         self._staged.close()
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "RunWriter":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -98,7 +98,7 @@ def test_a_checkpoint_holds_the_tensors_in_their_own_type_and_gives_them_in_any(
             assert one.dtype == other.dtype == dtype
             assert np.array_equal(one, other)
     name = "denoiser/layers/attention/wq/kernel"
-    (place,) = checkpoint.places(imported, [name]).values()
+    (place,) = checkpoint.saved_arrays(imported, [name]).values()
     assert (place.dtype, place.part, place.shape) == (ml_dtypes.bfloat16, "ema", (2, 24, 24))
 
 
@@ -306,7 +306,7 @@ def test_a_folder_in_object_storage_is_imported_as_a_local_one(whole, bucket, tm
     described = [checkpoint.saved_run(folder) for folder in folders]
     assert described[0][1].origin == described[1][1].origin
     name = "denoiser/layers/attention/wo/kernel"
-    found = [checkpoint.saved_array(checkpoint.places(f, [name])[name]) for f in folders]
+    found = [checkpoint.read_array(checkpoint.saved_arrays(f, [name])[name]) for f in folders]
     assert np.array_equal(*found)
     parts = [{str(f.relative_to(folder)) for f in folder.glob("[tv]*/*")} for folder in folders]
     assert parts[0] == parts[1] != set()

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_policies
 from jax.sharding import PartitionSpec as P
 
 from onediff_jax.models.norms import STATISTICS, Norm, normalised
-from onediff_jax.sharding import ALONE, MeshConfig, group_of, mesh_of
+from onediff_jax.sharding import ALONE, MeshConfig, mesh_group, mesh_of
 
 FEATURES = 24
 NORMS = {
@@ -89,7 +89,7 @@ def test_devices_that_share_the_features_normalise_them_as_one(kind):
         return outcome(Norm(1e-5, "heads", axis=-2, group=group, **settings), variables, x, d)
 
     def shares(variables, x, d):
-        value, of_weights, of_x = work(group_of(mesh, "tensor"), variables, x, d)
+        value, of_weights, of_x = work(mesh_group(mesh, "tensor"), variables, x, d)
         return value, jax.tree.map(lambda y: jax.lax.psum(y, "data"), of_weights), of_x
 
     variables = weights(Norm(1e-5, "heads", axis=-2, **settings), x)

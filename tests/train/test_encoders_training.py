@@ -21,7 +21,7 @@ from onediff_jax.data.sources.cache import Cache
 from onediff_jax.errors import InputError
 from onediff_jax.sampling.generate import Request, SampleConfig, generate
 from onediff_jax.sharding import MeshConfig
-from onediff_jax.train.checkpoint import places, saved_run
+from onediff_jax.train.checkpoint import saved_arrays, saved_run
 from onediff_jax.train.compile import planned_step
 from onediff_jax.train.config import CheckpointConfig, EvaluateConfig, LogConfig
 from onediff_jax.train.encoders import CodecConfig, TextConfig
@@ -94,9 +94,9 @@ def test_a_run_trains_with_both_encoders_inside_its_step_and_saves_neither(workd
     losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
     assert np.isfinite(losses).all() and len(losses) == 2
     names = ["denoiser/layers/attention/wq/kernel"]
-    assert set(places(workdir, names)) == set(names)
+    assert set(saved_arrays(workdir, names)) == set(names)
     with pytest.raises(InputError, match="lack 1 parameters of this model: text/embedding"):
-        places(workdir, ["text/embedding"], "params")
+        saved_arrays(workdir, ["text/embedding"], "params")
     grids = {file.name for file in (workdir / "pictures").glob("*.png")}
     assert grids == {f"depth2image_to_{name}_0000002.png" for name in ("image", "depth")}
 

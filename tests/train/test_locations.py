@@ -21,7 +21,7 @@ from onediff_jax.data.sources.cache import Cache
 from onediff_jax.data.sources.tfds import Tfds
 from onediff_jax.errors import InputError
 from onediff_jax.train.assets import Assets, encoding_recipe
-from onediff_jax.train.checkpoint import all_changes, binding_changes, places, save_weights
+from onediff_jax.train.checkpoint import all_changes, binding_changes, save_weights, saved_arrays
 from onediff_jax.train.config import as_dict, locations, resolve_paths, run_config
 from onediff_jax.train.encoders import CodecConfig, TextConfig
 from onediff_jax.train.prepare import open_sources
@@ -105,11 +105,11 @@ def test_what_a_run_started_from_is_found_from_its_root_and_where_that_is_now(tm
         params = {"denoiser": {f"matrix{number}": np.full(3, number, np.float32)}}
         save_weights(root / "runs" / f"{number}" / "checkpoints" / "0", params, ASSETS, config)
     names = [f"denoiser/matrix{number}" for number in range(3)]
-    assert len(places(root / "runs" / "2", names)) == 3
+    assert len(saved_arrays(root / "runs" / "2", names)) == 3
     moved = root.rename(tmp_path / "other")
     with pytest.raises(InputError, match=f"{root}/runs/1 holds no checkpoint"):
-        places(moved / "runs" / "2", names)
-    found = places(moved / "runs" / "2", names, root=str(moved))
+        saved_arrays(moved / "runs" / "2", names)
+    found = saved_arrays(moved / "runs" / "2", names, root=str(moved))
     assert [place.folder.parts[-3] for place in found.values()] == ["2", "1", "0"]
 
 

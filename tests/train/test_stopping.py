@@ -139,7 +139,7 @@ def test_a_machine_that_will_go_away_is_noticed(machine, name, value, leaves):
 
 
 def test_a_notice_stops_the_run_and_the_signal_that_follows_is_the_first(machine, monkeypatch):
-    monkeypatch.setattr(stopping, "EVERY", 0.01)
+    monkeypatch.setattr(stopping, "POLL_SECONDS", 0.01)
     with Stopping() as run:
         assert not run.due(1)
         machine.values = machine.values | {"preempted": "TRUE"}

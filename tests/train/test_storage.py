@@ -17,7 +17,7 @@ from onediff_jax.data.sources.shards import packed, write_shards
 from onediff_jax.errors import InputError
 from onediff_jax.train import storage
 from onediff_jax.train.storage import StagedFolder
-from onediff_jax.train.writer import Writer
+from onediff_jax.train.writer import RunWriter
 
 
 def test_a_local_folder_is_itself(tmp_path):
@@ -52,7 +52,7 @@ def test_files_that_grow_are_copied_whole_now_and_then_and_at_the_end(bucket, mo
 
 def test_a_run_in_a_bucket_tells_every_step_once_although_it_was_resumed(bucket):
     for first, loss in ((1, 1.0), (3, 2.0)):
-        with Writer(bucket / "run", first, 4) as writer:
+        with RunWriter(bucket / "run", first, 4) as writer:
             for step in range(first, 5):
                 writer.scalars(step, {"loss": loss})
             writer.text("parameters", "many")

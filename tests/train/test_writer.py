@@ -12,7 +12,7 @@ import rich.text
 from PIL import Image
 
 from onediff_jax.train import writer as writer_module
-from onediff_jax.train.writer import Writer, duration, short, with_prefix
+from onediff_jax.train.writer import RunWriter, duration, short, with_prefix
 
 VALUES = {"loss": 0.412, "views_per_second": 1830.4, "flops_per_second": 5.51e13, "grad_norm": 1.5}
 
@@ -62,7 +62,7 @@ def clock(monkeypatch):
 
 
 def test_each_call_of_scalars_is_one_line_that_is_on_disk_at_once(tmp_path):
-    with Writer(tmp_path, 0, 10, console=console(terminal=False)) as writer:
+    with RunWriter(tmp_path, 0, 10, console=console(terminal=False)) as writer:
         writer.scalars(0, VALUES)
         assert records(tmp_path) == [{"step": 0, **VALUES}]
         writer.scalars(5, {"loss": np.float32(0.5), "tokens": 7})
@@ -70,10 +70,10 @@ def test_each_call_of_scalars_is_one_line_that_is_on_disk_at_once(tmp_path):
 
 
 def test_a_run_that_resumes_replaces_what_an_interrupted_one_wrote_past_its_checkpoint(tmp_path):
-    with Writer(tmp_path, 0, 100, console=console(terminal=False)) as writer:
+    with RunWriter(tmp_path, 0, 100, console=console(terminal=False)) as writer:
         for step in (0, 10, 20, 30):
             writer.scalars(step, {"loss": 1.0})
-    with Writer(tmp_path, 20, 100, console=console(terminal=False)) as writer:
+    with RunWriter(tmp_path, 20, 100, console=console(terminal=False)) as writer:
         assert [record["step"] for record in records(tmp_path)] == [0, 10]
         for step in (20, 30, 40):
             writer.scalars(step, {"loss": 2.0})
@@ -88,7 +88,7 @@ def test_a_run_that_resumes_replaces_what_an_interrupted_one_wrote_past_its_chec
 )
 def test_a_half_written_last_line_is_dropped_and_a_whole_one_is_kept(tmp_path, end):
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n' + end)
-    with Writer(tmp_path, 50, 100, console=console(terminal=False)) as writer:
+    with RunWriter(tmp_path, 50, 100, console=console(terminal=False)) as writer:
         writer.scalars(50, {"loss": 2.0})
     kept = [10, 15, 50] if end.endswith("}") else [10, 50]
     assert [record["step"] for record in records(tmp_path)] == kept
@@ -96,7 +96,7 @@ def test_a_half_written_last_line_is_dropped_and_a_whole_one_is_kept(tmp_path, e
 
 def test_nan_and_infinity_are_null_in_the_file_and_told_on_the_console(tmp_path):
     plain = console(terminal=False)
-    with Writer(tmp_path, 0, 10, console=plain) as writer:
+    with RunWriter(tmp_path, 0, 10, console=plain) as writer:
         writer.scalars(3, {"loss": math.nan, "grad_norm": math.inf})
         writer.scalars(3, {"evaluate/psnr": math.inf})
     assert records(tmp_path)[0] == {"step": 3, "loss": None, "grad_norm": None}
@@ -107,7 +107,7 @@ def test_nan_and_infinity_are_null_in_the_file_and_told_on_the_console(tmp_path)
 
 def test_tensorboard_reads_back_every_tag_at_its_step(tmp_path):
     grouped = {"loss": 0.5, "loss/text2image": 0.25, "loss/sigma_0.3": 0.75}
-    with Writer(tmp_path, 0, 10, console=console(terminal=False)) as writer:
+    with RunWriter(tmp_path, 0, 10, console=console(terminal=False)) as writer:
         writer.text("config", "seed = 1\n  steps = 2")
         for step in (0, 4):
             writer.scalars(step, grouped)
@@ -121,7 +121,7 @@ def test_tensorboard_reads_back_every_tag_at_its_step(tmp_path):
 
 def test_tensorboard_is_told_where_a_resumed_run_starts_even_within_the_same_second(tmp_path):
     for first_step in (0, 20):
-        with Writer(tmp_path, first_step, 100, console=console(terminal=False)) as writer:
+        with RunWriter(tmp_path, first_step, 100, console=console(terminal=False)) as writer:
             writer.scalars(first_step + 10, {"loss": 1.0})
     starts = [event.step for event in events(tmp_path) if event.HasField("session_log")]
     assert starts == [0, 20]
@@ -130,7 +130,7 @@ def test_tensorboard_is_told_where_a_resumed_run_starts_even_within_the_same_sec
 
 def test_images_are_on_disk_and_in_tensorboard_pixel_for_pixel(tmp_path):
     grid = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    with Writer(tmp_path, 0, 2000, console=console(terminal=False)) as writer:
+    with RunWriter(tmp_path, 0, 2000, console=console(terminal=False)) as writer:
         path = writer.images(1200, "samples/depth2image", grid)
     assert path == tmp_path / "pictures" / "samples" / "depth2image_0001200.png"
     assert np.array_equal(np.asarray(Image.open(path)), grid)
@@ -142,7 +142,7 @@ def test_images_are_on_disk_and_in_tensorboard_pixel_for_pixel(tmp_path):
 
 def test_without_a_terminal_each_report_is_one_plain_line(tmp_path, clock):
     plain = console(terminal=False, width=40)  # narrower than the lines, which are not broken
-    with Writer(tmp_path, 1000, 9000, console=plain) as writer:
+    with RunWriter(tmp_path, 1000, 9000, console=plain) as writer:
         writer.line(
             "[[depth2image]] has [bold]4[/bold] sources :smile: and a line longer than the width"
         )
@@ -167,7 +167,7 @@ def test_without_a_terminal_each_report_is_one_plain_line(tmp_path, clock):
 
 def test_time_left_counts_neither_earlier_runs_nor_compilation(tmp_path, clock):
     plain = console(terminal=False)
-    with Writer(tmp_path, 5000, 10000, console=plain) as writer:
+    with RunWriter(tmp_path, 5000, 10000, console=plain) as writer:
         clock.now += 600  # the first step compiles
         writer.advance(5000)
         clock.now += 100
@@ -182,7 +182,7 @@ def test_time_left_counts_neither_earlier_runs_nor_compilation(tmp_path, clock):
 
 def test_on_a_terminal_a_bar_moves_and_lines_stay_above_it(tmp_path, clock):
     terminal = console(terminal=True)
-    with Writer(tmp_path, 0, 9000, console=terminal) as writer:
+    with RunWriter(tmp_path, 0, 9000, console=terminal) as writer:
         writer.advance(0)
         writer.scalars(0, VALUES)
         clock.now += 36
@@ -199,7 +199,7 @@ def test_on_a_terminal_a_bar_moves_and_lines_stay_above_it(tmp_path, clock):
 
 def test_a_quiet_writer_writes_and_shows_nothing(tmp_path):
     terminal, workdir = console(terminal=True), tmp_path / "run"
-    with Writer(workdir, 0, 10, quiet=True, console=terminal) as writer:
+    with RunWriter(workdir, 0, 10, quiet=True, console=terminal) as writer:
         writer.advance(1)
         writer.scalars(1, VALUES)
         writer.line("hello")
@@ -212,7 +212,7 @@ def test_a_quiet_writer_writes_and_shows_nothing(tmp_path):
 
 def test_a_run_that_fails_leaves_its_records_and_the_terminal_in_order(tmp_path):
     terminal = console(terminal=True)
-    with pytest.raises(KeyboardInterrupt), Writer(tmp_path, 0, 10, console=terminal) as writer:
+    with pytest.raises(KeyboardInterrupt), RunWriter(tmp_path, 0, 10, console=terminal) as writer:
         writer.scalars(1, VALUES)
         raise KeyboardInterrupt
     writer.close()  # again
