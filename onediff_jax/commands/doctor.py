@@ -18,7 +18,7 @@ from onediff_jax.commands import plan as planning
 from onediff_jax.data.batching.mixture import served
 from onediff_jax.data.batching.settings import views_of_tasks
 from onediff_jax.data.records import SPLITS, Source
-from onediff_jax.data.sources.cache import Cache, CachedSource, Part, unpacked_example
+from onediff_jax.data.sources.cache import Cache, CachedSource, Part, encoded_example
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.data.text import t5_vocabulary
 from onediff_jax.errors import BadRecord, InputError, one_line
@@ -165,7 +165,7 @@ def read_cache(source: CachedSource) -> str:
     for name in source.manifest["parts"]:
         examples = source.examples(Part.named(name))
         for number in np.unique(np.linspace(0, len(examples) - 1, RECORDS).astype(int)).tolist():
-            unpacked_example(examples[number], 0)
+            encoded_example(examples[number], 0)
             read += 1
     return f"{len(source):,} records, encoded; {read} examples were read"
 

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from array_record.python import array_record_module
 from etils import epath
 from rich.progress import Progress, TextColumn
 
@@ -21,19 +20,26 @@ from onediff_jax.data.batching.examples import MakeExample
 from onediff_jax.data.batching.mixture import served
 from onediff_jax.data.example import EncodedPrompt, Placed, texts_of
 from onediff_jax.data.records import Source, SourceSettings
+from onediff_jax.data.sources.arrayrecord import (
+    BFLOAT16,
+    FORMAT,
+    SHARD,
+    array_parts,
+    checksum,
+    file_facts,
+    write_records,
+)
 from onediff_jax.data.sources.cache import (
     ASSETS,
-    FORMAT,
     MANIFEST,
     PLAN,
     UNSAID,
     VALIDATION,
     Part,
+    cache_manifest,
+    example_bytes,
     flat,
-    manifest_in,
-    packed_example,
 )
-from onediff_jax.data.sources.shards import HALF, SHARD, WRITING, checksum, packed_array
 from onediff_jax.data.tasks.table import bare_prompt
 from onediff_jax.errors import InputError
 from onediff_jax.paths import opened_path
@@ -88,7 +94,7 @@ def examples_of_file(
     part: Part, source: Source, encoding: Encoding, codec: Mapping[str, Any], patch: int
 ) -> int:
     """How many examples of a part fill a file, if all of their views are images."""
-    image = part.tokens * patch**2 * codec["channels"] * HALF.itemsize
+    image = part.tokens * patch**2 * codec["channels"] * BFLOAT16.itemsize
     spread = np.linspace(0, len(source) - 1, min(CAPTIONS, len(source))).astype(int)
     with concurrent.futures.ThreadPoolExecutor(len(spread)) as pool:
         captions = list(pool.map(source.caption, spread.tolist()))
@@ -152,8 +158,7 @@ def encode_source(
                     f"{file} is not what {MANIFEST} says (SHA-256 {known[file.name]}); delete it, "
                     "and the same command encodes it again."
                 )
-            facts = {"file": file.name, "records": len(numbers), "bytes": file.stat().length}
-            files[str(part)].append(facts | {"sha256": digest})
+            files[str(part)].append(file_facts(file, len(numbers), digest))
     bare = dict.fromkeys(bare_prompt(part.task, part.views) for part in parts)
     empty, *others = (in_words(prompt) for prompt in encoding.prompts(["", *bare]))
     manifest = {
@@ -173,7 +178,7 @@ def encode_source(
 
 def in_words(prompt: EncodedPrompt) -> list[Any]:
     """An encoded prompt for JSON: type, shape and bytes in hexadecimal."""
-    kind, shape, data = packed_array(prompt.tokens)
+    kind, shape, data = array_parts(prompt.tokens)
     return [kind, shape, data.hex()]
 
 
@@ -181,7 +186,7 @@ def checksums_in(folder: epath.Path) -> dict[str, str]:
     """SHA-256 of a finished cache's files, by their names; of another none."""
     if not (folder / MANIFEST).is_file():
         return {}
-    parts = manifest_in(folder)["parts"].values()
+    parts = cache_manifest(folder)["parts"].values()
     return {file["file"]: file["sha256"] for files in parts for file in files}
 
 
@@ -192,15 +197,16 @@ def write(
     meter: Meter,
 ) -> str:
     """Writes a file of examples, encoded group by group, whole or not at all; its SHA-256."""
-    with whole_file(file) as unfinished:
-        writer = array_record_module.ArrayRecordWriter(str(unfinished), WRITING)
+
+    def encoded_examples() -> Iterator[bytes]:
         for group in groups:
             examples, records = zip(*group, strict=True)
-            for placed, record in zip(encoding(examples), records, strict=True):
-                writer.write(packed_example(placed, record))
+            yield from map(example_bytes, encoding(examples), records)
             images = sum(is_image(view) for placed in examples for view in placed.example.views)
             meter.add(len(group), images)
-        writer.close()
+
+    with whole_file(file) as unfinished:
+        write_records(unfinished, encoded_examples())
         return checksum(unfinished)
 
 

@@ -12,8 +12,9 @@ from absl import flags
 from rich.progress import Progress
 
 from onediff_jax.commands.progress import record_progress
+from onediff_jax.data.example import FIELDS
 from onediff_jax.data.records import SPLITS, Source, retried
-from onediff_jax.data.sources.shards import PICTURES, packed, write_shards
+from onediff_jax.data.sources.shards import record_bytes, write_shards
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.train.config import resolve_paths, run_config
 
@@ -36,16 +37,17 @@ def run(options: flags.FlagValues) -> None:
     print(f"{said} records are in {out}; {len(faults)} at fault were left out.")
 
 
-def packed_record(source: Source, number: int) -> bytes:
+def checked_record_bytes(source: Source, number: int) -> bytes:
     """A record as bytes, after all of it was read, decoded and checked; raises Fault."""
     record = source.taken(number, source.fields)
-    for name in PICTURES:
-        for _ in record.get(name, ()):
-            pass  # decoded
-    return packed(source[number])
+    for name in record:
+        if FIELDS[name].kind == "images":
+            for _ in record[name]:
+                pass  # decoded
+    return record_bytes(source[number])
 
 
-def packed_records(source: Source, faults: list[str], progress: Progress) -> Iterator[bytes]:
+def bytes_of_records(source: Source, faults: list[str], progress: Progress) -> Iterator[bytes]:
     """The source's records in order, as bytes, made ahead by threads; adds faults to the list."""
     task = progress.add_task("Writing records", total=len(source))
     threads = os.cpu_count() or 1
@@ -55,7 +57,7 @@ def packed_records(source: Source, faults: list[str], progress: Progress) -> Ite
         while True:
             for number in numbers:
                 waiting.append(
-                    pool.submit(retried, lambda number=number: packed_record(source, number))
+                    pool.submit(retried, lambda number=number: checked_record_bytes(source, number))
                 )
                 if len(waiting) >= AHEAD * threads:
                     break
@@ -84,7 +86,7 @@ def converted(settings: object, out: pathlib.Path) -> tuple[dict[str, int], list
         new = pathlib.Path(folder, "new")
         new.mkdir()
         splits = {
-            s: (source, packed_records(source, faults, progress)) for s, source in sources.items()
+            s: (source, bytes_of_records(source, faults, progress)) for s, source in sources.items()
         }
         counts = write_shards(new, splits)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What flows through the data room: records in, examples out.
+"""What data sets store, and what tasks make of it: records, their fields, and examples.
 
 A record is what a data set stores for one image, scene or subject: a mapping whose values may be
 read from disk when they are asked for.  An example is what a task makes of it: views and a prompt.
@@ -6,7 +6,7 @@ Images are uint8 [h w 3] until a codec sees them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import Annotated, Literal, NamedTuple, TypedDict, get_type_hints
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
@@ -35,31 +35,82 @@ class EncodedPrompt(NamedTuple):
 View = RGB | Camera | EncodedImage
 
 
+class Field(NamedTuple):
+    """What a field of a record holds, and how it follows when the record's image is cropped.
+
+    Arrays have a shape and a type, lists a length.  Axes of the same name are equally long: "h" and
+    "w" are those of the record's image, "_" is of any length.
+    """
+
+    kind: Literal[
+        "image",
+        "images",
+        "named images",
+        "array",
+        "cameras",
+        "text",
+        "caption",
+        "texts",
+        "captions",
+    ]
+    shape: tuple[str | int, ...] = ()
+    dtype: Literal["", "float", "integer"] = ""
+    crop: Literal["", "resample", "nearest", "boxes", "keypoints", "intrinsics"] = ""
+
+
 class Record(TypedDict, total=False):
     """One image, scene or subject; which fields there are depends on the source.
 
     Places in an image are in pixels, x right and y down; the first pixel's centre is (0.5, 0.5).
     """
 
-    image: RGB
-    caption: Caption
-    pictures: Mapping[str, RGB]  # views of the image that need not be made, by their names
-    depth: Float[np.ndarray, "h w"]  # along the optical axis, any unit; infinite: nothing there
-    instances: Integer[np.ndarray, "h w"]  # 0: background; i: the i-th of `names`
-    boxes: Float[np.ndarray, "n 4"]  # of the i-th of `names`: left, top, right, bottom
-    names: tuple[str, ...]  # class of every instance
-    keypoints: Float[np.ndarray, "people 17 3"]  # COCO's: x, y, and 0 absent, 1 hidden, 2 seen
-    colors: tuple[str, ...]  # of every instance
-    places: tuple[str, ...]  # of every instance in the image: left, middle or right
-    edited: RGB  # the image after `instruction`
-    instruction: str
-    references: Sequence[RGB]  # the person of the image in other images
-    reference_captions: Sequence[Caption]
-    item: str  # name of the thing that the image is about
-    item_references: Sequence[RGB]  # that thing in other images
-    item_captions: Sequence[Caption]
-    frames: Sequence[RGB]  # of one scene, by the cameras
-    cameras: Sequence[Camera]
+    image: Annotated[RGB, Field("image", crop="resample")]
+    caption: Annotated[Caption, Field("caption")]
+    long_caption: Annotated[str, Field("text")]
+    # Views of the image that need not be made, by their names.
+    pictures: Annotated[Mapping[str, RGB], Field("named images", crop="resample")]
+    # Along the optical axis, above 0, in any unit; infinite: nothing is there.
+    depth: Annotated[Float[np.ndarray, "h w"], Field("array", ("h", "w"), "float", "nearest")]
+    # Outer unit vectors by the camera's axes (x right, y down, z forward).
+    normals: Annotated[
+        Float[np.ndarray, "h w 3"], Field("array", ("h", "w", 3), "float", "nearest")
+    ]
+    # Instances: 0 is background, i the i-th of `names`, which are their classes.
+    instances: Annotated[
+        Integer[np.ndarray, "h w"], Field("array", ("h", "w"), "integer", "nearest")
+    ]
+    names: Annotated[tuple[str, ...], Field("texts", ("names",))]
+    colors: Annotated[tuple[str, ...], Field("texts", ("names",))]
+    places: Annotated[tuple[str, ...], Field("texts", ("names",))]  # left, middle or right
+    # Left, top, right, bottom.
+    boxes: Annotated[Float[np.ndarray, "n 4"], Field("array", ("names", 4), "float", "boxes")]
+    # COCO's: x, y, and 0 absent, 1 hidden, 2 seen.
+    keypoints: Annotated[
+        Float[np.ndarray, "people 17 3"], Field("array", ("_", 17, 3), "float", "keypoints")
+    ]
+    # The image after an instruction.
+    edited: Annotated[RGB, Field("image", crop="resample")]
+    instruction: Annotated[str, Field("text")]
+    # The person of the image in other images.
+    references: Annotated[Sequence[RGB], Field("images", ("references",), crop="resample")]
+    reference_captions: Annotated[Sequence[Caption], Field("captions", ("references",))]
+    # The thing that the image is about: its name, and other images of it.
+    item: Annotated[str, Field("text")]
+    item_references: Annotated[Sequence[RGB], Field("images", ("items",), crop="resample")]
+    item_captions: Annotated[Sequence[Caption], Field("captions", ("items",))]
+    # Images of one scene, and the cameras that took them.
+    frames: Annotated[Sequence[RGB], Field("images", ("frames",), crop="resample")]
+    cameras: Annotated[Sequence[Camera], Field("cameras", ("frames",), crop="intrinsics")]
+
+
+FIELDS: dict[str, Field] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Record, include_extras=True).items()
+}
+
+
+def fields_along(axis: str) -> tuple[str, ...]:
+    """Names of the fields whose first axis has that name, and so the same length."""
+    return tuple(name for name, field in FIELDS.items() if field.shape[:1] == (axis,))
 
 
 def texts_of(caption: Caption) -> tuple[str, ...]:
@@ -81,7 +132,7 @@ class Example(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """An example, the number of its source, and how many records at fault it stands in for."""
+    """An example, the number of its source, and how many bad records it stands in for."""
 
     example: Example
     source: int

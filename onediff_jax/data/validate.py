@@ -1,69 +1,75 @@
-"""What can be wrong with a record's content, told from its fields alone."""
+"""What can be wrong with a record's content: checked once, when its fields are read.
+
+`FIELDS` says what a field must be; what else a value must fulfil is here.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from onediff_jax.data.example import FIELDS, Field, fields_along
 from onediff_jax.errors import BadRecord
 from onediff_jax.ops.cameras import Camera
 
 RIGID = 1e-3  # what the axes of a camera may lack in length and at right angles
-SEVERAL = {  # fields of equal length
-    "names": ("colors", "places", "boxes"),
-    "references": ("reference_captions",),
-    "item_references": ("item_captions",),
-    "frames": ("cameras",),
-}
 
 
 def refuse_wrong(record: Mapping[str, Any], where: str) -> None:
-    """Raises Fault, beginning with the record's place, where its fields cannot be used as they are.
+    """Raises BadRecord, beginning with the record's place, where a field cannot be used as it is.
 
-    Looks at the fields that are there; images that are read later are left alone.
+    Looks at the fields that are there; images and cameras that are read later are left alone.
     """
-    for name in ("caption", "instruction", "item"):
+    for name, field in FIELDS.items():
         if name in record:
-            refuse_no_text(record[name], name, where)
-    for name in ("names", "colors", "places", "reference_captions", "item_captions"):
-        for i, text in enumerate(record.get(name, ())):
-            refuse_no_text(text, f"{name}[{i}]", where)
-    for name, others in SEVERAL.items():
-        for other in others:
-            if name in record and other in record and len(record[name]) != len(record[other]):
-                raise BadRecord(
-                    f"{where}: {other} holds {len(record[other])} and {name} "
-                    f"{len(record[name])}; they must be equally many."
-                )
+            refuse_wrong_field(record, name, field, where)
     for name, image in record.get("pictures", {}).items():
         refuse_other_aspect(image.shape, record["image"].shape, f"pictures.{name}", where)
-    for name in ("depth", "instances"):
-        if name in record and record[name].shape != record["image"].shape[:2]:
+    for name, refuse in (
+        ("depth", refuse_wrong_depth),
+        ("instances", refuse_wrong_instances),
+        ("boxes", refuse_wrong_boxes),
+        ("keypoints", refuse_wrong_keypoints),
+    ):
+        if name in record:
+            refuse(record, where)
+
+
+def refuse_wrong_field(record: Mapping[str, Any], name: str, field: Field, where: str) -> None:
+    """Raises where a field is not of its kind and shape."""
+    value = record[name]
+    if field.kind in ("text", "caption"):
+        refuse_no_text(value, name, field.kind == "caption", where)
+    elif field.kind in ("texts", "captions"):
+        for i, text in enumerate(value):
+            refuse_no_text(text, f"{name}[{i}]", field.kind == "captions", where)
+    elif field.kind == "array":
+        size = dict(zip("hw", record["image"].shape, strict=False)) if "image" in record else {}
+        shape = tuple(size.get(axis, axis) for axis in field.shape)
+        axes = zip(value.shape, shape, strict=False)
+        fitting = tuple(found if isinstance(axis, str) else axis for found, axis in axes)
+        if (fitting, len(shape)) != (value.shape, value.ndim):
+            raise BadRecord(f"{where}: {name} has the shape {value.shape}; it must be {shape}.")
+        if field.dtype == "integer" and not np.issubdtype(value.dtype, np.integer):
+            raise BadRecord(f"{where}: {name} holds {value.dtype}; it must hold whole numbers.")
+    elif field.kind == "cameras" and isinstance(value, list | tuple):  # else checked when read
+        for i, camera in enumerate(value):
+            refuse_wrong_camera(camera, f"{where}: cameras[{i}]")
+    if field.shape and field.shape[0] not in ("h", "w", "_"):
+        first = next(other for other in fields_along(field.shape[0]) if other in record)
+        if len(value) != len(record[first]):
             raise BadRecord(
-                f"{where}: {name} has the shape {record[name].shape}; its image is "
-                "{} x {} (height x width).".format(*record["image"].shape[:2])
+                f"{where}: {name} holds {len(value)} and {first} {len(record[first])}; they must "
+                "be equally many."
             )
-    if "depth" in record and not (record["depth"] > 0).all():
-        wrong = record["depth"][~(record["depth"] > 0)]
-        raise BadRecord(
-            f"{where}: depth is {wrong[0]} in {wrong.size} pixels; it must be above 0, and "
-            "infinite where nothing is known."
-        )
-    if "instances" in record:
-        refuse_wrong_instances(record, where)
-    if "boxes" in record:
-        refuse_wrong_boxes(record, where)
-    if "keypoints" in record:
-        refuse_wrong_keypoints(record["keypoints"], where)
 
 
-def refuse_no_text(text: Any, name: str, where: str) -> None:
+def refuse_no_text(text: Any, name: str, caption: bool, where: str) -> None:
     """Raises where a text is none; only captions may be empty, or be several."""
-    if "caption" in name and isinstance(text, (list, tuple)) and text:
+    if caption and isinstance(text, list | tuple) and text:
         for i, one in enumerate(text):
-            refuse_no_text(one, f"{name}[{i}]", where)
-        return
-    if not isinstance(text, str) or not (text.strip() or "caption" in name):
+            refuse_no_text(one, f"{name}[{i}]", caption, where)
+    elif not isinstance(text, str) or not (text.strip() or caption):
         raise BadRecord(f"{where}: {name} is {text!r}; it must be a text with words.")
 
 
@@ -75,6 +81,16 @@ def refuse_other_aspect(
         raise BadRecord(
             f"{where}: {name} is {found[0]} x {found[1]}; it must have the aspect of its image, "
             f"which is {expected[0]} x {expected[1]} (height x width)."
+        )
+
+
+def refuse_wrong_depth(record: Mapping[str, Any], where: str) -> None:
+    """Raises where a depth is not above 0."""
+    wrong = record["depth"][~(record["depth"] > 0)]
+    if wrong.size:
+        raise BadRecord(
+            f"{where}: depth is {wrong[0]} in {wrong.size} pixels; it must be above 0, and "
+            "infinite where nothing is known."
         )
 
 
@@ -92,8 +108,6 @@ def refuse_wrong_instances(record: Mapping[str, Any], where: str) -> None:
 def refuse_wrong_boxes(record: Mapping[str, Any], where: str) -> None:
     """Raises where a box is empty or outside of the image."""
     boxes, (height, width) = record["boxes"], record["image"].shape[:2]
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise BadRecord(f"{where}: boxes has the shape {boxes.shape}; it must be (n, 4).")
     inside = np.concatenate(
         [np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], (width, height))], axis=1
     )
@@ -105,12 +119,9 @@ def refuse_wrong_boxes(record: Mapping[str, Any], where: str) -> None:
             )
 
 
-def refuse_wrong_keypoints(keypoints: np.ndarray, where: str) -> None:
+def refuse_wrong_keypoints(record: Mapping[str, Any], where: str) -> None:
     """Raises where keypoints are not COCO's."""
-    if keypoints.ndim != 3 or keypoints.shape[1:] != (17, 3):
-        raise BadRecord(
-            f"{where}: keypoints has the shape {keypoints.shape}; it must be (n, 17, 3)."
-        )
+    keypoints = record["keypoints"]
     if not (np.isfinite(keypoints).all() and np.isin(keypoints[..., 2], (0, 1, 2)).all()):
         raise BadRecord(
             f"{where}: keypoints must be finite, each with 0 (absent), 1 (hidden) or 2 (seen) last."

@@ -9,7 +9,7 @@ from onediff_jax.data.codecs import image_of
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.example import EncodedImage, Example, View
 from onediff_jax.data.records import Source
-from onediff_jax.data.sources.cache import CachedSource, Part, unpacked_example
+from onediff_jax.data.sources.cache import CachedSource, Part, encoded_example
 from onediff_jax.data.tasks.fitting import USUAL, Fitting, grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
 from onediff_jax.sampling.generate import (
@@ -99,7 +99,7 @@ def condition_views(example: Example, targets: Sequence[str]) -> dict[str, View]
 def cached_examples(source: CachedSource, indices: Sequence[int], part: Part) -> list[Example]:
     """Examples of a part of a cache, with encoded images and prompts."""
     held = source.examples(part)
-    return [unpacked_example(held[i % len(held)], 0).example for i in indices]
+    return [encoded_example(held[i % len(held)], 0).example for i in indices]
 
 
 def decoded_example(trained: TrainedModel, example: Example) -> Example:

@@ -15,8 +15,8 @@ from onediff_jax.data.batching.rows import Batch, Writer
 from onediff_jax.data.codecs import DeviceCodec, LinearCodec
 from onediff_jax.data.example import EncodedPrompt, Record
 from onediff_jax.data.records import Source
+from onediff_jax.data.sources.arrayrecord import BFLOAT16
 from onediff_jax.data.sources.cache import Cache, CachedSource
-from onediff_jax.data.sources.shards import HALF
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import LORA
@@ -194,7 +194,7 @@ class UnreadCache(CachedSource):
 
     def __init__(self, deviations: bool, width: int):
         self.holds_deviations, self.holds_states = deviations, width > 0
-        self.empty = EncodedPrompt("", np.zeros((1, width), HALF))
+        self.empty = EncodedPrompt("", np.zeros((1, width), BFLOAT16))
 
 
 def unread_sources(run: Prepared, states: bool) -> dict[str, Source]:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from onediff_jax.copies import local_copy
 from onediff_jax.data.codecs import Codec
 from onediff_jax.data.example import EncodedImage, EncodedPrompt, Placed
-from onediff_jax.data.sources.shards import HALF
+from onediff_jax.data.sources.arrayrecord import BFLOAT16
 from onediff_jax.data.text import T5Tokenizer, Tokenizer
 from onediff_jax.errors import InputError
 from onediff_jax.models.networks import Networks
@@ -355,7 +355,7 @@ class Encoding(NamedTuple):
         found = dict(enumerate(ids))
         for part in self.batches(range(len(ids))) if self.states else ():
             states = _states(self.networks, self.params, ids[part][:, None], masks[part][:, None])
-            found |= dict(zip(part, np.asarray(states)[:, 0].astype(HALF), strict=True))
+            found |= dict(zip(part, np.asarray(states)[:, 0].astype(BFLOAT16), strict=True))
         counted = (found[i][mask] for i, mask in enumerate(masks))
         return list(map(EncodedPrompt, prompts, counted))
 

@@ -12,7 +12,7 @@ from onediff_jax.data.batching import loader, mixture
 from onediff_jax.data.batching.bad_records import BadRecordCounts
 from onediff_jax.data.batching.settings import tokens_of, views_of_tasks
 from onediff_jax.data.codecs import Codec, image_of, psnr
-from onediff_jax.data.sources import arrayrecord as readers
+from onediff_jax.data.sources import arrayrecord
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.errors import Stopped
 from onediff_jax.evaluate.grids import grid
@@ -40,7 +40,7 @@ def train(config: RunConfig, workdir: pathlib.PurePath) -> pathlib.PurePath:
     Raises Stopped where the run was asked to end, once it has saved.
     """
     clock = Clock()
-    readers.raised_limit()  # of open files
+    arrayrecord.raised_limit()  # of open files
     done = newest_step(workdir) or 0
     run = prepare(config, saved_run(workdir).assets if done else None, f"{workdir}")
     mesh, _ = run.mesh, run.sources  # refused before anything is written

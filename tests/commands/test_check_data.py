@@ -181,7 +181,7 @@ def test_shards_that_are_interrupted_leave_nothing(folder, capsys, monkeypatch):
     def interrupted(source, number):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(make_shards, "packed_record", interrupted)
+    monkeypatch.setattr(make_shards, "checked_record_bytes", interrupted)
     before = sorted(folder.iterdir())
     arguments = ["--config", str(folder / "config.py"), "--source", "photos", "--out"]
     assert cli.main(["make_shards", *arguments, str(folder / "deep" / "shards")]) == 130

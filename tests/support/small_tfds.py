@@ -61,6 +61,13 @@ def png(image: np.ndarray, orientation: int = 1) -> io.BytesIO:
     return file
 
 
+def pose(number: int) -> np.ndarray:
+    """A camera at (number, number, number), along the axes of the world."""
+    matrix = np.eye(4, dtype=np.float32)
+    matrix[:3, 3] = number
+    return matrix
+
+
 def example(number: int) -> dict:
     depth = np.full((H, W, 1), 2 + number, np.float32)
     depth[0, 0] = 0
@@ -84,8 +91,7 @@ def example(number: int) -> dict:
         "others": [png(np.full((4, 6, 3), 200 + i, np.uint8)) for i in range(2)],
         "frames": [png(np.full((4, 6, 3), i, np.uint8)) for i in range(3)],
         "cameras": [
-            {"intrinsics": np.float32(i + np.eye(3)), "camera_to_world": np.float32(i + np.eye(4))}
-            for i in range(3)
+            {"intrinsics": np.float32(i + np.eye(3)), "camera_to_world": pose(i)} for i in range(3)
         ],
     }
 

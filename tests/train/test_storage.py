@@ -13,7 +13,7 @@ from places import SUPPORT
 from tiny import Blobs
 
 from onediff_jax.data.sources.folder import Folder
-from onediff_jax.data.sources.shards import packed, write_shards
+from onediff_jax.data.sources.shards import record_bytes, write_shards
 from onediff_jax.errors import InputError
 from onediff_jax.train import storage
 from onediff_jax.train.storage import StagedFolder
@@ -119,7 +119,7 @@ def test_an_emulated_bucket_keeps_checkpoints_and_gives_shards_and_data_sets(tmp
 
     count = 5
     records = {
-        split: (Blobs(count), (packed(Blobs()[i]) for i in range(count)))
+        split: (Blobs(count), (record_bytes(Blobs()[i]) for i in range(count)))
         for split in ("train", "validation")
     }
     (tmp_path / "bucket" / "shards").mkdir(parents=True)

@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import flags
-from array_record.python import array_record_module
 from PIL import Image, ImageOps
 
 from onediff_jax.data.batching.loader import Rows
@@ -36,8 +35,8 @@ from onediff_jax.data.batching.settings import DataConfig, SlotConfig
 from onediff_jax.data.codecs import DeviceCodec, fit
 from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed, texts_of
 from onediff_jax.data.records import Source
-from onediff_jax.data.sources.cache import FORMAT, MANIFEST, Cache, Part, packed_example
-from onediff_jax.data.sources.shards import WRITING, packed_array
+from onediff_jax.data.sources.arrayrecord import FORMAT, array_parts, file_facts, write_records
+from onediff_jax.data.sources.cache import MANIFEST, Cache, Part, example_bytes
 from onediff_jax.data.tasks.fitting import fitted, grid_for
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.data.text import T5Tokenizer, Tokenizer, vocabulary_of
@@ -93,7 +92,7 @@ def cached_rows(folder: pathlib.Path) -> dict[str, tuple[Rows, float]]:
 def drawn_rows(config: RunConfig, folder: pathlib.Path, latency: float) -> Rows:
     """Rows of a config, read from a cache of drawn examples of all its parts."""
     rng, edge = np.random.default_rng(0), config.model.patch
-    parts, empty = {}, packed_array(np.ones(1, np.int32))
+    parts, empty = {}, array_parts(np.ones(1, np.int32))
     for slot in config.data.row:
         for views, tasks in slot.tasks_of(config.data.tasks, config.data.counts).items():
             for task in tasks:
@@ -110,12 +109,8 @@ def drawn_rows(config: RunConfig, folder: pathlib.Path, latency: float) -> Rows:
                 prompt = EncodedPrompt("", np.ones(60, np.int32))
                 example = Placed(Example(task, (*images, *scene), prompt), 0, 0)
                 file = folder / f"{part}-00000.array_record"
-                writer = array_record_module.ArrayRecordWriter(str(file), WRITING)
-                for number in range(DRAWN):
-                    writer.write(packed_example(example, number))
-                writer.close()
-                facts = {"file": file.name, "records": DRAWN, "bytes": file.stat().st_size}
-                parts[str(part)] = [facts] * (EXAMPLES // DRAWN)
+                write_records(file, (example_bytes(example, number) for number in range(DRAWN)))
+                parts[str(part)] = [file_facts(file, DRAWN)] * (EXAMPLES // DRAWN)
     tasks = [TASKS[name] for name in config.data.tasks]
     manifest = {
         "format": FORMAT,

@@ -10,7 +10,8 @@ import numpy as np
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.example import Example, Placed
 from onediff_jax.data.records import Source, retried
-from onediff_jax.data.sources.cache import CachedExamples, unpacked_example
+from onediff_jax.data.sources.arrayrecord import RecordFiles
+from onediff_jax.data.sources.cache import encoded_example
 from onediff_jax.data.tasks.fitting import Fitting, grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
 from onediff_jax.errors import BadRecord, InputError
@@ -69,7 +70,7 @@ class MakeExample(grain.transforms.RandomMap):
 class ReadExample(grain.transforms.RandomMap):
     """An example of a cache by its number; nothing is left to chance."""
 
-    examples: CachedExamples
+    examples: RecordFiles
     source_number: int
 
     def __len__(self) -> int:
@@ -79,4 +80,4 @@ class ReadExample(grain.transforms.RandomMap):
         """The example."""
         del rng
         data = retried(functools.partial(self.examples.__getitem__, int(element)))
-        return unpacked_example(data, self.source_number)
+        return encoded_example(data, self.source_number)

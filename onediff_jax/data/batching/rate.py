@@ -12,7 +12,8 @@ from typing import NamedTuple
 from onediff_jax.data.batching.loader import Rows, batches
 from onediff_jax.data.example import Caption, Record
 from onediff_jax.data.records import Source
-from onediff_jax.data.sources.cache import CachedExamples, CachedSource, Part
+from onediff_jax.data.sources.arrayrecord import RecordFiles
+from onediff_jax.data.sources.cache import CachedSource, Part
 
 ENDLESS = 2**20  # steps, more than are ever measured
 
@@ -87,15 +88,15 @@ class SlowCache(CachedSource):
     def __init__(self, cache: CachedSource, seconds: float):
         vars(self).update(vars(cache), seconds=seconds)
 
-    def examples(self, part: Part) -> CachedExamples:
+    def examples(self, part: Part) -> RecordFiles:
         """The examples of a part."""
         return SlowExamples(super().examples(part), self.seconds)
 
 
-class SlowExamples(CachedExamples):
+class SlowExamples(RecordFiles):
     """Examples of a cache, with delayed reads."""
 
-    def __init__(self, examples: CachedExamples, seconds: float):
+    def __init__(self, examples: RecordFiles, seconds: float):
         vars(self).update(vars(examples), seconds=seconds)
 
     def __getitem__(self, index: int) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from onediff_jax.data.conditions import degradations, edges, maps, skeleton
 from onediff_jax.data.conditions.hed import FETCH, soft_edges, weights_in
 from onediff_jax.data.example import RGB, Record
-from onediff_jax.errors import BadRecord, InputError
+from onediff_jax.errors import InputError
 from onediff_jax.paths import Location
 from onediff_jax.settings import Section, setting
 
@@ -127,12 +127,12 @@ def hed(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Co
 
 def depth(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
     """The record's depth."""
-    return Condition(maps.depth_image(field_of(record, "depth")))
+    return Condition(maps.depth_image(record["depth"]))
 
 
 def semantic(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
     """The record's classes, as far as they can be seen, as a color map with its legend."""
-    instances = field_of(record, "instances")
+    instances = record["instances"]
     numbers, places = np.unique(instances, return_inverse=True)
     if numbers[0] > 0:  # no background; its color stays the first
         numbers, places = np.append(0, numbers), places + 1
@@ -149,9 +149,9 @@ def boxes(record: Record, rng: np.random.Generator, config: ConditionConfig) -> 
     """
     names = record["names"]
     if "boxes" in record:
-        found = field_of(record, "boxes")
+        found = record["boxes"]
     else:
-        numbers, found = maps.boxes_of(field_of(record, "instances"))
+        numbers, found = maps.boxes_of(record["instances"])
         names = tuple(names[number - 1] for number in numbers)
     colors = maps.class_colors(names, rng if config.map_colors == "drawn" else None)
     image = maps.box_map(*record["image"].shape[:2], found, names, colors)
@@ -161,21 +161,4 @@ def boxes(record: Record, rng: np.random.Generator, config: ConditionConfig) -> 
 def pose(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
     """The skeletons of the record's people; black where there is nobody."""
     height, width = record["image"].shape[:2]
-    return Condition(skeleton.pose_image(field_of(record, "keypoints"), height, width))
-
-
-def field_of(record: Record, name: str) -> np.ndarray:
-    """A record's annotation; raises Fault where it does not fit the image or the names."""
-    field = record[name]
-    if name in ("boxes", "keypoints"):
-        shape = {"boxes": (len(field), 4), "keypoints": (len(field), 17, 3)}[name]
-    else:  # a map: one number for every pixel
-        shape = record["image"].shape[:2] if "image" in record else field.shape[:2]
-    if field.shape != shape:
-        raise BadRecord(f"A record's {name} have the shape {field.shape}; expected {shape}.")
-    if name == "instances" and field.max(initial=0) > len(record["names"]):
-        raise BadRecord(
-            f"A record's instances reach number {field.max()}; its names are only "
-            f"{len(record['names'])}."
-        )
-    return field
+    return Condition(skeleton.pose_image(record["keypoints"], height, width))

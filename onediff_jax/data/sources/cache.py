@@ -13,9 +13,7 @@ its prompt as text, and as token ids or as states, bfloat16, of the tokens that 
 
 import dataclasses
 import functools
-import json
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgpack
@@ -24,8 +22,15 @@ from etils import epath
 
 from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed, Record
 from onediff_jax.data.records import Source, SourceSettings, few_files_at
-from onediff_jax.data.sources.arrayrecord import RecordFiles, sizes_in
-from onediff_jax.data.sources.shards import HALF, packed_array, refuse_changed, unpacked_array
+from onediff_jax.data.sources.arrayrecord import (
+    BFLOAT16,
+    RecordFiles,
+    array_of,
+    array_parts,
+    manifest_in,
+    refuse_changed,
+    sizes_in,
+)
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.paths import Location
@@ -33,7 +38,7 @@ from onediff_jax.settings import setting
 
 VALIDATION = "validation"  # the folder of held-out examples, beside those for training
 MANIFEST, PLAN, ASSETS = "manifest.json", "plan.json", "assets.npz"
-FORMAT = 1  # goes up when older readers would misread
+REMEDY = "encode the data set again: `python -m onediff_jax encode`"
 # What is true of caches whose plans do not say it, since they are older than the settings.
 UNSAID = {"pictures.enlarge": 2.0, "pictures.filter": "lanczos"}
 
@@ -58,7 +63,7 @@ class Part(NamedTuple):
 # --- one example ----------------------------------------------------------------------------------
 
 
-def packed_example(placed: Placed, record: int) -> bytes:
+def example_bytes(placed: Placed, record: int) -> bytes:
     """An encoded example as bytes; `record` is the number of the record that it was made of."""
     example = placed.example
     values = {
@@ -66,14 +71,14 @@ def packed_example(placed: Placed, record: int) -> bytes:
         "record": record,
         "faults": placed.faults,
         "text": example.prompt.text,
-        "tokens": packed_array(example.prompt.tokens),
+        "tokens": array_parts(example.prompt.tokens),
         "views": [
-            {"camera": [packed_array(part) for part in view]}
+            {"camera": [array_parts(part) for part in view]}
             if isinstance(view, Camera)
             else {
-                "mean": packed_array(view.mean.astype(HALF)),
+                "mean": array_parts(view.mean.astype(BFLOAT16)),
                 "log_variance": view.std is not None
-                and packed_array(log_variance_of(view.std).astype(HALF)),
+                and array_parts(log_variance_of(view.std).astype(BFLOAT16)),
             }
             for view in example.views
         ],
@@ -81,19 +86,19 @@ def packed_example(placed: Placed, record: int) -> bytes:
     return msgpack.packb(values)
 
 
-def unpacked_example(data: bytes, source: int) -> Placed:
-    """The inverse of `packed_example`, for the source of that number."""
+def encoded_example(data: bytes, source: int) -> Placed:
+    """The inverse of `example_bytes`, for the source of that number."""
     values = msgpack.unpackb(data)
     views = tuple(
-        Camera(*map(unpacked_array, view["camera"]))
+        Camera(*map(array_of, view["camera"]))
         if "camera" in view
         else EncodedImage(
-            unpacked_array(view["mean"]).astype(np.float32),
-            std_of(unpacked_array(view["log_variance"])) if view["log_variance"] else None,
+            array_of(view["mean"]).astype(np.float32),
+            std_of(array_of(view["log_variance"])) if view["log_variance"] else None,
         )
         for view in values["views"]
     )
-    prompt = EncodedPrompt(values["text"], unpacked_array(values["tokens"]))
+    prompt = EncodedPrompt(values["text"], array_of(values["tokens"]))
     return Placed(Example(values["task"], views, prompt), source, values["faults"])
 
 
@@ -131,7 +136,7 @@ class CachedSource(Source):
     """Encoded examples instead of records; `examples` has those of a part."""
 
     def __init__(self, folder: epath.Path, empty: bool = False):
-        self.folder, self.manifest = folder, manifest_in(folder)
+        self.folder, self.manifest = folder, cache_manifest(folder)
         self.fields, self.least = frozenset(self.manifest["fields"]), self.manifest["least"]
         self._length = 0 if empty else self.manifest["records"]
 
@@ -145,14 +150,14 @@ class CachedSource(Source):
     def empty(self) -> EncodedPrompt:
         """The empty prompt."""
         kind, shape, data = self.manifest["empty"]
-        return EncodedPrompt("", unpacked_array([kind, shape, bytes.fromhex(data)]))
+        return EncodedPrompt("", array_of([kind, shape, bytes.fromhex(data)]))
 
     @property
     def bare(self) -> dict[str, EncodedPrompt]:
         """States of prompts without a caption, of all parts; none where prompts are ids."""
         found = self.manifest.get("bare", {}).items()
         return {
-            text: EncodedPrompt(text, unpacked_array([kind, shape, bytes.fromhex(data)]))
+            text: EncodedPrompt(text, array_of([kind, shape, bytes.fromhex(data)]))
             for text, (kind, shape, data) in found
         }
 
@@ -176,8 +181,8 @@ class CachedSource(Source):
         """Bytes of the files in the folder, by name."""
         return sizes_in(self.folder)
 
-    def examples(self, part: Part) -> "CachedExamples":
-        """The examples of a part; raises InputError, saying which parts there are, without it."""
+    def examples(self, part: Part) -> RecordFiles:
+        """The examples of a part, as bytes; raises InputError, naming the parts, without it."""
         parts = self.manifest["parts"]
         if str(part) not in parts:
             raise InputError(
@@ -186,7 +191,7 @@ class CachedSource(Source):
                 "this config's slots and tasks: `python -m onediff_jax encode`."
             )
         refuse_changed(self.folder, parts[str(part)], self._sizes, MANIFEST)
-        return CachedExamples(self.folder, parts[str(part)])
+        return RecordFiles.listed(self.folder, parts[str(part)], REMEDY)
 
     def refuse_other(self, plan: Mapping[str, Any]) -> None:
         """Raises, naming the first entry that differs, where a run would encode otherwise."""
@@ -201,46 +206,10 @@ class CachedSource(Source):
                 )
 
 
-class CachedExamples(Sequence):
-    """The encoded examples of a part, by number, as bytes."""
-
-    def __init__(self, folder: epath.Path, shards: Sequence[Mapping[str, Any]]):
-        self._names = [str(folder / shard["file"]) for shard in shards]
-        self._records = RecordFiles(self._names, [shard["records"] for shard in shards])
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> bytes:
-        try:
-            return self._records[index]
-        except RuntimeError as error:
-            file, number = self._records.place(index)
-            raise InputError(
-                f"{self._names[file]}, example {number} is damaged "
-                f"({' '.join(str(error).split())[:200]}); encode the data set again."
-            ) from None
-
-
-def manifest_in(folder: pathlib.PurePath) -> dict[str, Any]:
+def cache_manifest(folder: epath.Path) -> dict[str, Any]:
     """What manifest.json says; raises InputError where the folder is not a whole cache."""
-    file = epath.Path(folder) / MANIFEST
-    if not file.is_file():
-        raise InputError(
-            f"{file} is missing, so the cache is not complete; `python -m onediff_jax encode` "
-            "goes on where it stopped."
-        )
-    try:
-        manifest = json.loads(file.read_bytes())
-        found = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no manifest ({error!r}); encode the data set again.") from None
-    if found != FORMAT:
-        raise InputError(
-            f"{file} is of format {found!r} and this program reads {FORMAT}; encode the data set "
-            "again."
-        )
-    return manifest
+    remedy = f"{REMEDY}, which goes on where it stopped"
+    return manifest_in(folder / MANIFEST, ("fields", "least", "records", "parts"), remedy)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -134,6 +134,7 @@ class TfdsRecords(Source):
             [str(file.filename) for file in files],
             [file.take for file in files],
             [file.skip for file in files],
+            "prepare the data set again",
         )
         self._name = f"{folder / settings.name} {name}"
         self._numbers = numbers_of_split(
@@ -157,10 +158,6 @@ class TfdsRecords(Source):
             )
         except (AttributeError, ValueError) as error:  # an image that OpenCV cannot decode
             raise BadRecord(f"{where} cannot be decoded: {one_line(error)}") from None
-        except RuntimeError as error:
-            raise InputError(
-                f"{where} is damaged ({one_line(error)}); prepare the data set again."
-            ) from None
         stored: dict[str, Any] = {}
         views: dict[str, StoredImage] = {}
         for field, found in self._found.items():

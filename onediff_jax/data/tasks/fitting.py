@@ -1,19 +1,19 @@
 """Records brought to the size of a slot: the grid that fits, the crop, and what moves with it.
 
-An image is cut at its centre to the grid's aspect and resized with antialiasing; measurements are
-picked, places are moved, intrinsics follow.
+An image is cropped at its centre to the aspect ratio of the grid and resized with antialiasing.
+Maps use nearest-neighbour resampling; boxes, keypoints and intrinsics move with the crop.
 """
 
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from onediff_jax.data.example import RGB, Record
+from onediff_jax.data.example import FIELDS, RGB, Field, Record, fields_along
 from onediff_jax.errors import BadRecord
 from onediff_jax.ops.cameras import Camera, cropped_intrinsics, resized_intrinsics
 
@@ -85,10 +85,15 @@ def resized(
     width: int,
     resample: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> np.ndarray:
-    """An image or map cut at its centre to the aspect of height x width, then resized to it."""
+    """An image or map cropped at its centre to the aspect of height x width, then resized to it."""
     size = field.shape[:2]
     if size == (height, width):
         return field
+    if field.ndim == 3 and field.dtype != np.uint8:  # which Pillow has no images of
+        channels = [
+            resized(channel, height, width, resample) for channel in np.moveaxis(field, -1, 0)
+        ]
+        return np.stack(channels, -1)
     crop = crop_of(size, height, width)
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     return np.asarray(Image.fromarray(field).resize((width, height), resample, box=box))
@@ -97,48 +102,48 @@ def resized(
 def fitted(record: Record, height: int, width: int, fitting: Fitting = USUAL) -> Record:
     """The record with everything that has a place in an image brought to height x width.
 
-    Raises Fault where an image would have to be cut or grown too much.
+    Raises BadRecord where an image would have to be cropped or enlarged too much.
     """
     size = (height, width)
-    result = dict(record)
-    for name in ("image", "edited"):
-        if name in record:
-            result[name] = resized_image(record[name], name, size, fitting)
-    for name in ("references", "frames"):
-        if name in record:
-            images = enumerate(record[name])
-            result[name] = tuple(
-                resized_image(image, f"{name}[{i}]", size, fitting) for i, image in images
-            )
-    if "pictures" in record:
-        result["pictures"] = {
-            name: resized(image, *size, FILTERS[fitting.filter])
-            for name, image in record["pictures"].items()
-        }
-    for name in ("depth", "instances"):
-        if name in record:
-            refuse_other_size(record, name)
-            result[name] = resized(record[name], *size, Image.Resampling.NEAREST)
-    if "boxes" in record:
-        boxes = moved_boxes(record["boxes"], record["image"], size)
-        seen = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
-        result["boxes"] = boxes[seen]
-        if "instances" in record:  # whose numbers say which name is whose
-            del result["boxes"]
-        elif "names" in record:
-            result["names"] = tuple(np.array(record["names"], object)[seen])
-    if "keypoints" in record:
-        result["keypoints"] = moved_keypoints(record["keypoints"], record["image"], size)
-    if "cameras" in record:
-        result["cameras"] = tuple(
-            moved_camera(camera, frame.shape[:2], size)
-            for camera, frame in zip(record["cameras"], record["frames"], strict=True)
-        )
+    result = {name: fitted_field(record, name, FIELDS[name], size, fitting) for name in record}
+    if "boxes" in record and "instances" in record:  # whose numbers say which name is whose
+        del result["boxes"]
+    elif "boxes" in record:
+        seen = np.all(result["boxes"][:, :2] < result["boxes"][:, 2:], axis=1)
+        for name in fields_along("names"):
+            if name in record:
+                kept = [value for value, there in zip(result[name], seen, strict=True) if there]
+                result[name] = result[name][seen] if name == "boxes" else tuple(kept)
     return result
 
 
+def fitted_field(
+    record: Record, name: str, field: Field, size: tuple[int, int], fitting: Fitting
+) -> Any:
+    """One field brought to `size`, as `FIELDS` says what a crop does to it."""
+    value = record[name]
+    if field.kind == "image":
+        return resized_image(value, name, size, fitting)
+    if field.kind == "images":
+        images = enumerate(value)
+        return tuple(resized_image(image, f"{name}[{i}]", size, fitting) for i, image in images)
+    if field.kind == "named images":
+        filtering = FILTERS[fitting.filter]
+        return {view: resized(image, *size, filtering) for view, image in value.items()}
+    if field.crop == "nearest":
+        return resized(value, *size, Image.Resampling.NEAREST)
+    if field.crop == "boxes":
+        return moved_boxes(value, record["image"], size)
+    if field.crop == "keypoints":
+        return moved_keypoints(value, record["image"], size)
+    if field.crop == "intrinsics":
+        pairs = zip(value, record["frames"], strict=True)
+        return tuple(moved_camera(camera, frame.shape[:2], size) for camera, frame in pairs)
+    return value
+
+
 def resized_image(image: RGB, name: str, size: tuple[int, int], fitting: Fitting) -> RGB:
-    """An image brought to `size`; raises Fault where that would spoil it."""
+    """An image brought to `size`; raises BadRecord where that would spoil it."""
     height, width = image.shape[:2]
     crop = crop_of((height, width), *size)
     if size[0] > fitting.enlarge * crop.height:
@@ -154,15 +159,6 @@ def resized_image(image: RGB, name: str, size: tuple[int, int], fitting: Fitting
     return resized(image, *size, FILTERS[fitting.filter])
 
 
-def refuse_other_size(record: Record, name: str) -> None:
-    """Raises where a map is not as large as its image."""
-    found, expected = record[name].shape, record["image"].shape[:2]
-    if found != expected:
-        raise BadRecord(
-            f"{name} has the shape {found}; its image is {expected[0]} x {expected[1]}."
-        )
-
-
 def moved(
     points: Float[np.ndarray, "*many 2"], image: RGB, size: tuple[int, int]
 ) -> Float[np.ndarray, "*many 2"]:
@@ -176,13 +172,6 @@ def moved_boxes(
     boxes: Float[np.ndarray, "n 4"], image: RGB, size: tuple[int, int]
 ) -> Float[np.ndarray, "n 4"]:
     """Boxes likewise, cut at the image's edges; one that is cut off whole is empty."""
-    inside = (boxes[:, :2] < image.shape[1::-1]) & (boxes[:, 2:] > 0)
-    wrong = ~np.all(inside & (boxes[:, :2] < boxes[:, 2:]), axis=1)
-    for box in boxes[wrong]:
-        raise BadRecord(
-            f"boxes have {box.tolist()}; left < right and top < bottom must hold inside the "
-            f"image of {image.shape[1]} x {image.shape[0]} (width x height) pixels."
-        )
     corners = moved(boxes.reshape(-1, 2, 2).astype(np.float64), image, size)
     return np.clip(corners, 0, (size[1], size[0])).reshape(-1, 4).astype(np.float32)
 

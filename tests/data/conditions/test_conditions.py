@@ -251,34 +251,6 @@ def test_nobody_is_a_black_image():
 
 
 @pytest.mark.parametrize(
-    ("make", "field", "value", "said"),
-    [
-        ("depth", "depth", np.ones((12, 13)), r"depth .* \(12, 13\); expected \(12, 14\)"),
-        ("depth", "depth", np.full((12, 14), np.nan), "depth is nan in 168 of 168 pixels"),
-        ("semantic", "instances", np.ones((3, 3), np.uint8), r"\(3, 3\); expected \(12, 14\)"),
-        ("semantic", "instances", np.ones((12, 14, 1), np.uint8), r"\(12, 14, 1\); expected"),
-        ("semantic", "names", ("a", "b"), "instances reach number 3; its names are only 2"),
-        ("semantic", "names", ("a", "", "b"), "every instance needs a class name"),
-        ("boxes", "names", ("a", "b"), "instances reach number 3; its names are only 2"),
-        ("boxes", "names", tuple(map(str, range(21))), "A map of 21 classes"),
-        ("boxes", "boxes", np.zeros((3, 5)), r"boxes .* \(3, 5\); expected \(3, 4\)"),
-        ("boxes", "boxes", np.ones((2, 4)), "2 boxes and 3 names"),
-        ("boxes", "boxes", np.ones((3, 4)), "left < right"),
-        ("boxes", "boxes", np.array([[0.0, 0, 1, 1]] * 2 + [[20, 0, 24, 9]]), "inside the image"),
-        ("pose", "keypoints", np.zeros((17, 3)), r"\(17, 3\); expected \(17, 17, 3\)"),
-        ("pose", "keypoints", np.zeros((1, 18, 3)), r"\(1, 18, 3\); expected \(1, 17, 3\)"),
-    ],
-)
-def test_a_record_that_does_not_fit_is_one_line_that_names_the_field(make, field, value, said):
-    given = record() | {field: value}
-    if field == "names" and len(value) > 3:
-        given["boxes"] = np.array([[0.0, 0, 1, 1]] * len(value))
-    with pytest.raises(InputError, match=said) as refused:
-        getattr(conditions, make)(given, rng(), FIXED)
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
     ("setting", "value", "said"),
     [
         ("map_colors", "random", "map_colors is 'random'"),

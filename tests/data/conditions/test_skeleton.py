@@ -3,7 +3,6 @@ import pytest
 
 from onediff_jax.data.conditions import skeleton
 from onediff_jax.data.conditions.skeleton import KEYPOINTS, LEFT, MIDDLE, RIGHT
-from onediff_jax.errors import InputError
 
 # Somebody who faces the viewer, in an image of 120 x 100: their left is on the right.
 PLACES = {
@@ -142,22 +141,6 @@ def test_a_person_in_a_mirror_is_the_image_in_a_mirror_with_left_and_right_excha
     assert left.any() and right.any()
     assert (found[left] == RIGHT).all(-1).mean() > 0.95
     assert (found[right] == LEFT).all(-1).mean() > 0.95
-
-
-@pytest.mark.parametrize("flag", [3.0, -1.0, 0.5, np.nan])
-def test_a_visibility_that_coco_does_not_know_is_refused(flag):
-    keypoints = person()
-    keypoints[4, 2] = flag
-    with pytest.raises(InputError, match=f"visibility {flag}; it can be 0, 1 or 2"):
-        drawn(keypoints)
-
-
-@pytest.mark.parametrize("place", [np.nan, np.inf])
-def test_a_known_point_that_is_nowhere_is_refused(place):
-    keypoints = person()
-    keypoints[4, 0] = place
-    with pytest.raises(InputError, match=rf"known point at \[{place}, 18.0\]; give it finite"):
-        drawn(keypoints)
 
 
 def test_a_point_outside_the_image_pulls_its_limbs_there():

@@ -24,7 +24,7 @@ from onediff_jax.data.codecs import image_of
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed
 from onediff_jax.data.sources import cache
-from onediff_jax.data.sources.cache import Cache, Part, packed_example, unpacked_example
+from onediff_jax.data.sources.cache import Cache, Part, encoded_example, example_bytes
 from onediff_jax.data.tasks.fitting import FULL
 from onediff_jax.data.text import END
 from onediff_jax.errors import InputError
@@ -111,7 +111,7 @@ def test_every_pass_draws_conditions_anew_and_holds_each_record_once(drawn):
     source = Cache(str(drawn)).open("train")
     examples = source.examples(Part("image_inpainting", 2, 4))
     assert len(source) == 12 and len(examples) == 24
-    read = [unpacked_example(examples[i], 7) for i in range(24)]
+    read = [encoded_example(examples[i], 7) for i in range(24)]
     assert all(placed.source == 7 for placed in read)
     masked = [placed.example.views[1].mean.tobytes() for placed in read]
     images = [placed.example.views[0].mean.tobytes() for placed in read]
@@ -127,7 +127,7 @@ def test_cameras_are_kept_as_they_are_and_images_decode(drawn):
     part = source.examples(Part("multiview", 4, 10))
     for number in (0, 5, 17):
         expected = make.random_map(number % 12, np.random.default_rng([config.seed, number]))
-        found = unpacked_example(part[number], 0).example
+        found = encoded_example(part[number], 0).example
         for view, true in zip(found.views, expected.example.views, strict=True):
             if isinstance(true, Camera):
                 assert all(map(np.array_equal, view, true))
@@ -153,7 +153,7 @@ def test_an_example_comes_back_as_it_was_within_bfloat16():
     image = EncodedImage(np.float32(mean), np.float32(std))
     states = rng.normal(size=(5, 8)).astype(ml_dtypes.bfloat16)
     example = Example("text2image", (image,), EncodedPrompt("words", states))
-    found = unpacked_example(packed_example(Placed(example, 0, 3), 9), 2)
+    found = encoded_example(example_bytes(Placed(example, 0, 3), 9), 2)
     assert (found.source, found.faults, found.example.task) == (2, 3, "text2image")
     assert found.example.prompt.text == "words"
     assert np.array_equal(found.example.prompt.tokens, states)
@@ -172,16 +172,16 @@ def test_an_interrupted_cache_goes_on_after_the_last_whole_file(
         written.append(record)
         if len(written) > after:
             raise KeyboardInterrupt
-        return packed_example(placed, record)
+        return example_bytes(placed, record)
 
-    monkeypatch.setattr(encode_dataset, "packed_example", packed)
+    monkeypatch.setattr(encode_dataset, "example_bytes", packed)
     with pytest.raises(KeyboardInterrupt):
         write_cache(tmp_path)
     there = {f: f.stat().st_mtime_ns for f in (tmp_path / "blobs").glob("*.array_record")}
     assert len(there) == {0: 0, 7: 1, 13: 3}[after]  # of files of 5, 5 and 2
-    with pytest.raises(InputError, match="not complete; .* encode` goes on"):
+    with pytest.raises(InputError, match="not complete; .* encode`, which goes on"):
         Cache(str(tmp_path / "blobs")).open("train")
-    monkeypatch.setattr(encode_dataset, "packed_example", packed_example)
+    monkeypatch.setattr(encode_dataset, "example_bytes", example_bytes)
     again = write_cache(tmp_path)
     assert all(file.stat().st_mtime_ns == time for file, time in there.items())
     manifests = [json.loads((f / cache.MANIFEST).read_text()) for f in (again, folder)]
@@ -320,10 +320,10 @@ def test_a_damaged_example_is_named_when_it_is_read(folder, tmp_path):
     data[middle : middle + 4000] = bytes(4000)
     file.write_bytes(data)
     examples = Cache(str(other)).open("train").examples(Part("text2image", 1, 4))
-    unpacked_example(examples[0], 0)
+    encoded_example(examples[0], 0)
     with pytest.raises(InputError, match=r"text2image-1x4-00001.* is damaged .*encode the data"):
         for number in range(5, 10):
-            unpacked_example(examples[number], 0)
+            encoded_example(examples[number], 0)
 
 
 def test_files_are_named_with_their_counts_and_checksums(folder):

@@ -232,7 +232,7 @@ def test_depth_is_in_the_cameras_unit_and_infinite_where_nothing_is(tmp_path):
         ("images/frame_000.png", 1e-3, "holds uint8 of shape .90, 124, 3.; depth is a grey PNG"),
         ("transforms.json", 1e-3, "transforms.json cannot be read"),
         ("images/frame_000.png", -1, "depth_unit_scale_factor is -1"),
-        ("small.png", 1e-3, r"depth has the shape \(2, 2\); its image is 90 x 124"),
+        ("small.png", 1e-3, r"depth has the shape \(2, 2\); it must be \(90, 124\)"),
     ],
 )
 def test_wrong_depth_is_a_fault(tmp_path, name, unit, match):

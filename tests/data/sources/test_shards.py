@@ -1,13 +1,15 @@
+"""Shards hold every field of a record, and say so when they are incomplete or damaged."""
+
 import io
 import json
 import pickle
-import typing
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from onediff_jax.data.example import Record
+from onediff_jax.commands.make_shards import converted
+from onediff_jax.data.example import FIELDS, Record
 from onediff_jax.data.images import png
 from onediff_jax.data.records import (
     NamedImages,
@@ -16,8 +18,9 @@ from onediff_jax.data.records import (
     StoredImages,
     StoredRecord,
 )
-from onediff_jax.data.sources import shards
-from onediff_jax.data.sources.shards import Shards, packed, unpacked, write_shards
+from onediff_jax.data.scenes.source import Scenes
+from onediff_jax.data.sources.shards import Shards, record_bytes, stored_record, write_shards
+from onediff_jax.data.tasks.fitting import fitted
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.ops.cameras import Camera
 
@@ -42,6 +45,8 @@ def record(number: int) -> Record:
         places=("left", "right"),
         edited=image(number + 3),
         instruction="dye it",
+        long_caption="two things",
+        normals=rng.random((6, 8, 3)).astype(np.float32),
         references=[image(number + 4)],
         reference_captions=["a"],
         item="vase",
@@ -52,7 +57,7 @@ def record(number: int) -> Record:
     )
 
 
-class GeneratedView(Source):
+class Numbered(Source):
     fields = frozenset(set(record(0)) - {"pictures"} | {"pictures.hed", "pictures.pose"})
     least = {"frames": 2, "references": 1}
 
@@ -68,50 +73,63 @@ class GeneratedView(Source):
 
 def written(folder, counts=(7, 3), size=2000):
     folder.mkdir(exist_ok=True)
-    sources = dict(zip(("train", "validation"), map(GeneratedView, counts), strict=True))
-    splits = {name: (source, map(packed, source)) for name, source in sources.items()}
+    sources = dict(zip(("train", "validation"), map(Numbered, counts), strict=True))
+    splits = {name: (source, map(record_bytes, source)) for name, source in sources.items()}
     assert write_shards(folder, splits, size) == dict(zip(sources, counts, strict=True))
     return folder
 
 
-def equal(found, expected):
+def assert_equal(found, expected):
     assert set(found) == set(expected)
     for name, value in expected.items():
-        if name == "pictures":
-            equal(found[name], value)
-        elif isinstance(value, np.ndarray):
-            np.testing.assert_array_equal(found[name], value)
-            assert found[name].dtype == value.dtype.newbyteorder("=")
-        elif name == "cameras":
-            for camera, other in zip(found[name], value, strict=True):
-                for part, other_part in zip(camera, other, strict=True):
-                    np.testing.assert_array_equal(part, other_part)
-        elif name in shards.PICTURES:
-            np.testing.assert_array_equal(list(found[name]), value)
+        field = FIELDS[name]
+        if field.kind == "named images":
+            assert set(found[name]) == set(value)
+            value, actual = list(value.values()), [found[name][view] for view in value]
         else:
-            assert list(found[name]) == list(value) and type(found[name]) in (str, tuple)
+            actual = found[name]
+        if field.kind == "cameras":
+            value, actual = (
+                [np.concatenate([*camera], None) for camera in x] for x in (value, actual)
+            )
+        if "text" in field.kind or "caption" in field.kind:
+            assert actual == (tuple(value) if field.shape else value)
+        else:
+            np.testing.assert_array_equal(np.array(list(actual)), np.array(list(value)))
+        if field.kind == "array":
+            assert actual.dtype == value.dtype.newbyteorder("=")
 
 
-EXPECTED_TUPLES = {"reference_captions": ("a",), "item_captions": ("b", "")}
+def test_every_field_goes_through_shards_and_follows_a_crop():
+    for number in range(2):
+        given = record(number)
+        assert set(given) == set(FIELDS)
+        found = stored_record(record_bytes(given), "here")
+        assert_equal(found, given)
+        small = fitted(dict(found), 3, 3)
+        assert set(small) == set(FIELDS) - {"boxes"}  # the map of instances says where they are
+        for name, field in FIELDS.items():
+            if "image" in field.kind:
+                images = small[name] if field.shape else [small[name]]
+                images = small[name].values() if field.kind == "named images" else images
+                assert {image.shape for image in images} == {(3, 3, 3)}
+            if field.shape[:2] == ("h", "w"):
+                assert small[name].shape == (3, 3, *field.shape[2:])
+    with pytest.raises(InputError, match="a field 'smell'"):
+        record_bytes({"smell": 1})
 
 
-def test_every_field_of_a_record_has_a_form():
-    forms = (
-        *shards.PICTURE,
-        *shards.PICTURES,
-        *shards.ARRAYS,
-        *shards.TEXTS,
-        *shards.SEVERAL_TEXTS,
-    )
-    assert sorted([*forms, "pictures", "cameras"]) == sorted(typing.get_type_hints(Record))
-    assert set(record(0)) == set(typing.get_type_hints(Record))
-    with pytest.raises(InputError, match="a field 'smell', which shards have no form for"):
-        packed({"smell": 1})
-
-
-def test_a_record_comes_back_as_it_was():
-    for number in range(3):
-        equal(unpacked(packed(record(number)), "here"), record(number) | EXPECTED_TUPLES)
+def test_full_scenes_can_be_made_into_shards(tmp_path):
+    scenes = Scenes(
+        str(tmp_path / "scenes"), size=16, train=8, validation=4, content="full", views=2,
+        groups="figures",
+    )  # fmt: skip
+    counts, bad = converted(scenes, tmp_path / "shards")
+    assert not bad and counts == {"train": 4, "validation": 4}
+    source = scenes.open("train")
+    found = Shards(str(tmp_path / "shards")).open("train")
+    assert found.fields == source.fields
+    assert_equal(found.taken(1, found.fields), dict(source.taken(1, source.fields)))
 
 
 def test_encoded_images_stay_the_bytes_they_are():
@@ -119,8 +137,8 @@ def test_encoded_images_stay_the_bytes_they_are():
     Image.fromarray(image(0)).save(file, "jpeg", quality=60)
     data = file.getvalue()
     kept = StoredImage("a.jpg", lambda: data)
-    found = unpacked(
-        packed(
+    found = stored_record(
+        record_bytes(
             StoredRecord(
                 {
                     "image": kept,
@@ -145,10 +163,10 @@ def test_a_folder_of_shards_gives_back_both_splits_in_order(tmp_path):
     for split, count in (("train", 7), ("validation", 3)):
         source = Shards(str(tmp_path)).open(split)
         assert len(source) == count and len(list(source)) == count
-        assert source.fields == GeneratedView.fields and source.least == GeneratedView.least
+        assert source.fields == Numbered.fields and source.least == Numbered.least
         for number in (count - 1, 0, 2, -1):
-            expected = record(range(count)[number]) | EXPECTED_TUPLES
-            equal(source[number], expected)
+            expected = record(range(count)[number])
+            assert_equal(source[number], expected)
             taken = source.taken(number, ["image", "pictures.pose", "depth"])
             np.testing.assert_array_equal(taken["pictures"]["pose"], expected["pictures"]["pose"])
     with pytest.raises(InputError, match="has no split 'test'; it has train, validation"):
@@ -157,7 +175,7 @@ def test_a_folder_of_shards_gives_back_both_splits_in_order(tmp_path):
 
 def test_several_captions_stay_several():
     several = {"caption": ("one", "two ☀"), "reference_captions": [["a", "b"]]}
-    found = unpacked(packed(record(1) | several), "here")
+    found = stored_record(record_bytes(record(1) | several), "here")
     assert list(found["caption"]) == ["one", "two ☀"]
     assert found["reference_captions"] == (["a", "b"],)
 
@@ -171,12 +189,12 @@ def test_a_source_travels_to_workers_after_it_was_read(tmp_path):
 
 def test_the_manifest_is_written_last_and_a_folder_without_it_is_refused(tmp_path):
     def broken():
-        yield packed(record(0))
+        yield record_bytes(record(0))
         assert any(tmp_path.iterdir())
         raise RuntimeError("interrupted")
 
     with pytest.raises(RuntimeError, match="interrupted"):
-        write_shards(tmp_path, {"train": (GeneratedView(2), broken())})
+        write_shards(tmp_path, {"train": (Numbered(2), broken())})
     with pytest.raises(InputError, match=r"fields\.json is missing, so .* not complete"):
         Shards(str(tmp_path)).open("train")
 
@@ -186,7 +204,6 @@ def test_the_manifest_is_written_last_and_a_folder_without_it_is_refused(tmp_pat
     [
         (lambda m: m.update(format=9), "is of format 9 and this program reads 1"),
         (lambda m: m.pop("least"), "lacks 'least'"),
-        (lambda m: m["shards"]["train"][0].pop("sha256"), "lacks 'sha256'"),
         (lambda m: m["shards"]["train"][0].update(bytes=5), "bytes long; .* says 5 bytes"),
         (lambda m: m["shards"]["train"][0].update(file="gone"), "gone is missing; "),
     ],
@@ -233,12 +250,14 @@ def test_wrong_content_is_a_fault_when_it_is_read(tmp_path):
         Record(image=image(0), frames=[image(1)], cameras=[camera]),
         Record(image=image(0), depth=np.zeros((6, 8), np.float32)),
     ]
-    records = [packed(w) for w in wrong] + [packed(record(0)).replace(png(image(0))[:8], b"x" * 8)]
-    write_shards(tmp_path, {"train": (GeneratedView(3), records)})
+    records = [record_bytes(w) for w in wrong] + [
+        record_bytes(record(0)).replace(png(image(0))[:8], b"x" * 8)
+    ]
+    write_shards(tmp_path, {"train": (Numbered(3), records)})
     source = Shards(str(tmp_path)).open("train")
     place = r"train-00000\.array_record, record "
     with pytest.raises(BadRecord, match=rf"{place}0: cameras\[0\]: .*left-handed"):
-        source[0]
+        source.taken(0, ["cameras"])
     with pytest.raises(BadRecord, match=f"{place}1: depth is 0.0"):
         source.taken(1, ["image", "depth"])
     with pytest.raises(BadRecord, match=f"{place}2: image cannot be read"):

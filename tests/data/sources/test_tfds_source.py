@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
-from small_tfds import FIELDS, H, Small, W, example
+from small_tfds import FIELDS, H, Small, W, example, pose
 
 from onediff_jax.data.sources.tfds import Tfds
 from onediff_jax.errors import BadRecord, InputError
@@ -42,7 +42,7 @@ def test_records_are_what_the_data_set_was_made_of(folder):
         assert [p[0, 0, 0] for p in record["frames"]] == [0, 1, 2]
         for i, camera in enumerate(record["cameras"]):
             np.testing.assert_array_equal(camera.intrinsics, i + np.eye(3))
-            np.testing.assert_array_equal(camera.camera_to_world, i + np.eye(4))
+            np.testing.assert_array_equal(camera.camera_to_world, pose(i))
 
 
 def test_normalised_boxes_become_pixels_from_the_left_and_the_top(folder):

@@ -161,14 +161,6 @@ def test_settings_of_fitting_are_those_of_the_data():
     assert DataConfig(aspects="square", enlarge=3.0).fitting == Fitting(True, 3.0)
 
 
-@pytest.mark.parametrize("name", ["depth", "instances"])
-def test_a_map_of_another_size_than_its_image_is_a_fault(name):
-    kind = np.float32 if name == "depth" else np.uint8
-    record = {"image": np.zeros((32, 32, 3), np.uint8), name: np.zeros((16, 16), kind)}
-    with pytest.raises(BadRecord, match=rf"{name} has the shape \(16, 16\); its image is 32 x 32"):
-        fitted(record, 32, 32)
-
-
 NEAREST, LANCZOS = Image.Resampling.NEAREST, Image.Resampling.LANCZOS
 
 

@@ -16,7 +16,6 @@ import threading
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
@@ -26,8 +25,7 @@ from onediff_jax.data.batching import loader
 from onediff_jax.data.batching.settings import DataConfig
 from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed
 from onediff_jax.data.records import Source
-from onediff_jax.data.sources import arrayrecord as readers
-from onediff_jax.data.sources import cache, shards
+from onediff_jax.data.sources import arrayrecord, cache, shards
 from onediff_jax.data.sources.arrayrecord import RecordFiles
 from onediff_jax.errors import InputError
 from onediff_jax.train import loop
@@ -40,19 +38,17 @@ def written(folder: pathlib.Path, counts=(3, 0, 2, 4)) -> list[str]:
     names = []
     for number, count in enumerate(counts):
         names.append(str(folder / f"{number}.array_record"))
-        writer = array_record_module.ArrayRecordWriter(names[-1], shards.WRITING)
-        for place in range(count):
-            writer.write(f"{number} {place}".encode())
-        writer.close()
+        records = (f"{number} {place}".encode() for place in range(count))
+        assert arrayrecord.write_records(pathlib.Path(names[-1]), records) == count
     return names
 
 
 @pytest.fixture
 def few(monkeypatch):
     """A process that keeps two files open."""
-    monkeypatch.setattr(readers, "READ", readers.ReadFiles())
-    monkeypatch.setattr(readers, "OPEN", 2)
-    return readers.READ
+    monkeypatch.setattr(arrayrecord, "READ", arrayrecord.ReadFiles())
+    monkeypatch.setattr(arrayrecord, "OPEN", 2)
+    return arrayrecord.READ
 
 
 def opened(folder: pathlib.Path) -> list[str]:
@@ -114,7 +110,7 @@ def test_files_travel_to_other_processes_closed(tmp_path, few):
 def test_what_cannot_be_read_is_told_from_what_is_damaged(tmp_path, few):
     names = written(tmp_path)
     files = RecordFiles(names, (3, 0, 2, 5))
-    with pytest.raises(RuntimeError, match="out of bound"):
+    with pytest.raises(InputError, match="3.array_record, record 4 is damaged"):
         files[9]
     data = bytearray(pathlib.Path(names[2]).read_bytes())
     pathlib.Path(names[2]).unlink()
@@ -129,16 +125,16 @@ def test_what_cannot_be_read_is_told_from_what_is_damaged(tmp_path, few):
     assert files[3] == b"2 0"  # a failure is not kept
     files = RecordFiles(names, (3, 0, 2, 4))
     pathlib.Path(names[3]).write_bytes(bytes(len(data)))
-    with pytest.raises(RuntimeError, match="Corrupted|Invalid"):
+    with pytest.raises(InputError, match="3.array_record, record 0 is damaged .*; copy it again"):
         files[5]
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_it_goes():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = min(before[1], readers.LIMIT)
+    most = min(before[1], arrayrecord.LIMIT)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
-        assert readers.raised_limit() == most
+        assert arrayrecord.raised_limit() == most
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -146,10 +142,10 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_goes():
 
 def test_the_limit_is_raised_when_a_run_begins_and_in_its_workers(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(readers, "raised_limit", lambda: asked.append("run"))
+    monkeypatch.setattr(arrayrecord, "raised_limit", lambda: asked.append("run"))
     config = dataclasses.replace(tiny_config(), data=DataConfig())
     with pytest.raises(InputError, match="data.sources is empty"):
-        loop.train(config, tmp_path, {})
+        loop.train(config, tmp_path)
     assert asked == ["run"]
     monkeypatch.setattr(loader, "raised_limit", lambda: asked.append("worker"))
     monkeypatch.setattr(loader.signal, "signal", lambda *_: None)
@@ -182,9 +178,9 @@ def test_a_listing_says_how_large_all_files_are(tmp_path, monkeypatch):
     storage.pipe("gs://b/set/inner/file", b"not this one")
     (tmp_path / "inner").mkdir()
     Bucket.asked.clear()
-    assert readers.sizes_in(epath.Path("gs://b/set")) == expected
+    assert arrayrecord.sizes_in(epath.Path("gs://b/set")) == expected
     assert Bucket.asked == ["/b/set"]
-    assert readers.sizes_in(epath.Path(tmp_path)) == expected
+    assert arrayrecord.sizes_in(epath.Path(tmp_path)) == expected
 
 
 # --- every source, with 300 files and 64 that may be open -----------------------------------------
@@ -228,9 +224,9 @@ READING = """
 import concurrent.futures, os, resource, sys
 folder, kind = sys.argv[1:]
 if kind == "cache":
-    from onediff_jax.data.sources.cache import Cache, Part, unpacked_example
+    from onediff_jax.data.sources.cache import Cache, Part, encoded_example
     found = Cache(folder).open("train").examples(Part("text2image", 1, 1))
-    read = lambda number: unpacked_example(found[number], 0).example.prompt.text
+    read = lambda number: encoded_example(found[number], 0).example.prompt.text
 elif kind == "shards":
     from onediff_jax.data.sources.shards import Shards
     read = Shards(folder).open("train").caption
@@ -250,21 +246,19 @@ def many_cached(folder: pathlib.Path) -> None:
     files = []
     for number in range(FILES):
         file = folder / f"text2image-1x1-{number:05}.array_record"
-        writer = array_record_module.ArrayRecordWriter(str(file), shards.WRITING)
         image = EncodedImage(np.zeros((1, 1, 2), np.float32), None)
         prompt = EncodedPrompt(f"words {number}", np.zeros(1, np.int32))
         example = Example("text2image", (image,), prompt)
-        writer.write(cache.packed_example(Placed(example, 0, 0), number))
-        writer.close()
-        files.append({"file": file.name, "records": 1, "bytes": file.stat().st_size})
-    manifest = {"format": cache.FORMAT, "fields": ["image", "caption"], "least": {}}
+        arrayrecord.write_records(file, [cache.example_bytes(Placed(example, 0, 0), number)])
+        files.append(arrayrecord.file_facts(file, 1))
+    manifest = {"format": arrayrecord.FORMAT, "fields": ["image", "caption"], "least": {}}
     manifest |= {"records": FILES, "parts": {"text2image-1x1": files}}
     (folder / cache.MANIFEST).write_text(json.dumps(manifest))
 
 
 def many_sharded(folder: pathlib.Path) -> None:
     source = Words()
-    shards.write_shards(folder, {"train": (source, map(shards.packed, source))}, size=1)
+    shards.write_shards(folder, {"train": (source, map(shards.record_bytes, source))}, size=1)
 
 
 def many_of_tfds(folder: pathlib.Path) -> None:

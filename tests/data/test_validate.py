@@ -7,6 +7,7 @@ from onediff_jax.ops.cameras import Camera
 
 PICTURE = np.zeros((6, 8, 3), np.uint8)
 KEYPOINTS = np.tile(np.array([3.0, 2.0, 2.0], np.float32), (2, 17, 1))
+CAMERA = Camera(np.diag([9.0, 9.0, 1.0]), np.eye(4))
 WHOLE = {
     "image": PICTURE,
     "caption": "",
@@ -23,7 +24,7 @@ WHOLE = {
     "references": [PICTURE],
     "reference_captions": [""],
     "frames": [PICTURE] * 2,
-    "cameras": [None] * 2,
+    "cameras": [CAMERA] * 2,
 }
 
 
@@ -73,9 +74,10 @@ def test_a_whole_record_passes_and_so_does_every_part_of_it():
         ("colors", ("red",), "colors holds 1 and names 2"),
         ("places", ("left",) * 3, "places holds 3"),
         ("boxes", WHOLE["boxes"][:1], "boxes holds 1 and names 2"),
-        ("cameras", [None], "cameras holds 1 and frames 2"),
+        ("cameras", [CAMERA], "cameras holds 1 and frames 2"),
+        ("cameras", [CAMERA._replace(intrinsics=np.eye(3) - 1)] * 2, r"cameras\[0\]: focal"),
         ("pictures", {"hed": PICTURE[:, :4]}, r"pictures\.hed is 6 x 4; .* which is 6 x 8"),
-        ("depth", WHOLE["depth"].T, r"depth has the shape \(8, 6\); its image is 6 x 8"),
+        ("depth", WHOLE["depth"].T, r"depth has the shape \(8, 6\); it must be \(6, 8\)"),
         ("depth", changed(WHOLE["depth"], (1, 1), np.nan), "depth is nan in 1 pixels"),
         ("depth", -WHOLE["depth"], "depth is -1.0 in 48 pixels"),
         ("instances", WHOLE["instances"][:3], r"instances has the shape \(3, 8\)"),
@@ -84,6 +86,8 @@ def test_a_whole_record_passes_and_so_does_every_part_of_it():
             WHOLE["instances"] + np.uint8(1),
             "instances has numbers from 1 to 3; the names are 2",
         ),
+        ("instances", WHOLE["instances"] / 2, "instances holds float64"),
+        ("normals", np.zeros((6, 8)), r"normals has the shape \(6, 8\); it must be \(6, 8, 3\)"),
         ("instances", WHOLE["instances"].astype(int) - 1, "instances has numbers from -1 to 1"),
         ("boxes", WHOLE["boxes"][:, :3], r"boxes has the shape \(2, 3\)"),
         ("boxes", changed(WHOLE["boxes"], (1, 0), 3), r"boxes\[1\] is \[3.0, 1.0, 3.0, 9.0\]"),
@@ -98,9 +102,6 @@ def test_a_wrong_field_is_a_fault_that_says_where_and_what(field, value, match):
     with pytest.raises(BadRecord, match=f"^file, line 3: {match}") as fault:
         refuse_wrong(WHOLE | {field: value}, "file, line 3")
     assert "\n" not in str(fault.value)
-
-
-CAMERA = Camera(np.diag([9.0, 9.0, 1.0]), np.eye(4))
 
 
 @pytest.mark.parametrize(
