@@ -30,7 +30,7 @@ ROWS = ("slices", "data", "fsdp")  # devices along these work on different rows
 
 # What an axis is called, and the mesh axes that split it; one that is not here is kept whole.  Of
 # two axes of a matrix, fsdp splits the earlier in this table that it divides.  The order is
-# measured: docs/design.md, "Parameter layout".
+# measured: docs/log.md, "layout of parameters".
 RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor", "fsdp"),  # of parameters
     "heads": ("tensor", "fsdp"),

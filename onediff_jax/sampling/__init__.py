@@ -1,1 +1,1 @@
-"""sampling."""
+"""Samples of a trained model."""

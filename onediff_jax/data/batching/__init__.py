@@ -1,1 +1,1 @@
-"""batching."""
+"""Examples to batches: slots, packing, mixture, rows, loader."""

@@ -1,1 +1,1 @@
-"""conditions."""
+"""Condition images, computed from a record."""

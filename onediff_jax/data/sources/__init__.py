@@ -1,1 +1,1 @@
-"""sources."""
+"""The kinds of data sources."""

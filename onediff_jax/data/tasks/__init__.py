@@ -1,1 +1,1 @@
-"""tasks."""
+"""The tasks, and how a record becomes an example of one."""
