@@ -119,10 +119,8 @@ def binding_changes(
 
 def newest_step(workdir: pathlib.PurePath) -> int | None:
     """The step of a workdir's newest complete checkpoint; None where there is none."""
-    try:
-        return int(step_folder(workdir).name)
-    except InputError:
-        return None
+    folder = newest_folder(workdir)
+    return folder and int(folder.name)
 
 
 def step_folder(path: pathlib.PurePath | str) -> epath.Path:
@@ -130,17 +128,23 @@ def step_folder(path: pathlib.PurePath | str) -> epath.Path:
 
     Raises InputError, naming `path`, where there is none.
     """
+    folder = newest_folder(path)
+    if folder is None:
+        raise InputError(
+            f"{path} holds no checkpoint; give a workdir that `train` has saved in, or one of its "
+            f"{FOLDER}/STEP folders.{access_advice(path)}"
+        )
+    return folder
+
+
+def newest_folder(path: pathlib.PurePath | str) -> epath.Path | None:
+    """The same, or None; raises InputError where object storage refuses to answer."""
     given = absolute(path)
     if folder_is_there(given) and is_complete(given):
         return given
     parent = given / FOLDER if (given / FOLDER).is_dir() else given
     steps = [folder for folder in parent.glob("*") if folder.name.isdigit() and is_complete(folder)]
-    if not steps:
-        raise InputError(
-            f"{path} holds no checkpoint; give a workdir that `train` has saved in, or one of its "
-            f"{FOLDER}/STEP folders.{access_advice(path)}"
-        )
-    return max(steps, key=lambda folder: int(folder.name))
+    return max(steps, key=lambda folder: int(folder.name), default=None)
 
 
 def is_complete(folder: epath.Path) -> bool:
