@@ -12,7 +12,7 @@ from onediff_jax.data.scenes.objects import Person, SceneObject, noun, with_arti
 from onediff_jax.data.scenes.placement import PROBE, Scene, Sight, sight
 from onediff_jax.data.scenes.worlds import random_stream
 
-WORDS: dict[str, tuple[str, str]] = {  # what captions call things, usually and sometimes
+WORDS: dict[str, tuple[str, str]] = {  # what captions say, usually and sometimes
     "sphere": ("sphere", "ball"),
     "box": ("box", "block"),
     "left": ("on the left", "on the left side"),

@@ -131,7 +131,7 @@ def _toward(angles: tuple[float, float], side: int) -> Float[np.ndarray, "3"]:
 
 
 def _radii(who: Identity) -> dict[str, float]:
-    """Of the body's parts."""
+    """Of limbs, head and torso."""
     thick = who.height * who.build
     return {
         "head": 0.085 * who.height,

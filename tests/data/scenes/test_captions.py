@@ -32,7 +32,7 @@ def sentences(index):
     return captions.long_caption(drawn()[index], index).split(". ")
 
 
-def thing_called(scene, words):
+def object_called(scene, words):
     [(place, item)] = [(i, t) for i, t in enumerate(scene.objects, 1) if noun(t) in words]
     return place, item
 
@@ -75,7 +75,7 @@ def test_relations_are_true_of_depth_and_masks():
             found = re.fullmatch(rf"The (.+?) is ({kinds})(.*) the (.+)", sentence)
             if not found:
                 continue
-            a, b = (thing_called(scene, found[k])[0] for k in (1, 4))
+            a, b = (object_called(scene, found[k])[0] for k in (1, 4))
             assert b == a + 1
             columns = [np.nonzero(image.instances == k)[1] for k in (a, b)]
             assert columns[0].mean() < columns[1].mean()

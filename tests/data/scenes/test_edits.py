@@ -52,7 +52,7 @@ def test_an_edit_is_a_function_of_seed_split_and_index():
 
 
 def tried(kind, number=6):
-    """What an edit of a kind does to every item of every scene, whether it can be seen or not."""
+    """What an edit of a kind does to every object of every scene, whether it can be seen or not."""
     rng = np.random.default_rng(0)
     for scene, _ in edited():
         for place, item in enumerate(scene.objects):
@@ -82,7 +82,7 @@ def test_new_colors_are_unlike_the_old_one_and_clothes_are_called_what_they_are(
 
 
 def looks(scene):
-    """The colors of all things and clothes."""
+    """The colors of all objects and clothes."""
     for item in scene.objects:
         who = item.who if isinstance(item, Person) else item
         names = ("shirt", "trousers", "stripes", "hat_color", "color", "second")
@@ -102,7 +102,7 @@ def test_hats_are_taken_off_or_given():
     assert said == set(figure.HATS)
 
 
-def test_things_change_their_shape_and_size_where_they_stand():
+def test_objects_change_their_shape_and_size_where_they_stand():
     factors = set()
     for kind in ("reshape", "resize"):
         for _, old, after, instruction, place in tried(kind):
@@ -117,7 +117,7 @@ def test_things_change_their_shape_and_size_where_they_stand():
     assert len(factors) == 4
 
 
-def test_scenes_keep_one_to_three_things_that_do_not_overlap():
+def test_scenes_keep_one_to_three_objects_that_do_not_overlap():
     for _, edit in edited():
         assert 1 <= len(edit.scene.objects) <= 3
         for i, a in enumerate(edit.scene.objects):
@@ -182,7 +182,7 @@ def test_what_is_named_is_named_by_one_thing_only():
             assert sum(name in edit.instruction for name in names) == 1
 
 
-def test_every_edit_can_be_seen_and_leaves_other_things_where_they_were():
+def test_every_edit_can_be_seen_and_leaves_other_objects_where_they_were():
     for before, edit in edited():
         first, second = rendered(before), rendered(edit.scene)
         assert (np.abs(first.image - second.image).max(axis=-1) > 0.1).mean() > 0.008

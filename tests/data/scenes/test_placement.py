@@ -143,7 +143,7 @@ def test_all_shapes_materials_and_counts_occur():
         assert len(set(colors)) == len(colors)
 
 
-def test_things_are_seen_well_by_the_first_camera_and_a_little_by_every_other():
+def test_objects_are_seen_well_by_the_first_camera_and_a_little_by_every_other():
     for scene in drawn():
         for camera in scene.cameras:
             view = placement.sight(scene, camera, 40)
