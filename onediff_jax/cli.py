@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return failed(f"interrupted; {COMMANDS[name].interrupted}.", INTERRUPTED)
     except Exception as error:
-        if not process_name():
+        if not message_start():
             raise
         traceback.print_exc()
         return failed(f"{type(error).__name__}: {one_line(error)}")
@@ -98,7 +98,7 @@ def underscored(argument: str, options: Mapping[str, Option]) -> str:
     return f"{found}{equals}{value}" if found[2:].removeprefix("no") in options else argument
 
 
-def process_name() -> str:
+def message_start() -> str:
     """What begins a message of one of several processes: "process 3 of 32 on HOST: "."""
     processes = sys.modules.get("onediff_jax.processes")  # which imports JAX
     return f"{processes.name_of_process()}: " if processes and processes.is_joined() else ""
@@ -109,7 +109,7 @@ def failed(message: str, status: int = FAILED) -> int:
 
     One of several ends here: at its usual end it would wait for the others, and they for it.
     """
-    where = process_name()
+    where = message_start()
     print(f"onediff_jax: {where}{message}", file=sys.stderr)
     if where:
         sys.stdout.flush()

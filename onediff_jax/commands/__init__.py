@@ -15,7 +15,8 @@ SWITCH, SEVERAL = flags.DEFINE_boolean, flags.DEFINE_multi_string
 CONFIG = config_flags.DEFINE_config_file
 REQUIRED = object()
 AT_LEAST_1, AT_LEAST_0 = {"lower_bound": 1}, {"lower_bound": 0}
-DTYPES = ["fp32", "bf16", "fp16", "float32", "bfloat16", "float16"]
+EXPORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPE_NAMES = [*EXPORT_DTYPES, *EXPORT_DTYPES.values()]
 
 
 def CHOICE(name, default, help, enum_values, flag_values):  # noqa: N802 - as absl's
@@ -245,8 +246,8 @@ COMMANDS = {
             "dtype": Option(
                 CHOICE,
                 None,
-                f"of the tensors: {', '.join(DTYPES)}; else as they are stored",
-                {"enum_values": DTYPES},
+                f"of the tensors: {', '.join(DTYPE_NAMES)}; else as they are stored",
+                {"enum_values": DTYPE_NAMES},
             ),
             "shard_gb": Option(NUMBER, 10.0, "the longest file, in 1e9 bytes"),
             "frozen": Option(TEXT, None, "a folder with vae, text_encoder, tokenizer to add"),

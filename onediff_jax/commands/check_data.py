@@ -28,9 +28,9 @@ from onediff_jax.train.config import RunConfig, resolve_paths, run_config
 from onediff_jax.train.encoders import tokenizer_folder, tokenizer_of
 from onediff_jax.train.prepare import prepare, training_rows
 
-ROWS = 32  # of the run, of which the padding is measured
+PADDING_ROWS = 32  # of the run, of which the padding is measured
 PROMPTS = 20_000  # that a vocabulary is built on, at most
-SHOWN = 20  # faults that are printed
+SHOWN_FAULTS = 20  # bad records that are printed
 SHEET = 4  # examples of a task on the sheet
 
 
@@ -38,7 +38,7 @@ def run(options: flags.FlagValues) -> int:
     """Checks, or measures the rate, and prints; 1 where a record is bad or the rate too low."""
     config = resolve_paths(run_config(options.config.to_dict()))
     if options.rate:
-        found = rate(config, options.rate, options.latency, options.hosts)
+        found = loader_rate(config, options.rate, options.latency, options.hosts)
         print("\n".join(rate_lines(found, options.needed)))
         return int(found.examples_per_second < options.needed)
     names = [options.source] if options.source else list(config.data.sources)
@@ -46,7 +46,7 @@ def run(options: flags.FlagValues) -> int:
         raise InputError(
             f"--source {options.source} can be {', '.join(config.data.sources) or 'nothing'}."
         )
-    report = checked(config, names, options.split, options.records)
+    report = report_on(config, names, options.split, options.records)
     if options.json:
         names = ("records", "faults", "sizes", "captions", "padding")
         kept = {name: getattr(report, name) for name in names}
@@ -56,7 +56,7 @@ def run(options: flags.FlagValues) -> int:
         sheet_of(report.shown).save(options.sheet)
     if report.mixture:
         Console().print(table_of(report.mixture))
-    print("\n".join(lines_of(report)))
+    print("\n".join(report_lines(report)))
     return int(bool(report.faults))
 
 
@@ -85,7 +85,7 @@ def uses_of(config: RunConfig) -> dict[str, tuple[int, int]]:
     return found
 
 
-def checks(config: RunConfig, sources: Mapping[str, Source]) -> Iterator[tuple]:
+def uses_by_source(config: RunConfig, sources: Mapping[str, Source]) -> Iterator[tuple]:
     """Every source's name and number, with each task that it serves, its views and tokens."""
     uses = uses_of(config)
     for name, source in sources.items():
@@ -101,11 +101,11 @@ def checks(config: RunConfig, sources: Mapping[str, Source]) -> Iterator[tuple]:
                 views -= 1
 
 
-def read(
+def read_examples(
     config: RunConfig, sources: Mapping[str, Source], records: int | None, report: Report
 ) -> None:
     """Makes an example of every record for every task; writes the report."""
-    plan = list(checks(config, sources))
+    plan = list(uses_by_source(config, sources))
     edge, fitting = edge_of(config), config.data.fitting
     with record_progress() as progress:
         for name, source, task, views, tokens in plan:
@@ -171,7 +171,7 @@ def measure_padding(
     """Adds every slot's share of padded tokens, in rows of the run, to the report."""
     blank = DeviceCodec(edge_of(config) // config.model.patch, config.model.channels)
     rows = Rows(config.data, sources, blank, config.model.patch, tokenizer, config.seed)
-    masks = np.stack([rows[i].token_mask for i in range(ROWS)])
+    masks = np.stack([rows[i].token_mask for i in range(PADDING_ROWS)])
     for run in rows.layout.runs:
         slot = run.slot
         report.padding.append(
@@ -193,11 +193,11 @@ def sheet_of(shown: Mapping[str, Sequence[Example]]) -> Image.Image:
     return Image.fromarray(sheet(rows))
 
 
-def lines_of(report: Report) -> list[str]:
+def report_lines(report: Report) -> list[str]:
     """The report for reading."""
     faulty = collections.Counter(f"{f['source']} {f['task']}" for f in report.faults)
     names = dict.fromkeys([*report.records, *faulty])
-    lines = ["examples (and faults) by source and task:"]
+    lines = ["examples (and bad records) by source and task:"]
     lines += [f"  {name:40} {report.records[name]:8} ({faulty[name]})" for name in names]
     lines += ["height x width of first images, to 64 pixels:"]
     lines += [f"  {size:40} {count:8}" for size, count in report.sizes.most_common(12)]
@@ -210,20 +210,22 @@ def lines_of(report: Report) -> list[str]:
     for slot in report.padding:
         share = f"{slot['padding']:.1%} of " if "padding" in slot else ""
         lines += [f"padding: {share}{slot['slot']}"]
-    for fault in report.faults[:SHOWN]:
-        lines += [f"fault: {fault['source']} {fault['task']}, {described(fault)}"]
-    if len(report.faults) > SHOWN:
-        lines += [f"and {len(report.faults) - SHOWN} more faults; --json FILE lists all"]
+    for fault in report.faults[:SHOWN_FAULTS]:
+        lines += [f"bad record: {fault['source']} {fault['task']}, {fault_text(fault)}"]
+    if len(report.faults) > SHOWN_FAULTS:
+        lines += [
+            f"and {len(report.faults) - SHOWN_FAULTS} more bad records; --json FILE lists all"
+        ]
     return lines
 
 
-def described(fault: Mapping[str, str]) -> str:
-    """A fault's place and reason, the place once."""
+def fault_text(fault: Mapping[str, str]) -> str:
+    """Place and reason of a bad record, the place once."""
     here = fault["reason"].startswith(fault["place"])
     return fault["reason"] if here else f"{fault['place']}: {fault['reason']}"
 
 
-def checked(config: RunConfig, names: Sequence[str], split: str, records: int | None) -> Report:
+def report_on(config: RunConfig, names: Sequence[str], split: str, records: int | None) -> Report:
     """The report on some of a config's sources."""
     report = Report()
     sources = {name: config.data.sources[name].open(split) for name in names}
@@ -239,7 +241,7 @@ def checked(config: RunConfig, names: Sequence[str], split: str, records: int | 
                     "reason": "its content is not what was written; copy it again",
                 }
             )
-    read(config, sources, records, report)
+    read_examples(config, sources, records, report)
     if not report.prompts and not report.faults:
         raise InputError(f"No task of config.data.tasks can use the sources {', '.join(names)}.")
     if report.prompts:
@@ -249,14 +251,14 @@ def checked(config: RunConfig, names: Sequence[str], split: str, records: int | 
                 report.mixture = mixture(config.data, sources, config.rows)
             measure_padding(config, sources, tokenizer, report)
         except InputError as error:
-            # Another source may serve the task, or faults be without end; else no run can start.
+            # Another source may serve the task, or all records be bad; else no run can start.
             if whole and not report.faults:
                 raise
             report.padding = [{"slot": f"the whole row, not measured: {one_line(error)}"}]
     return report
 
 
-def rate(config: RunConfig, seconds: float, latency: float, hosts: int) -> Rate:
+def loader_rate(config: RunConfig, seconds: float, latency: float, hosts: int) -> Rate:
     """The rate of the run's loader for one of `hosts` hosts."""
     if config.rows % hosts:
         raise InputError(f"--hosts is {hosts}, which does not divide the {config.rows} rows.")

@@ -79,35 +79,37 @@ def checks(
     `topology`, a TPU slice that need not be here, mesh and rows are checked for that, by a plan,
     and else for the devices that are here.
     """
-    yield (first := checked("config", lambda: f"{run_config(values).steps:,} steps"))
+    yield (first := run_check("config", lambda: f"{run_config(values).steps:,} steps"))
     if first.state == FAILED:
         return
     written = run_config(values)
     config = resolve_paths(written)
     for name, path in locations(config).items():
         if not name.startswith("config.data.sources."):  # which have checks of their own
-            yield checked(f"path {name}", lambda n=name, p=path: reached(config, n, p))
+            yield run_check(f"path {name}", lambda n=name, p=path: check_path(config, n, p))
     for name in config.data.sources:
         for split in SPLITS:
-            yield checked(f"data {name} {split}", lambda n=name, s=split: read(config, n, s))
-    yield checked("data tasks", lambda: all_served(config))
+            yield run_check(
+                f"data {name} {split}", lambda n=name, s=split: check_source(config, n, s)
+            )
+    yield run_check("data tasks", lambda: check_tasks(config))
     if any(isinstance(source, Cache) for source in config.data.sources.values()):
-        yield checked("data caches", lambda: all_match(config))
+        yield run_check("data caches", lambda: check_caches(config))
     if {config.text.kind, config.codec.kind} & {"t5", "sd3_vae"}:
-        yield checked("encoders", lambda: found_encoders(config))
-    yield checked("devices", added_up)
+        yield run_check("encoders", lambda: check_encoders(config))
+    yield run_check("devices", check_devices)
     if topology:
-        yield checked("plan", lambda: planned(values, topology))
+        yield run_check("plan", lambda: check_plan(values, topology))
     else:
-        yield checked("mesh", lambda: mesh_said(config))
-        yield checked("rows", lambda: rows_said(config))
+        yield run_check("mesh", lambda: check_mesh(config))
+        yield run_check("rows", lambda: check_batch(config))
     if workdir is not None:
-        yield checked("workdir", lambda: written_and_renamed(workdir))
-        yield checked("resuming", lambda: resumed(written, workdir))
-    yield checked("disk", lambda: room(config, workdir))
+        yield run_check("workdir", lambda: check_workdir(workdir))
+        yield run_check("resuming", lambda: check_resuming(written, workdir))
+    yield run_check("disk", lambda: check_disk(config, workdir))
 
 
-def checked(subject: str, check: Callable[[], str]) -> Check:
+def run_check(subject: str, check: Callable[[], str]) -> Check:
     """A check's line, or the mistake that it found."""
     try:
         return Check(subject, OK, check())
@@ -117,7 +119,7 @@ def checked(subject: str, check: Callable[[], str]) -> Check:
         return Check(subject, FAILED, one_line(error))
 
 
-def reached(config: RunConfig, name: str, path: str) -> str:
+def check_path(config: RunConfig, name: str, path: str) -> str:
     """Finds what a path of the configuration names, without copying it here."""
     section = name.split(".")[1]
     if section == "tune":
@@ -131,33 +133,32 @@ def reached(config: RunConfig, name: str, path: str) -> str:
     return path
 
 
-def read(config: RunConfig, name: str, split: str) -> str:
+def check_source(config: RunConfig, name: str, split: str) -> str:
     """Opens one source and reads some of its records, spread evenly, as tasks will."""
     source: Source = config.data.sources[name].open(split)
     if isinstance(source, CachedSource):
-        return read_cache(source)
+        return check_cache(source)
     if not len(source):
         raise CheckWarning("has no records; set the source's validation to hold some out.")
-    wanted = {field for task in views_of_tasks(config.data) for field in taken(task, source)}
+    wanted = {field for task in views_of_tasks(config.data) for field in fields_for(task, source)}
     numbers = np.unique(np.linspace(0, len(source) - 1, RECORDS).astype(int)).tolist()
-    faults = []
+    bad = []
     for number in numbers:
         try:
             for value in source.taken(number, wanted).values():
                 if isinstance(value, Sequence) and len(value):
                     value[0]  # of several images, that are read when they are asked for
-        except BadRecord as fault:
-            faults.append(fault)
-    if faults:
-        kind = CheckWarning if len(faults) < len(numbers) else InputError
+        except BadRecord as error:
+            bad.append(error)
+    if bad:
+        kind = CheckWarning if len(bad) < len(numbers) else InputError
         raise kind(
-            f"{len(faults)} of {len(numbers)} records are at fault: {faults[0]} "
-            "`check_data` lists them all."
+            f"{len(bad)} of {len(numbers)} records are bad: {bad[0]} `check_data` lists them all."
         )
     return f"{len(source):,} records; {len(numbers)} were read"
 
 
-def read_cache(source: CachedSource) -> str:
+def check_cache(source: CachedSource) -> str:
     """Reads some examples of every part of a cache, spread evenly."""
     if not len(source):
         return "a cache has no validation examples"
@@ -170,12 +171,12 @@ def read_cache(source: CachedSource) -> str:
     return f"{len(source):,} records, encoded; {read} examples were read"
 
 
-def taken(task: str, source: Source) -> frozenset[str]:
+def fields_for(task: str, source: Source) -> frozenset[str]:
     """The fields that a task takes of a source's records; none where it cannot be served."""
     return frozenset(TASKS[task].takes(source.fields) or ())
 
 
-def all_served(config: RunConfig) -> str:
+def check_tasks(config: RunConfig) -> str:
     """Finds a source for every task."""
     sources = open_sources(config.data, "train")
     tasks = views_of_tasks(config.data)
@@ -184,7 +185,7 @@ def all_served(config: RunConfig) -> str:
     return f"{len(tasks)} are served"
 
 
-def all_match(config: RunConfig) -> str:
+def check_caches(config: RunConfig) -> str:
     """Compares the caches with how the run would encode, and with what its slots hold."""
     run = prepare(config)
     run.rows  # noqa: B018 - refuses caches of another kind
@@ -192,7 +193,7 @@ def all_match(config: RunConfig) -> str:
     return f"{', '.join(caches)} hold what the run would encode"
 
 
-def found_encoders(config: RunConfig) -> str:
+def check_encoders(config: RunConfig) -> str:
     """Looks into the folders of released encoders; little of their weights is read."""
     vocabulary = config.text.vocabulary
     if config.text.kind == "t5":
@@ -202,7 +203,7 @@ def found_encoders(config: RunConfig) -> str:
     return ", ".join(f"{part} is {found}" for part, found in prints.items())
 
 
-def added_up() -> str:
+def check_devices() -> str:
     """Compiles the smallest program that all devices must take part in, and checks what it says."""
     mesh = jax.make_mesh((jax.device_count(),), ("all",))
     numbers = np.arange(mesh.size, dtype=np.float32)
@@ -222,19 +223,19 @@ def added_up() -> str:
     return f"{mesh.size} {kind} of {jax.process_count()} processes add up rightly"
 
 
-def mesh_said(config: RunConfig) -> str:
+def check_mesh(config: RunConfig) -> str:
     """Lays out the devices."""
     shape = mesh_of(config.mesh).shape
     return " x ".join(f"{axis} {size}" for axis, size in shape.items())
 
 
-def rows_said(config: RunConfig) -> str:
+def check_batch(config: RunConfig) -> str:
     """Divides the rows over the devices."""
     check_rows(config.rows, config.optimizer.accumulate, mesh_of(config.mesh))
     return f"{config.rows} on {jax.device_count()} devices"
 
 
-def planned(values: Mapping[str, Any], topology: str) -> str:
+def check_plan(values: Mapping[str, Any], topology: str) -> str:
     """Compiles the run's step for a slice; the plan itself is printed before."""
     if jax.default_backend() != "cpu":
         raise CheckWarning(
@@ -244,7 +245,7 @@ def planned(values: Mapping[str, Any], topology: str) -> str:
     return f"fits {topology}"
 
 
-def written_and_renamed(workdir: epath.Path) -> str:
+def check_workdir(workdir: epath.Path) -> str:
     """Writes into the workdir as checkpoints and metrics do; all processes must see the same."""
     token = str(multihost_utils.broadcast_one_to_all(np.int32(uuid.uuid4().int >> 97)))
     folder = workdir / ".doctor"
@@ -270,7 +271,7 @@ def written_and_renamed(workdir: epath.Path) -> str:
     return f"{workdir} can be written"
 
 
-def resumed(config: RunConfig, workdir: epath.Path) -> str:
+def check_resuming(config: RunConfig, workdir: epath.Path) -> str:
     """Compares the settings with those of the newest checkpoint, if there is one."""
     if checkpoint.newest_step(workdir) is None:
         return "nothing: the run is new"
@@ -283,7 +284,7 @@ def resumed(config: RunConfig, workdir: epath.Path) -> str:
     return f"goes on after step {step:,}"
 
 
-def room(config: RunConfig, workdir: epath.Path | None) -> str:
+def check_disk(config: RunConfig, workdir: epath.Path | None) -> str:
     """Compares the free space with what checkpoints take: those that are kept, and one more."""
     each = checkpoint_bytes(config)
     kept = config.checkpoint.keep + 1

@@ -49,9 +49,9 @@ from onediff_jax.train.encoders import Encoding, is_image
 from onediff_jax.train.prepare import prepare
 from onediff_jax.train.storage import whole_file
 
-CAPTIONS = 64  # of a source, from which the mean prompt length is estimated
+SAMPLED_CAPTIONS = 64  # of a source, from which the mean prompt length is estimated
 BATCH = 16  # images, or prompts, that are encoded together
-AHEAD = 8  # batches of examples that are made together, so that images of one shape fill theirs
+BATCHES_AHEAD = 8  # that are made together, so that images of one shape fill their batches
 
 
 def run(options: flags.FlagValues) -> None:
@@ -64,7 +64,7 @@ def run(options: flags.FlagValues) -> None:
         print(f"{count} examples are in {out / name}.")
 
 
-def parts_of(config: RunConfig) -> list[Part]:
+def cache_parts(config: RunConfig) -> list[Part]:
     """What the slots of a config hold."""
     return sorted(
         {
@@ -95,7 +95,7 @@ def examples_of_file(
 ) -> int:
     """How many examples of a part fill a file, if all of their views are images."""
     image = part.tokens * patch**2 * codec["channels"] * BFLOAT16.itemsize
-    spread = np.linspace(0, len(source) - 1, min(CAPTIONS, len(source))).astype(int)
+    spread = np.linspace(0, len(source) - 1, min(SAMPLED_CAPTIONS, len(source))).astype(int)
     with concurrent.futures.ThreadPoolExecutor(len(spread)) as pool:
         captions = list(pool.map(source.caption, spread.tolist()))
     texts = [text for caption in captions for text in texts_of(caption)]
@@ -149,10 +149,10 @@ def encode_source(
                 digest = checksum(file)
             else:
                 known.pop(file.name, None)
-                ahead = AHEAD * encoding.batch
+                ahead = BATCHES_AHEAD * encoding.batch
                 threads = max(os.cpu_count() or 1, config.data.reads)
-                groups = made(make, numbers, len(source), config.seed, ahead, threads)
-                digest = write(file, groups, encoding, meter)
+                groups = example_groups(make, numbers, len(source), config.seed, ahead, threads)
+                digest = write_file(file, groups, encoding, meter)
             if known.get(file.name, digest) != digest:
                 raise InputError(
                     f"{file} is not what {MANIFEST} says (SHA-256 {known[file.name]}); delete it, "
@@ -160,7 +160,7 @@ def encode_source(
                 )
             files[str(part)].append(file_facts(file, len(numbers), digest))
     bare = dict.fromkeys(bare_prompt(part.task, part.views) for part in parts)
-    empty, *others = (in_words(prompt) for prompt in encoding.prompts(["", *bare]))
+    empty, *others = (json_prompt(prompt) for prompt in encoding.prompts(["", *bare]))
     manifest = {
         "format": FORMAT,
         "plan": plan["plan"],
@@ -172,11 +172,11 @@ def encode_source(
         **({"bare": dict(zip(bare, others, strict=True))} if encoding.states else {}),
         "parts": files,
     }
-    write_json(folder / MANIFEST, manifest)
+    write_whole_json(folder / MANIFEST, manifest)
     return total * len(parts)
 
 
-def in_words(prompt: EncodedPrompt) -> list[Any]:
+def json_prompt(prompt: EncodedPrompt) -> list[Any]:
     """An encoded prompt for JSON: type, shape and bytes in hexadecimal."""
     kind, shape, data = array_parts(prompt.tokens)
     return [kind, shape, data.hex()]
@@ -190,7 +190,7 @@ def checksums_in(folder: epath.Path) -> dict[str, str]:
     return {file["file"]: file["sha256"] for files in parts for file in files}
 
 
-def write(
+def write_file(
     file: epath.Path,
     groups: Iterable[list[tuple[Placed, int]]],
     encoding: Encoding,
@@ -210,13 +210,13 @@ def write(
         return checksum(unfinished)
 
 
-def write_json(file: epath.Path, values: Mapping[str, Any]) -> None:
+def write_whole_json(file: epath.Path, values: Mapping[str, Any]) -> None:
     """Writes a file that appears when it is whole."""
     with whole_file(file) as unfinished:
         unfinished.write_text(json.dumps(values, indent=1) + "\n")
 
 
-def made(
+def example_groups(
     make: MakeExample, numbers: Sequence[int], records: int, seed: int, ahead: int, threads: int
 ) -> Iterator[list[tuple[Placed, int]]]:
     """Examples and their records' numbers, `ahead` at a time, made ahead by threads.
@@ -239,7 +239,7 @@ def made(
             pool.shutdown(cancel_futures=True)  # an interruption does not wait for them
 
 
-def prepared(folder: epath.Path, plan: Mapping[str, Any], assets: Assets) -> None:
+def begin_cache(folder: epath.Path, plan: Mapping[str, Any], assets: Assets) -> None:
     """Makes a source's folder, or checks that what was begun there goes on as it began."""
     folder.mkdir(parents=True, exist_ok=True)
     file, now = folder / PLAN, json.loads(json.dumps(plan))
@@ -254,7 +254,7 @@ def prepared(folder: epath.Path, plan: Mapping[str, Any], assets: Assets) -> Non
         return
     with whole_file(folder / ASSETS) as unfinished, unfinished.open("wb") as archive:
         np.savez(archive, **assets.arrays)
-    write_json(file, now)  # last: it says that the folder was begun
+    write_whole_json(file, now)  # last: it says that the folder was begun
 
 
 def encode(
@@ -289,7 +289,7 @@ def encode(
         held_out = {name: each for name, each in run.held_out_sources.items() if len(each)}
         splits = sources | {f"{name}/{VALIDATION}": each for name, each in held_out.items()}
         for name, source in splits.items():
-            parts = [part for part in parts_of(config) if serves(part, name, source)]
+            parts = [part for part in cache_parts(config) if serves(part, name, source)]
             recipe = encoding_recipe(config, assets, states)
             sizes = {
                 str(part): examples_of_file(
@@ -305,7 +305,7 @@ def encode(
                 "passes": passes if name in sources else 1,
                 "shard": shard or sizes,
             }
-            prepared(out / name, plan, assets)
+            begin_cache(out / name, plan, assets)
             done[name] = encode_source(
                 config, name, source, parts, encoding, out / name, plan, progress
             )

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
 from onediff_jax import release
+from onediff_jax.commands import EXPORT_DTYPES
 from onediff_jax.errors import InputError
 from onediff_jax.models.layers import LORA, LoraConfig
 from onediff_jax.models.nextdit import NextDiTConfig
@@ -35,7 +36,6 @@ from onediff_jax.train.tune import WEIGHT_KINDS
 
 MODELING = Path(release.__file__).with_name("modeling_nextdit.py")
 TEXT_WIDTH = "denoiser/layers/attention/wk_y/kernel"  # whose second axis has it
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Where no import says otherwise, for the released file was not found: FLUX.1's values, which the
 # released pipeline's own formula for the shift has as its defaults, and the paper's shift for
 # whoever turns the dynamic one off.
@@ -146,7 +146,7 @@ def export_torch(
 ) -> str:
     """Writes `out`; returns what was done, in a line."""
     denoiser = denoiser_at(checkpoint, ema, root)
-    kind = np.dtype(jnp.dtype(DTYPES.get(dtype, dtype))) if dtype else denoiser.dtype
+    kind = np.dtype(jnp.dtype(EXPORT_DTYPES.get(dtype, dtype))) if dtype else denoiser.dtype
     if adapters:
         refuse_more_than_adapters(denoiser, checkpoint)
     if frozen and not frozen.is_dir():

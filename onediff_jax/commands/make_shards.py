@@ -18,8 +18,8 @@ from onediff_jax.data.sources.shards import record_bytes, write_shards
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.train.config import resolve_paths, run_config
 
-SHOWN = 10  # faults that are printed
-AHEAD = 4  # records that each thread may be ahead, since all of them are held
+LISTED = 10  # bad records that are printed
+RECORDS_AHEAD = 4  # records that each thread may be ahead, since all of them are held
 
 
 def run(options: flags.FlagValues) -> None:
@@ -28,17 +28,17 @@ def run(options: flags.FlagValues) -> None:
     if options.source not in sources:
         raise InputError(f"--source {options.source} can be {', '.join(sources)}.")
     out = pathlib.Path(options.out).expanduser()
-    counts, faults = converted(sources[options.source], out)
-    for fault in faults[:SHOWN]:
+    counts, faults = convert(sources[options.source], out)
+    for fault in faults[:LISTED]:
         print(f"left out: {fault}", file=sys.stderr)
-    if len(faults) > SHOWN:
-        print(f"and {len(faults) - SHOWN} more; `check_data` lists all.", file=sys.stderr)
+    if len(faults) > LISTED:
+        print(f"and {len(faults) - LISTED} more; `check_data` lists all.", file=sys.stderr)
     said = " and ".join(f"{count} {split}" for split, count in counts.items())
-    print(f"{said} records are in {out}; {len(faults)} at fault were left out.")
+    print(f"{said} records are in {out}; {len(faults)} bad records were left out.")
 
 
 def checked_record_bytes(source: Source, number: int) -> bytes:
-    """A record as bytes, after all of it was read, decoded and checked; raises Fault."""
+    """A record as bytes, after all of it was read, decoded and checked; raises BadRecord."""
     record = source.taken(number, source.fields)
     for name in record:
         if FIELDS[name].kind == "images":
@@ -48,7 +48,7 @@ def checked_record_bytes(source: Source, number: int) -> bytes:
 
 
 def bytes_of_records(source: Source, faults: list[str], progress: Progress) -> Iterator[bytes]:
-    """The source's records in order, as bytes, made ahead by threads; adds faults to the list."""
+    """The source's records in order, as bytes, read ahead by threads; adds to `faults`."""
     task = progress.add_task("Writing records", total=len(source))
     threads = os.cpu_count() or 1
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -59,7 +59,7 @@ def bytes_of_records(source: Source, faults: list[str], progress: Progress) -> I
                 waiting.append(
                     pool.submit(retried, lambda number=number: checked_record_bytes(source, number))
                 )
-                if len(waiting) >= AHEAD * threads:
+                if len(waiting) >= RECORDS_AHEAD * threads:
                     break
             if not waiting:
                 return
@@ -72,8 +72,8 @@ def bytes_of_records(source: Source, faults: list[str], progress: Progress) -> I
             progress.advance(task)
 
 
-def converted(settings: object, out: pathlib.Path) -> tuple[dict[str, int], list[str]]:
-    """Writes the shards of a source; how many records each split has, and what was at fault."""
+def convert(settings: object, out: pathlib.Path) -> tuple[dict[str, int], list[str]]:
+    """Writes the shards of a source; records of each split, and messages of bad records."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} is there already; name a new folder, or remove it.")
     faults: list[str] = []

@@ -104,7 +104,7 @@ class SampleRequest:
         numbers = [int(found[1]) for name in self.given if (found := re.search(r"_(\d+)$", name))]
         if self.task != "multiview":
             return 1 + max([*numbers, 1])
-        known = len(frames_in(self.cameras)) if self.cameras else len(self.orbit.split())
+        known = len(camera_entries(self.cameras)) if self.cameras else len(self.orbit.split())
         return 2 * max(self.views or 0, known, 1 + max([*numbers, -1]))
 
 
@@ -145,7 +145,7 @@ def orbit_of(text: str, size: tuple[int, int], focal: float = ORBIT_FOCAL) -> di
     return dict(zip(known, map(Camera, *relative_cameras(rig)), strict=True)) if known else {}
 
 
-def frames_in(file: pathlib.Path) -> list[dict[str, Any]]:
+def camera_entries(file: pathlib.Path) -> list[dict[str, Any]]:
     """The frames of a transforms.json; raises InputError where it is none."""
     try:
         data = file.read_bytes()
@@ -163,7 +163,7 @@ def cameras_in(file: pathlib.Path, size: tuple[int, int]) -> tuple[dict[str, Cam
     without transform_matrix has intrinsics alone.
     """
     cameras, known = [], []
-    for i, entry in enumerate(frames_in(file)):
+    for i, entry in enumerate(camera_entries(file)):
         where = f"--cameras {file}, frames[{i}] ({entry.get('file_path', 'no file_path')})"
         if entry.get("transform_matrix") is None:
             K, own_size = intrinsics_of(entry, where)
@@ -257,11 +257,11 @@ def sample_to_folder(
     cameras, intrinsics = given_cameras(asked, (height, width))
     given |= cameras
     request = Request(prompt_for(asked), given)
-    made = generate(
+    samples = generate(
         trained, asked.task, asked.count, [request] * num, (height, width), config, seed
     )
     pattern = f"{asked.task}_{{name}}_{seed}_{{number:03d}}"
-    files = written(made, out, pattern, trained.codec.factor, intrinsics)
+    files = write_samples(samples, out, pattern, trained.codec.factor, intrinsics)
     print(
         f"{len(files)} files of {height} x {width} from step {step:,}: {files[0]}"
         + (" ..." if files[1:] else "")
@@ -269,8 +269,8 @@ def sample_to_folder(
     return files
 
 
-def written(
-    made: Sequence[Mapping[str, GeneratedView]],
+def write_samples(
+    samples: Sequence[Mapping[str, GeneratedView]],
     out: pathlib.Path,
     pattern: str,
     factor: int,
@@ -279,7 +279,7 @@ def written(
     """The files of samples: a PNG for every image, one JSON for the cameras of an example."""
     out.mkdir(parents=True, exist_ok=True)
     files = []
-    for number, sample in enumerate(made):
+    for number, sample in enumerate(samples):
         rays = {name: view for name, view in sample.items() if is_ray(name)}
         for name, view in sample.items():
             if name not in rays:

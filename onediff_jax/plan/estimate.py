@@ -17,13 +17,13 @@ from onediff_jax.plan.hlo import Instruction, Program, bytes_of, collective_of
 from onediff_jax.plan.topologies import Generation
 
 # Opcodes that move numbers and compute none.
-MOVES = {
+COPY_OPCODES = {
     *("parameter", "constant", "bitcast", "copy", "transpose", "reshape", "slice", "pad", "tuple"),
     *("dynamic-slice", "dynamic-update-slice", "concatenate", "broadcast", "get-tuple-element"),
     *("convert", "iota", "partition-id", "fusion"),
 }
-MATMULS = {"convolution", "dot"}
-OTHERS = {"gather", "scatter", "sort", "rng", "rng-bit-generator", "reduce-window", "infeed"}
+MATMUL_OPCODES = {"convolution", "dot"}
+OTHER_OPCODES = {"gather", "scatter", "sort", "rng", "rng-bit-generator", "reduce-window", "infeed"}
 
 
 # Of a device's peak, by what the compiler of kernels makes of them: the least over the sizes of
@@ -44,7 +44,7 @@ KERNEL_SHARES = {
 }
 
 # Matmuls of queries and keys in splash attention's kernels, which note nothing themselves.
-SPLASH = (("fwd", 2), ("dkv", 4), ("dq", 3))
+SPLASH_MATMULS = (("fwd", 2), ("dkv", 4), ("dq", 3))
 
 
 class Traffic(NamedTuple):
@@ -133,11 +133,11 @@ def work_of(program: Program, instruction: Instruction) -> str:
     kinds = {i.kind for i in inside} or {instruction.kind}
     if instruction.kind == "custom-call" or "custom-call" in kinds and instruction.cycles == 0:
         return "kernels"
-    if kinds & MATMULS:
+    if kinds & MATMUL_OPCODES:
         return "matmuls"
-    if kinds & OTHERS:
+    if kinds & OTHER_OPCODES:
         return "other"
-    return "copies" if kinds <= MOVES else "elementwise"
+    return "copies" if kinds <= COPY_OPCODES else "elementwise"
 
 
 def kernel_seconds(kernel: Instruction, machine: Generation) -> float:
@@ -160,7 +160,7 @@ def kernel_flops(kernel: Instruction) -> int:
     """FLOPs of a kernel as it notes them; of a splash attention kernel by its shapes; else 0."""
     if noted := re.search(r'"flops":"?(\d+)', kernel.rest):
         return int(noted[1])
-    for part, matmuls in SPLASH:
+    for part, matmuls in SPLASH_MATMULS:
         if re.search(rf"splash_m[hq]a_{part}", kernel.source):
             arrays = re.compile(r"\b(?:bf16|f32)\[([\d,]+)\]")
             queries, keys = (

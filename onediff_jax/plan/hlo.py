@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
-WIDTHS = {"pred": 8, "token": 0}  # bits; of other types the name says it
+TYPE_BITS = {"pred": 8, "token": 0}  # bits; of other types the name says it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def bytes_of(result: str) -> int:
     """Bytes of a type's arrays together, padding to tiles left out."""
     total = 0
     for kind, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", result):
-        bits = WIDTHS[kind] if kind in WIDTHS else int(re.search(r"\d+", kind)[0])
+        bits = TYPE_BITS[kind] if kind in TYPE_BITS else int(re.search(r"\d+", kind)[0])
         for size in filter(None, sizes.split(",")):
             bits *= int(size)
         total += -(-bits // 8)
@@ -223,7 +223,7 @@ def collective_of(program: Program, computation: str, held: Instruction) -> Coll
         returned -= operands  # a start returns its operands as well
     if kind == "all-reduce" and "dynamic-slice" in {i.kind for i in inside}:
         kind = "reduce-scatter"
-    return Collective(kind, max(operands, returned), group_of(found), begins)
+    return Collective(kind, max(operands, returned), group_size(found), begins)
 
 
 def collective_kind(opcode: str) -> str:
@@ -232,7 +232,7 @@ def collective_kind(opcode: str) -> str:
     return kind if kind in COLLECTIVES else ""
 
 
-def group_of(instruction: Instruction) -> int:
+def group_size(instruction: Instruction) -> int:
     """Devices that take part in a collective; 2 for a permutation."""
     if collective_kind(instruction.kind) == "collective-permute":
         return 2

@@ -37,7 +37,7 @@ class Generation:
 
 
 SQUARES = ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16", "16x32", "32x32")
-SMALL = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SMALL_SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 
 HOST = 4  # chips of a machine
@@ -45,9 +45,9 @@ HOST = 4  # chips of a machine
 GENERATIONS = {
     "v3": Generation("TPU v3", 2, 2, 61.5e12, 940e6, 15.48, 450e9, 82e9, SQUARES),
     "v4": Generation("TPU v4", 2, 1, 275e12, 1050e6, 30.75, 1228e9, 90e9, CUBES),
-    "v5e": Generation("TPU v5 lite", 1, 1, 197e12, 1500e6, 15.75, 819e9, 90e9, SMALL),
+    "v5e": Generation("TPU v5 lite", 1, 1, 197e12, 1500e6, 15.75, 819e9, 90e9, SMALL_SQUARES),
     "v5p": Generation("TPU v5", 2, 1, 459e12, 1750e6, 95.74, 2765e9, 180e9, CUBES),
-    "v6e": Generation("TPU v6 lite", 1, 1, 918e12, 1750e6, 31.25, 1640e9, 180e9, SMALL),
+    "v6e": Generation("TPU v6 lite", 1, 1, 918e12, 1750e6, 31.25, 1640e9, 180e9, SMALL_SQUARES),
 }
 PREFIXES = {"v5litepod": "v5e"}
 

@@ -19,7 +19,7 @@ from onediff_jax.release.tensors import json_in
 FILE = "config.json"
 SCHEDULER_FILE = "scheduler_config.json"
 SCHEDULER_CLASS = "FlowMatchEulerDiscreteScheduler"
-REQUIRED = object()
+NO_DEFAULT = object()
 
 # Keys of the released config.json that say nothing about what is computed, or what we always do.
 NEXTDIT_CONSTANTS = {
@@ -52,20 +52,20 @@ class Settings:
     file: pathlib.Path
     values: dict[str, Any]
 
-    def get(self, key: str, default: Any = REQUIRED) -> Any:
+    def get(self, key: str, default: Any = NO_DEFAULT) -> Any:
         """A key's value."""
-        if key not in self.values and default is REQUIRED:
+        if key not in self.values and default is NO_DEFAULT:
             raise InputError(f"{self.file}: {key}: expected a value, found none.")
         return self.values.get(key, default)
 
-    def same(self, key: str, *expected: Any, default: Any = REQUIRED) -> None:
+    def same(self, key: str, *expected: Any, default: Any = NO_DEFAULT) -> None:
         """Raises where a key's value is none of those expected."""
         value = self.get(key, default)
         if value not in expected:
             wanted = " or ".join(map(repr, expected))
             raise InputError(f"{self.file}: {key}: expected {wanted}, found {value!r}.")
 
-    def number(self, key: str, default: Any = REQUIRED, kind: type = int) -> Any:
+    def number(self, key: str, default: Any = NO_DEFAULT, kind: type = int) -> Any:
         """A positive number."""
         value = self.get(key, default)
         if not isinstance(value, (int, kind)) or isinstance(value, bool) or not value > 0:
@@ -79,7 +79,7 @@ class Settings:
             raise InputError(f"{self.file}: {key}: expected positive integers, found {value!r}.")
         return tuple(value)
 
-    def flag(self, key: str, default: Any = REQUIRED) -> bool:
+    def flag(self, key: str, default: Any = NO_DEFAULT) -> bool:
         """True or false."""
         self.same(key, True, False, default=default)
         return bool(self.get(key, default))
@@ -166,8 +166,8 @@ def vae_config(folder: pathlib.Path) -> VAEConfig:
         ("mid_block_add_attention", True, True),
         ("latents_mean", None, None),
         ("latents_std", None, None),
-        ("down_block_types", ["DownEncoderBlock2D"] * len(widths), REQUIRED),
-        ("up_block_types", ["UpDecoderBlock2D"] * len(widths), REQUIRED),
+        ("down_block_types", ["DownEncoderBlock2D"] * len(widths), NO_DEFAULT),
+        ("up_block_types", ["UpDecoderBlock2D"] * len(widths), NO_DEFAULT),
     ):
         settings.same(key, expected, default=default)
     shift = settings.get("shift_factor", None)

@@ -37,7 +37,7 @@ class Names(NamedTuple):
     head: int = 1  # channels of a rotary head
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """Where a released tensor is among our parameters."""
 
     path: str
@@ -53,7 +53,7 @@ def released(params: Mapping, names: Names) -> dict[str, np.ndarray]:
         array = flat[path] if layer is None else flat[path][layer]
         if "R" in transforms:
             array = permuted(array, pairs_from_halves(names.head))
-        tensors[name] = turned(array, transforms, TO_RELEASED)
+        tensors[name] = rearranged(array, transforms, TO_RELEASED)
     return tensors
 
 
@@ -62,7 +62,9 @@ def released_shapes(shapes: Mapping, names: Names) -> dict[str, tuple[int, ...]]
     flat, found = flatten_dict(shapes, sep="/"), {}
     for name, (path, layer, transforms) in places_of(shapes, names).items():
         shape = flat[path].shape if layer is None else flat[path].shape[1:]
-        found[name] = turned(np.broadcast_to(np.float32(0), shape), transforms, TO_RELEASED).shape
+        found[name] = rearranged(
+            np.broadcast_to(np.float32(0), shape), transforms, TO_RELEASED
+        ).shape
     return found
 
 
@@ -79,7 +81,7 @@ def from_released(tensors: Mapping[str, Any], names: Names, shapes: Mapping) -> 
     }
     for name, (path, layer, transforms) in places_of(shapes, names).items():
         array = np.asarray(tensors[sources[name]]).reshape(expected[name])
-        array = turned(array, transforms, FROM_RELEASED)
+        array = rearranged(array, transforms, FROM_RELEASED)
         if "R" in transforms:
             array = permuted(array, halves_from_pairs(names.head))
         flat[path][... if layer is None else layer] = array
@@ -100,7 +102,7 @@ def sources_of(tensors: Mapping[str, Any], names: Names, shapes: Mapping) -> dic
     return {name: copies[0] for name, copies in sources.items()}
 
 
-def places_of(params: Mapping, names: Names) -> dict[str, Place]:
+def places_of(params: Mapping, names: Names) -> dict[str, TensorPlace]:
     """Released names of all our parameters, and where they are; exactly one rule must match each.
 
     `params` may be arrays or shapes.
@@ -110,17 +112,17 @@ def places_of(params: Mapping, names: Names) -> dict[str, Place]:
         matches = [
             (name, parts, transforms)
             for name, (pattern, transforms) in names.rules.items()
-            if (parts := parts_of(path, pattern)) is not None
+            if (parts := pattern_parts(path, pattern)) is not None
         ]
         if len(matches) != 1:
             unmatched.append(path)
             continue
         ((name, parts, transforms),) = matches
         if name.count("{}") == len(parts):
-            places[name.format(*parts)] = Place(path, None, transforms)
+            places[name.format(*parts)] = TensorPlace(path, None, transforms)
         else:
             layers = range(leaf.shape[0])
-            places |= {name.format(*parts, i): Place(path, i, transforms) for i in layers}
+            places |= {name.format(*parts, i): TensorPlace(path, i, transforms) for i in layers}
     if unmatched:
         raise InputError(
             f"The names of {names.network} do not have exactly one rule for each of {unmatched}."
@@ -128,7 +130,7 @@ def places_of(params: Mapping, names: Names) -> dict[str, Place]:
     return places
 
 
-def parts_of(name: str, pattern: str) -> tuple[str, ...] | None:
+def pattern_parts(name: str, pattern: str) -> tuple[str, ...] | None:
     """What stands for each {} of a pattern in a name; None where it does not match."""
     found = re.fullmatch(re.escape(pattern).replace(r"\{\}", "([^./]+)"), name)
     return found and found.groups()
@@ -137,12 +139,12 @@ def parts_of(name: str, pattern: str) -> tuple[str, ...] | None:
 def current_name(name: str, aliases: Mapping[str, str]) -> str:
     """The name that the rules know for a tensor."""
     for pattern, current in aliases.items():
-        if (parts := parts_of(name, pattern)) is not None:
+        if (parts := pattern_parts(name, pattern)) is not None:
             return current.format(*parts)
     return name
 
 
-def turned(array: np.ndarray, transforms: str, orders: Mapping[str, str]) -> np.ndarray:
+def rearranged(array: np.ndarray, transforms: str, orders: Mapping[str, str]) -> np.ndarray:
     """`array` with its axes in another order, where the transforms name one."""
     for letter in set(transforms) & set(orders):
         array = rearrange(array, orders[letter])

@@ -18,12 +18,12 @@ def denoiser_shapes(
 ) -> dict[str, Any]:
     """Of a denoiser that reads text states of a width."""
     text = T5Encoder(T5Config(width=text_width, depth=1), 1)
-    return shapes(Networks(NextDiT(config), text).init, dtype)["denoiser"]
+    return dtyped_shapes(Networks(NextDiT(config), text).init, dtype)["denoiser"]
 
 
 def autoencoder_shapes(config: VAEConfig, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
     """Of an autoencoder."""
-    return shapes(AutoencoderKL(config).init, dtype)
+    return dtyped_shapes(AutoencoderKL(config).init, dtype)
 
 
 def encoder_shapes(
@@ -32,10 +32,10 @@ def encoder_shapes(
     """Of a text encoder with a vocabulary of so many pieces."""
     ids = jnp.zeros((1, 1), int)
     encoder = T5Encoder(config, vocabulary)
-    return shapes(lambda key: encoder.init(key, ids, ids > 0)["params"], dtype)
+    return dtyped_shapes(lambda key: encoder.init(key, ids, ids > 0)["params"], dtype)
 
 
-def shapes(init: Any, dtype: DTypeLike) -> dict[str, Any]:
+def dtyped_shapes(init: Any, dtype: DTypeLike) -> dict[str, Any]:
     """Of what a function of a key initialises, unboxed."""
     found = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found)

@@ -20,7 +20,7 @@ from onediff_jax.errors import InputError
 STEMS = ("diffusion_pytorch_model", "model")  # of files by diffusers, and by transformers
 SUFFIX = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-DTYPES = {
+SAFETENSORS_DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -166,7 +166,7 @@ def tensors_in(file: pathlib.Path) -> dict[str, StoredTensor]:
             )
         header = json_object(opened.read(length), f"{file}: header")
     header.pop("__metadata__", None)
-    tensors = {name: stored(file, name, entry, 8 + length) for name, entry in header.items()}
+    tensors = {name: stored_tensor(file, name, entry, 8 + length) for name, entry in header.items()}
     end = 8 + length
     for tensor in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
         if tensor.offset != end:
@@ -180,21 +180,23 @@ def tensors_in(file: pathlib.Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def stored(file: pathlib.Path, name: str, entry: Any, start: int) -> StoredTensor:
+def stored_tensor(file: pathlib.Path, name: str, entry: Any, start: int) -> StoredTensor:
     """The tensor that an entry of a header describes; bytes are counted from `start`."""
     keys = ("dtype", "shape", "data_offsets")
     if not isinstance(entry, Mapping) or set(entry) != set(keys):
         raise InputError(f"{file}: {name}: expected {', '.join(keys)}, found {entry!r:.80}.")
     kind, shape, offsets = (entry[key] for key in keys)
-    if kind not in DTYPES:
-        raise InputError(f"{file}: {name}: expected {', '.join(DTYPES)}, found {kind!r:.80}.")
+    if kind not in SAFETENSORS_DTYPES:
+        raise InputError(
+            f"{file}: {name}: expected {', '.join(SAFETENSORS_DTYPES)}, found {kind!r:.80}."
+        )
     for key, values in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(values, list) or not all(type(n) is int and n >= 0 for n in values):
             raise InputError(f"{file}: {name}: {key}: expected sizes, found {values!r:.80}.")
-    expected = math.prod(shape) * DTYPES[kind].itemsize
+    expected = math.prod(shape) * SAFETENSORS_DTYPES[kind].itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != expected:
         raise InputError(
             f"{file}: {name}: data_offsets: expected {expected} bytes for {kind} {shape}, found "
             f"{offsets!r:.80}."
         )
-    return StoredTensor(file, name, start + offsets[0], tuple(shape), DTYPES[kind])
+    return StoredTensor(file, name, start + offsets[0], tuple(shape), SAFETENSORS_DTYPES[kind])

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from onediff_jax.errors import InputError
-from onediff_jax.release.tensors import DTYPES, SUFFIX, StoredTensor
+from onediff_jax.release.tensors import SAFETENSORS_DTYPES, SUFFIX, StoredTensor
 
 ALIGNMENT = 8  # of the first tensor's byte, as the library aligns it
-KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
-BLOCK = 1 << 24  # bytes
+SAFETENSORS_NAMES = {dtype: kind for kind, dtype in SAFETENSORS_DTYPES.items()}
+WRITE_BYTES = 1 << 24  # bytes
 
 
 class TensorFolder:
@@ -33,7 +33,7 @@ class TensorFolder:
         shard_bytes: int,
     ):
         sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
-        shards = parted(sizes, shard_bytes)
+        shards = shards_of(sizes, shard_bytes)
         names = [
             stem + (f"-{i + 1:05}-of-{len(shards):05}" if shards[1:] else "") + SUFFIX
             for i in range(len(shards))
@@ -69,7 +69,7 @@ class TensorFolder:
             raise InputError(f"These tensors were never written: {sorted(self._waiting)}.")
 
 
-def parted(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+def shards_of(sizes: Mapping[str, int], most: int) -> list[list[str]]:
     """Names in parts of at most so many bytes together, in their order."""
     parts, filled = [[]], 0
     for name, size in sizes.items():
@@ -88,7 +88,11 @@ def created(
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
-        entry = {"dtype": KINDS[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        entry = {
+            "dtype": SAFETENSORS_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
         header[name] = entry
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
@@ -109,7 +113,7 @@ def digests_in(folder: pathlib.Path) -> dict[str, str]:
         for name in names:
             file, digest = pathlib.Path(parent) / name, hashlib.sha256()
             with file.open("rb") as opened:
-                while block := opened.read(BLOCK):
+                while block := opened.read(WRITE_BYTES):
                     digest.update(block)
             found[str(file.relative_to(folder))] = digest.hexdigest()
     return dict(sorted(found.items()))

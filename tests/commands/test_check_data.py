@@ -99,7 +99,7 @@ def test_faults_are_listed_with_their_line_and_the_status_says_so(folder, capsys
     assert "image is 2 x 2" in faults[0][2] and "depth depth/3.png cannot be read" in faults[1][2]
     assert found["records"] == {"photos text2image": 9, "photos depth2image": 8}
     said = capsys.readouterr().out
-    assert said.count("fault: ") == 3 and "(2)" in said
+    assert said.count("bad record: ") == 3 and "(2)" in said
     (folder / "photos" / "7.png").unlink()
     status = check(folder)  # a file that is gone is refused before anything is read
     assert status == 1 and "line 8: there is no file '7.png'" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from onediff_jax.plan.hlo import (
     Instruction,
     bytes_of,
     collective_of,
-    group_of,
+    group_size,
     program_of,
 )
 
@@ -165,12 +165,12 @@ ENTRY %main (x: f32[16], y: bf16[64,8]) -> f32[64] {{
     ],
 )
 def test_groups_are_read_in_every_spelling(kind, rest, devices):
-    assert group_of(Instruction("x", kind, "f32[]", "", rest)) == devices
+    assert group_size(Instruction("x", kind, "f32[]", "", rest)) == devices
 
 
 def test_groups_in_an_unknown_spelling_are_an_error():
     with pytest.raises(ValueError, match="no groups are known of x: replica_groups=all"):
-        group_of(Instruction("x", "all-reduce", "f32[]", "", "replica_groups=all"))
+        group_size(Instruction("x", "all-reduce", "f32[]", "", "replica_groups=all"))
 
 
 def test_every_collective_is_found_once_with_its_kind_size_and_group():
