@@ -57,21 +57,21 @@ from onediff_jax.sharding import SUMMED, Parallel
 
 TIME_SCALE = 1000.0  # the network is fed 1000 sigma
 policies = jax.checkpoint_policies
-KEPT = (ATTENDED, LOG_TOTAL, STATISTICS, SUMMED)
+_KEPT = (ATTENDED, LOG_TOTAL, STATISTICS, SUMMED)
 # What a block keeps for its backward pass, by name; the rest is recomputed.
 REMAT = {
     "none": None,  # everything
     "dots": policies.save_from_both_policies(  # matmuls and sums over devices, no logits
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*KEPT)
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*_KEPT)
     ),
-    "attention": policies.save_only_these_names(ATTENDING, *KEPT),  # its in and outputs
+    "attention": policies.save_only_these_names(ATTENDING, *_KEPT),  # its in and outputs
     "offload": policies.save_and_offload_only_these_names(  # what `attention` keeps, on the host
         names_which_can_be_saved=[SUMMED, LOG_TOTAL, STATISTICS],
         names_which_can_be_offloaded=[ATTENDING, ATTENDED],
         offload_src="device",
         offload_dst="pinned_host",
     ),
-    "attended": policies.save_only_these_names(*KEPT),  # its results alone
+    "attended": policies.save_only_these_names(*_KEPT),  # its results alone
     "full": policies.nothing_saveable,
 }
 

@@ -22,10 +22,10 @@ def normalised(
     x: Float[Array, "*shape"], epsilon: float, axis: int, centred: bool, group: Group
 ) -> Float[Array, "*shape"]:
     """`x`, less its mean if `centred`, over the root of its mean square (+ epsilon); float32."""
-    return forward(x, epsilon, axis, centred, group)[0]
+    return _forward(x, epsilon, axis, centred, group)[0]
 
 
-def forward(x, epsilon, axis, centred, group):
+def _forward(x, epsilon, axis, centred, group):
     """What `normalised` gives, and what its gradient needs."""
     wide = x.astype(jnp.float32)
     mean = checkpoint_name(mean_of(wide, axis, group), STATISTICS) if centred else 0.0
@@ -34,7 +34,7 @@ def forward(x, epsilon, axis, centred, group):
     return (wide - mean) * scale, (x, mean, scale)
 
 
-def backward(epsilon, axis, centred, group, kept, d):
+def _backward(epsilon, axis, centred, group, kept, d):
     """The cotangent of `x`: that of the result, less what moves the statistics."""
     del epsilon
     x, mean, scale = kept
@@ -45,7 +45,7 @@ def backward(epsilon, axis, centred, group, kept, d):
     return ((free * scale).astype(x.dtype),)
 
 
-normalised.defvjp(forward, backward)
+normalised.defvjp(_forward, _backward)
 
 
 def mean_of(x: Array, axis: int, group: Group) -> Array:

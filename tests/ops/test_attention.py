@@ -36,8 +36,8 @@ PLAIN = pytest.mark.parametrize("backend", ["reference", "chunked"])
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks of queries, of which the last is not full."""
-    monkeypatch.setattr(attention_chunked, "BLOCK", 5)
-    monkeypatch.setattr(attention_chunked, "KEYS", 1)
+    monkeypatch.setattr(attention_chunked, "_BLOCK", 5)
+    monkeypatch.setattr(attention_chunked, "_KEYS", 1)
 
 
 def plain_attention(q, k, v, sees, softcap, tiled=False):
@@ -80,7 +80,7 @@ def test_chunked_is_the_reference_in_values_and_gradients(softcap, tiled):
 @pytest.mark.parametrize("block", [1, 4, 512])
 def test_chunked_is_the_reference_whatever_the_block(block, monkeypatch):
     expected = value_and_cotangents(*drawn(), backend="reference")
-    monkeypatch.setattr(attention_chunked, "BLOCK", block)
+    monkeypatch.setattr(attention_chunked, "_BLOCK", block)
     found = value_and_cotangents(*drawn(), backend="chunked")
     for ours, truth in zip(found, expected, strict=True):
         assert relative_error(ours, truth) < 5e-6
@@ -201,8 +201,8 @@ def shapes_of_gradient(backend, n, m, h):
 
 @pytest.mark.parametrize(("keys", "queries"), [(37, 8), (74, 16)])
 def test_chunked_never_holds_the_scores_of_all_keys(keys, queries, monkeypatch):
-    monkeypatch.setattr(attention_chunked, "BLOCK", 8)
-    monkeypatch.setattr(attention_chunked, "KEYS", keys)
+    monkeypatch.setattr(attention_chunked, "_BLOCK", 8)
+    monkeypatch.setattr(attention_chunked, "_KEYS", keys)
     n, m, h = 23, 37, 4
     largest = {
         backend: max(map(math.prod, shapes_of_gradient(backend, n, m, h)))
@@ -237,7 +237,7 @@ def test_a_rematerialised_block_that_keeps_what_is_named_does_not_attend_twice()
 
 @PLAIN
 def test_keys_of_grouped_heads_are_never_repeated(backend, monkeypatch):
-    monkeypatch.setattr(attention_chunked, "BLOCK", 37)
+    monkeypatch.setattr(attention_chunked, "_BLOCK", 37)
     n, m, h = 23, 37, 5
     with_keys = [s for s in shapes_of_gradient(backend, n, m, h) if m in s and h in s]
     assert max(map(math.prod, with_keys)) == B * m * G * h

@@ -37,9 +37,9 @@ def segments(n=N, m=M):
 def interpreted(monkeypatch, request):
     """Kernels run on the host, with small blocks, as if the device were theirs."""
     for module in (attention_splash, attention_triton, attention_flash):
-        monkeypatch.setattr(module, "INTERPRET", True)
-    monkeypatch.setattr(attention_splash, "BLOCK", 128)
-    for name, size in dict(QUERIES=128, KEYS=256, CHUNK=128).items():
+        monkeypatch.setattr(module, "_INTERPRET", True)
+    monkeypatch.setattr(attention_splash, "_BLOCK", 128)
+    for name, size in dict(QUERIES=128, _KEYS=256, CHUNK=128).items():
         monkeypatch.setattr(attention_flash, name, size)
     if "kind" in request.fixturenames:
         kind = request.getfixturevalue("kind")
@@ -195,7 +195,7 @@ def gradient_of(backend, h, dtype):
 
 
 def test_the_kernel_for_gpus_is_lowered_for_them(monkeypatch):
-    monkeypatch.setattr(attention_triton, "INTERPRET", False)
+    monkeypatch.setattr(attention_triton, "_INTERPRET", False)
     program, shapes = gradient_of("triton", 120, jnp.bfloat16)
     text = program.trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 3  # forward, queries, keys

@@ -40,7 +40,7 @@ def compiled(block, kind, **settings):
 
     `block` is that of the chunked backend, `kind` the device's: either makes another program.
     """
-    assert (block, kind) == (attention_chunked.BLOCK, device.kind())
+    assert (block, kind) == (attention_chunked._BLOCK, device.kind())
 
     def run(q, k, v, d_out, q_segments, k_segments):
         attend = functools.partial(
@@ -66,7 +66,7 @@ def value_and_cotangents(
 ):
     """What attention gives, and what q, k and v get back for `d_out`."""
     settings = dict(softcap=softcap, tiled=tiled, backend=backend)
-    run = compiled(attention_chunked.BLOCK, device.kind(), **settings)
+    run = compiled(attention_chunked._BLOCK, device.kind(), **settings)
     return jax.device_get(run(q, k, v, d_out, q_segments, k_segments))
 
 

@@ -49,7 +49,7 @@ def place(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     monkeypatch.delitem(sys.modules, "h5py", raising=False)
-    monkeypatch.setattr(hed, "WIDTHS", WIDTHS)
+    monkeypatch.setattr(hed, "_WIDTHS", WIDTHS)
     put_package(tmp_path, monkeypatch, variables())
     (tmp_path / "alone").mkdir()
     yield tmp_path / "alone" / "hed.safetensors"

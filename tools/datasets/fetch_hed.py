@@ -59,7 +59,7 @@ def weights_of(h5: bytes) -> dict[str, np.ndarray]:
 
     with h5py.File(io.BytesIO(h5)) as file:
         weights = {
-            name: np.reshape(file[keras_name(name)], shape) for name, shape in hed.shapes().items()
+            name: np.reshape(file[keras_name(name)], shape) for name, shape in hed._shapes().items()
         }
     # The package's network takes blue first.
     first = "block1/convolution1/kernel"

@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from onediff_jax.data.example import RGB
 
 
-def canny(image: RGB, low: float, high: float) -> RGB:
+def canny_edges(image: RGB, low: float, high: float) -> RGB:
     """Pixels on a ridge of the gradient above `high`, or above `low` and connected to one such.
 
     The gradient is |dx| + |dy| of the grey image by Sobel's 3 x 3 filters: a step from 0 to g

@@ -20,23 +20,23 @@ from onediff_jax.errors import InputError
 
 MEAN = np.array([122.67892, 116.66877, 104.00699], np.float32)  # of ImageNet's red, green, blue
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of every block
-WIDTHS = (64, 128, 256, 512, 512)
+_WIDTHS = (64, 128, 256, 512, 512)
 FETCH = "python tools/datasets/fetch_hed.py --out artifacts/hed.safetensors"
 
 Weights = Mapping[str, Float[np.ndarray, "..."]]
 Map = Float[np.ndarray, "h w c"]
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def _shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights; kernels are [row column in out]; color is red first."""
     found, inputs = {}, 3
-    for block, (count, width) in enumerate(zip(CONVOLUTIONS, WIDTHS, strict=True), start=1):
+    for block, (count, width) in enumerate(zip(CONVOLUTIONS, _WIDTHS, strict=True), start=1):
         for number in range(1, count + 1):
             found[f"block{block}/convolution{number}/kernel"] = (3, 3, inputs, width)
             found[f"block{block}/convolution{number}/bias"] = (width,)
             inputs = width
         found |= {f"side{block}/kernel": (width,), f"side{block}/bias": ()}
-    return found | {"fusion/kernel": (len(WIDTHS),), "fusion/bias": ()}
+    return found | {"fusion/kernel": (len(_WIDTHS),), "fusion/bias": ()}
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def weights_in(file: str) -> Weights:
         raise InputError(f"There is no {file}; bring HED's weights: {FETCH}") from None
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be read ({error}); bring it anew: {FETCH}") from None
-    wanted = shapes()
+    wanted = _shapes()
     wrong = [n for n in wanted if n not in weights or weights[n].shape != wanted[n]]
     if wrong or set(weights) != set(wanted):
         name = (wrong or sorted(set(weights) - set(wanted)))[0]

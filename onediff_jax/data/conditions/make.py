@@ -111,7 +111,7 @@ def canny(record: Record, rng: np.random.Generator, config: ConditionConfig) -> 
     else:
         high = rng.uniform(100, 300)
         low = high * rng.uniform(0.3, 0.6)
-    return Condition(edges.canny(record["image"], low, high))
+    return Condition(edges.canny_edges(record["image"], low, high))
 
 
 def hed(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:

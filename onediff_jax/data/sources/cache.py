@@ -38,7 +38,7 @@ from onediff_jax.settings import setting
 
 VALIDATION = "validation"  # the folder of held-out examples, beside those for training
 MANIFEST, PLAN, ASSETS = "manifest.json", "plan.json", "assets.npz"
-REMEDY = "encode the data set again: `python -m onediff_jax encode`"
+_REMEDY = "encode the data set again: `python -m onediff_jax encode`"
 # What is true of caches whose plans do not say it, since they are older than the settings.
 UNSAID = {"pictures.enlarge": 2.0, "pictures.filter": "lanczos"}
 
@@ -191,7 +191,7 @@ class CachedSource(Source):
                 "this config's slots and tasks: `python -m onediff_jax encode`."
             )
         refuse_changed(self.folder, parts[str(part)], self._sizes, MANIFEST)
-        return RecordFiles.listed(self.folder, parts[str(part)], REMEDY)
+        return RecordFiles.listed(self.folder, parts[str(part)], _REMEDY)
 
     def refuse_other(self, plan: Mapping[str, Any]) -> None:
         """Raises, naming the first entry that differs, where a run would encode otherwise."""
@@ -208,7 +208,7 @@ class CachedSource(Source):
 
 def cache_manifest(folder: epath.Path) -> dict[str, Any]:
     """What manifest.json says; raises InputError where the folder is not a whole cache."""
-    remedy = f"{REMEDY}, which goes on where it stopped"
+    remedy = f"{_REMEDY}, which goes on where it stopped"
     return manifest_in(folder / MANIFEST, ("fields", "least", "records", "parts"), remedy)
 
 

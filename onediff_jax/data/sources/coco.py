@@ -74,7 +74,7 @@ class CocoImages(Source):
                 f"No image has annotations in all of {', '.join(str(f) for f in files.values())}."
             )
         self._files = " and ".join(file.name for file in files.values())
-        self.fields = frozenset({"image"}.union(*(FIELDS[kind] for kind in files)))
+        self.fields = frozenset({"image"}.union(*(_FIELDS[kind] for kind in files)))
         images = sorted(common)
         numbers = numbers_of_split(
             split, len(images), settings.validation, f"annotated images in {self.folder}"
@@ -101,12 +101,12 @@ class CocoImages(Source):
         if "instances" in image:
             annotations, size = image["instances"], (image["height"], image["width"])
             stored["names"] = tuple(a["name"] for a in annotations)
-            stored["boxes"] = functools.partial(boxes_of, annotations, where)
+            stored["boxes"] = functools.partial(_boxes_of, annotations, where)
             stored["instances"] = functools.partial(map_of, annotations, size, where)
         if "keypoints" in image:
             stored["keypoints"] = functools.partial(keypoints_of, image["keypoints"], where)
         if "captions" in image:
-            stored["caption"] = captions_of(image)
+            stored["caption"] = _captions_of(image)
         return StoredRecord(stored)
 
     def taken(self, index: int, fields: Iterable[str]) -> Record:
@@ -123,14 +123,14 @@ class CocoImages(Source):
     def caption(self, index: int) -> Caption:
         """The captions of an image, which is not opened."""
         image = self._image(index)
-        return captions_of(image) if "captions" in image else ""
+        return _captions_of(image) if "captions" in image else ""
 
     def where(self, index: int) -> str:
         """The image's number in the files."""
         return f"{self.folder}, image {self._image(index)['id']} of {self._files}"
 
 
-FIELDS = {
+_FIELDS = {
     "instances": {"instances", "names", "boxes"},
     "keypoints": {"keypoints"},
     "captions": {"caption"},
@@ -195,12 +195,12 @@ def annotations_in(file: pathlib.Path, kind: str) -> dict[int, dict[str, Any]]:
     return found
 
 
-def captions_of(image: dict[str, Any]) -> tuple[str, ...]:
+def _captions_of(image: dict[str, Any]) -> tuple[str, ...]:
     """All captions of an image."""
     return tuple(annotation["caption"] for annotation in image["captions"])
 
 
-def boxes_of(annotations: list[dict[str, Any]], where: str) -> Float[np.ndarray, "n 4"]:
+def _boxes_of(annotations: list[dict[str, Any]], where: str) -> Float[np.ndarray, "n 4"]:
     """Boxes as left, top, right, bottom, of COCO's left, top, width, height; raises Fault."""
     try:
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)

@@ -27,9 +27,9 @@ from onediff_jax.settings import setting
 
 # Columns with the name of an image that is a task's second view.
 VIEWS = ("blurred", "masked", "small", "canny", "depth", "hed", "pose", "semantic", "boxes")
-TEXTS = {"text": "caption", "instruction": "instruction", "item": "item"}  # column -> field
+_TEXTS = {"text": "caption", "instruction": "instruction", "item": "item"}  # column -> field
 FILES = (*VIEWS, "edited")
-COLUMNS = frozenset((*FILES, *TEXTS))
+COLUMNS = frozenset((*FILES, *_TEXTS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FolderRecords(Source):
         self._listing = listing
         self._columns = self._indexed(frozenset(settings.columns) or COLUMNS)
         views = {READY + name for name in self._columns if name in VIEWS}
-        others = {TEXTS.get(name, name) for name in self._columns if name not in VIEWS}
+        others = {_TEXTS.get(name, name) for name in self._columns if name not in VIEWS}
         self.fields = frozenset({"image"} | views | others)
         self._numbers = numbers_of_split(
             split, len(listing), settings.validation, f"images in {self.folder}"
@@ -110,7 +110,7 @@ class FolderRecords(Source):
             return StoredImage(f"{where}: {column} {entry[column]}", file.read_bytes)
 
         views = {name: image(name) for name in self._columns if name in VIEWS}
-        texts = {field: entry[name] for name, field in TEXTS.items() if name in self._columns}
+        texts = {field: entry[name] for name, field in _TEXTS.items() if name in self._columns}
         edited = {"edited": image("edited")} if "edited" in self._columns else {}
         ready = {"pictures": NamedImages(views)} if views else {}
         return StoredRecord({"image": image("file_name")} | texts | edited | ready)

@@ -17,7 +17,7 @@ import numpy as np
 
 from onediff_jax.errors import InputError
 
-NAMES = ("metadata.jsonl", "metadata.csv")
+_NAMES = ("metadata.jsonl", "metadata.csv")
 EXAMPLE = '{"file_name": "a.png", "text": "a caption"}'
 
 
@@ -80,9 +80,9 @@ class Listing(Sequence):
 
 def listing_in(folder: pathlib.Path) -> Listing | None:
     """The listing of a folder, not yet read; None where it has none."""
-    files = [folder / name for name in NAMES if (folder / name).is_file()]
+    files = [folder / name for name in _NAMES if (folder / name).is_file()]
     if len(files) > 1:
-        raise InputError(f"{folder} has both {' and '.join(NAMES)}; keep one of them.")
+        raise InputError(f"{folder} has both {' and '.join(_NAMES)}; keep one of them.")
     return Listing(files[0]) if files else None
 
 

@@ -73,7 +73,7 @@ class PosedScenes(Source):
                 f"{self.folder} has no {TRANSFORMS}, nor has any folder in it; a scene is a folder "
                 "with one."
             )
-        captions = captions_of(self.folder, scenes)
+        captions = _captions_of(self.folder, scenes)
         enough = [s for s in scenes if frames_in(self.folder / s) >= max(settings.least, 1)]
         if not enough:
             raise InputError(
@@ -224,7 +224,7 @@ def frames_in(scene: pathlib.Path) -> int:
     return (scene / TRANSFORMS).read_bytes().count(b'"transform_matrix"')
 
 
-def captions_of(folder: pathlib.Path, scenes: Sequence[str]) -> dict[str, Caption]:
+def _captions_of(folder: pathlib.Path, scenes: Sequence[str]) -> dict[str, Caption]:
     """Captions by scene; none where there is no listing.  Raises InputError where some lack one."""
     listing = listing_in(folder)
     if listing is None:

@@ -45,7 +45,7 @@ from onediff_jax.paths import Location
 from onediff_jax.settings import setting
 
 MANIFEST = "fields.json"
-REMEDY = "make the shards again: `python -m onediff_jax make_shards`"
+_REMEDY = "make the shards again: `python -m onediff_jax make_shards`"
 
 
 # --- one record -----------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class ShardRecords(Source):
 
     def __init__(self, settings: Shards, split: str):
         self.folder = few_files_at(settings.path, "shards")
-        manifest = manifest_in(self.folder / MANIFEST, ("fields", "least", "shards"), REMEDY)
+        manifest = manifest_in(self.folder / MANIFEST, ("fields", "least", "shards"), _REMEDY)
         if split not in manifest["shards"]:
             raise InputError(
                 f"{self.folder} has no split {split!r}; it has {', '.join(manifest['shards'])}."
@@ -169,7 +169,7 @@ class ShardRecords(Source):
         self.fields, self.least = frozenset(manifest["fields"]), dict(manifest["least"])
         self._shards = manifest["shards"][split]
         refuse_changed(self.folder, self._shards, sizes_in(self.folder), MANIFEST)
-        self._records = RecordFiles.listed(self.folder, self._shards, REMEDY)
+        self._records = RecordFiles.listed(self.folder, self._shards, _REMEDY)
 
     def __len__(self) -> int:
         return len(self._records)

@@ -28,7 +28,7 @@ from onediff_jax.data.records import (
     numbers_of_split,
 )
 from onediff_jax.data.sources.arrayrecord import RecordFiles
-from onediff_jax.errors import BadRecord, InputError
+from onediff_jax.errors import BadRecord, InputError, one_line
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.paths import Location
 from onediff_jax.settings import setting
@@ -36,9 +36,9 @@ from onediff_jax.settings import setting
 PICTURE = ("image", "edited")
 PICTURES = ("references", "item_references", "frames")
 TEXT = ("caption", "instruction", "item")
-TEXTS = ("names", "colors", "places", "reference_captions", "item_captions")
+_TEXTS = ("names", "colors", "places", "reference_captions", "item_captions")
 ARRAYS = ("depth", "instances", "boxes", "keypoints")
-FIELDS = (*PICTURE, *PICTURES, *TEXT, *TEXTS, *ARRAYS, "cameras")
+_FIELDS = (*PICTURE, *PICTURES, *TEXT, *_TEXTS, *ARRAYS, "cameras")
 ORIENTATION = 0x0112  # the EXIF tag; 1: as stored
 
 
@@ -174,14 +174,14 @@ class TfdsRecords(Source):
                 stored[field] = tuple(map(Camera, value["intrinsics"], value["camera_to_world"]))
             elif field in TEXT and not found.several:
                 stored[field] = text_of(value, found.feature, f"{where}: {field}")
-            elif field in (*TEXT, *TEXTS):
+            elif field in (*TEXT, *_TEXTS):
                 stored[field] = tuple(
                     text_of(text, found.feature, f"{where}: {field}") for text in value
                 )
             elif field == "boxes":
                 image = self._found["image"].of(example)
                 stored[field] = functools.partial(
-                    boxes_of, value, found.feature, image, f"{where}: image"
+                    _boxes_of, value, found.feature, image, f"{where}: image"
                 )
             else:
                 stored[field] = measured(value, field)
@@ -199,10 +199,10 @@ def found_at(features: Any, field: str, path: str) -> Found:
     """
     from tensorflow_datasets import features as kinds
 
-    if field not in FIELDS and not field.startswith(READY):
+    if field not in _FIELDS and not field.startswith(READY):
         raise InputError(
             f"fields of a data source of kind 'tfds' has {field!r}; it can have "
-            f"{', '.join(FIELDS)}."
+            f"{', '.join(_FIELDS)}."
         )
     feature, several, nested = features, False, False
     parts = tuple(path.split("/"))
@@ -237,7 +237,7 @@ WANTED = {
     **dict.fromkeys(PICTURES, "a sequence of Image with three channels"),
     **dict.fromkeys(TEXT, "a Text or a ClassLabel"),
     "caption": "a Text or a ClassLabel, or a sequence of them",
-    **dict.fromkeys(TEXTS, "a sequence of Text or ClassLabel"),
+    **dict.fromkeys(_TEXTS, "a sequence of Text or ClassLabel"),
     "depth": "an Image or Tensor of height x width numbers",
     "instances": "an Image or Tensor of height x width whole numbers",
     "boxes": "a sequence of BBoxFeature with a format",
@@ -256,8 +256,10 @@ def fits(found: Found, field: str) -> bool:
         return is_image and not found.nested
     if field in PICTURES:
         return is_image and several and feature.shape[-1] == 3
-    if field in (*TEXT, *TEXTS):
-        fitting = several == (field in TEXTS) or field == "caption"  # of which there may be several
+    if field in (*TEXT, *_TEXTS):
+        fitting = (
+            several == (field in _TEXTS) or field == "caption"
+        )  # of which there may be several
         return fitting and (is_text or isinstance(feature, kinds.ClassLabel))
     if field == "cameras":
         shapes = {"intrinsics": (3, 3), "camera_to_world": (4, 4)}
@@ -300,7 +302,7 @@ def measured(value: Any, field: str) -> np.ndarray:
     return np.where(depth == 0, np.float32(np.inf), depth)
 
 
-def boxes_of(value: Any, feature: Any, image: bytes, where: str) -> Float[np.ndarray, "n 4"]:
+def _boxes_of(value: Any, feature: Any, image: bytes, where: str) -> Float[np.ndarray, "n 4"]:
     """Boxes of any of TFDS's formats as left, top, right, bottom in pixels of an encoded image.
 
     Raises Fault where EXIF turns the image, since boxes may then count from either corner.
@@ -320,8 +322,3 @@ def boxes_of(value: Any, feature: Any, image: bytes, where: str) -> Float[np.nda
     if kind == "XYWH":
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     return boxes * np.array([*size, *size], np.float32) if kind.startswith("REL_") else boxes
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message, short and in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

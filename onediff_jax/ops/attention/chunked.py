@@ -37,8 +37,8 @@ from onediff_jax.ops.attention.reference import (
     weights_of,
 )
 
-BLOCK = 1024  # queries of a block,
-KEYS = 4096  # with this many keys or more; with fewer keys, a block has more queries
+_BLOCK = 1024  # queries of a block,
+_KEYS = 4096  # with this many keys or more; with fewer keys, a block has more queries
 NOBODY = -1  # the segment of padding
 apart = jax.lax.optimization_barrier  # what is computed from its result is recomputed, not shared
 
@@ -53,10 +53,10 @@ def chunked(
     softcap: float | None,
 ) -> Float[Array, "b n g r h"]:
     """Attention of grouped queries, in the type of `q`."""
-    return forward(q, k, v, q_segments, k_segments, softcap)[0]
+    return _forward(q, k, v, q_segments, k_segments, softcap)[0]
 
 
-def forward(q, k, v, q_segments, k_segments, softcap):
+def _forward(q, k, v, q_segments, k_segments, softcap):
     """Output and what the backward pass keeps: the inputs, the output and log(sum(exp(logits)))."""
     q, k, v = tokens_last(q), tokens_last(k), tokens_last(v)
     q, q_segments, k_segments = tied(q, q_segments, k_segments)
@@ -78,7 +78,7 @@ def forward(q, k, v, q_segments, k_segments, softcap):
     return rearrange(out, "b g r h n -> b n g r h"), kept
 
 
-def backward(softcap, kept, d_out):
+def _backward(softcap, kept, d_out):
     """Cotangents of q, k and v."""
     q, k, v, q_segments, k_segments, out, log_total = kept
     d_out = tokens_last(d_out).astype(v.dtype)
@@ -109,7 +109,7 @@ def backward(softcap, kept, d_out):
     return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 
-chunked.defvjp(forward, backward)
+chunked.defvjp(_forward, _backward)
 
 
 def tied(x: Array, *segments: Array) -> tuple[Array, ...]:
@@ -145,7 +145,7 @@ def over_blocks(visit: Callable, arrays: Any, keys: int) -> tuple[Any, Any]:
     It returns what belongs to its queries, which is joined, and what is summed over all blocks.
     """
     n = jax.tree.leaves(arrays)[0].shape[-1]
-    size = BLOCK * max(KEYS // keys, 1)
+    size = _BLOCK * max(_KEYS // keys, 1)
     if n <= size:
         return visit(arrays)
     padding = -n % size

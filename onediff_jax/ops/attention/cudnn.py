@@ -25,7 +25,7 @@ def cudnn(
     return jnp.where(seen.any(-1)[:, 0, :, None, None, None], out.reshape(q.shape), 0)
 
 
-def refusal(case: Case, kind: str) -> str | None:
+def _refusal(case: Case, kind: str) -> str | None:
     """Why cuDNN cannot serve a case on that kind of device, or None.
 
     As `check_is_flash_attention` of jax/_src/cudnn says, for the oldest supported GPUs; a mask is
@@ -45,4 +45,4 @@ def refusal(case: Case, kind: str) -> str | None:
 
 
 # No GPU has run it yet: `auto` leaves it alone until `TEST_PLATFORM=cuda pytest -m gpu` has passed.
-CUDNN = Backend(cudnn, "cuDNN", refusal, lambda kind: False)
+CUDNN = Backend(cudnn, "cuDNN", _refusal, lambda kind: False)

@@ -35,12 +35,12 @@ from onediff_jax.ops.attention.reference import (
 
 # Blocks are multiples of LANES where there are several.
 QUERIES = 512  # in a block, at most
-KEYS = 1024  # in a block, at most
+_KEYS = 1024  # in a block, at most
 CHUNK = 256  # keys of a block whose logits are held at once, at most
 # Axes of a grid: whether the cores of a chip that is one device (v4, v5p) share its programs.
 # Programs that add to the same result go in order; interpretation would not tell if they did not.
 SHARED, IN_ORDER = pltpu.PARALLEL, pltpu.ARBITRARY
-INTERPRET = False  # tests run the kernel without a TPU
+_INTERPRET = False  # tests run the kernel without a TPU
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -53,7 +53,7 @@ def flash(
     softcap: float | None,
 ) -> Float[Array, "b n g r h"]:
     """Attention of grouped queries, in the type of `q`."""
-    return forward(q, k, v, q_segments, k_segments, softcap)[0]
+    return _forward(q, k, v, q_segments, k_segments, softcap)[0]
 
 
 class Sizes(NamedTuple):
@@ -67,7 +67,7 @@ class Sizes(NamedTuple):
     @classmethod
     def of(cls, n: int, m: int) -> "Sizes":
         """Equal blocks, as few as the limits allow; one has all tokens and no others."""
-        blocks = -(-n // QUERIES), -(-m // KEYS)
+        blocks = -(-n // QUERIES), -(-m // _KEYS)
         queries, keys = (
             x if y == 1 else -(-x // (y * LANES)) * LANES
             for x, y in zip((n, m), blocks, strict=True)
@@ -90,7 +90,7 @@ def filled(x: Array, tokens: int, axis: int, fill: int) -> Array:
     return jnp.pad(x, widths, constant_values=fill)
 
 
-def forward(q, k, v, q_segments, k_segments, softcap):
+def _forward(q, k, v, q_segments, k_segments, softcap):
     """Output and what the backward pass keeps: the inputs, the output and log(sum(exp(logits)))."""
     n, m, h = q.shape[1], k.shape[1], q.shape[-1]
     sizes = Sizes.of(n, m)
@@ -99,7 +99,7 @@ def forward(q, k, v, q_segments, k_segments, softcap):
     values = sizes.of_keys(rearrange(v, "b m g h -> b g h m"), 3)
     b, g, r, _, tokens = queries.shape
     out, log_total = pl.pallas_call(
-        functools.partial(forward_kernel, softcap=softcap),
+        functools.partial(_forward_kernel, softcap=softcap),
         grid=(b, g, r, sizes.query_blocks, sizes.key_blocks),
         in_specs=[
             pl.BlockSpec((1, 1, sizes.queries), lambda b, g, r, i, j: (b, 0, i)),
@@ -123,16 +123,16 @@ def forward(q, k, v, q_segments, k_segments, softcap):
         ],
         cost_estimate=cost(2, b * g * r, sizes, h),
         compiler_params=pltpu.CompilerParams(dimension_semantics=(SHARED,) * 4 + (IN_ORDER,)),
-        interpret=INTERPRET,
+        interpret=_INTERPRET,
         name=named("forward", softcap, sizes.keys),
-    )(*segments(q_segments, k_segments, sizes), queries, operands(keys), operands(values))
+    )(*_segments(q_segments, k_segments, sizes), queries, operands(keys), operands(values))
     out, log_total = out[..., :n], log_total[:, :, :, 0, :n]
     out, log_total = checkpoint_name(out, ATTENDED), checkpoint_name(log_total, LOG_TOTAL)
     kept = (q, k, v, q_segments, k_segments, out, log_total)
     return rearrange(out, "b g r h n -> b n g r h"), kept
 
 
-def backward(softcap, kept, d_out):
+def _backward(softcap, kept, d_out):
     """Cotangents of q, k and v."""
     q, k, v, q_segments, k_segments, out, log_total = kept
     n, m, h = q.shape[1], k.shape[1], q.shape[-1]
@@ -173,10 +173,10 @@ def backward(softcap, kept, d_out):
         ],
         cost_estimate=cost(5, b * g * r, sizes, h),
         compiler_params=pltpu.CompilerParams(dimension_semantics=(SHARED,) * 3 + (IN_ORDER,) * 2),
-        interpret=INTERPRET,
+        interpret=_INTERPRET,
         name=named("backward", softcap, sizes.keys),
     )(
-        *segments(q_segments, k_segments, sizes),
+        *_segments(q_segments, k_segments, sizes),
         queries,
         operands(keys),
         operands(jnp.swapaxes(keys, 2, 3)),
@@ -191,10 +191,10 @@ def backward(softcap, kept, d_out):
     return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 
-flash.defvjp(forward, backward)
+flash.defvjp(_forward, _backward)
 
 
-def forward_kernel(
+def _forward_kernel(
     q_segments, k_segments, q, k, v, out, log_total, acc, total, highest, *, softcap
 ):
     """A block of queries sees a block of keys."""
@@ -280,7 +280,7 @@ def operands(x: Array) -> Array:
     return x.astype(jnp.float32) if device.kind() == "TPU v3" else x
 
 
-def segments(q_segments, k_segments, sizes: Sizes) -> tuple[Array, Array]:
+def _segments(q_segments, k_segments, sizes: Sizes) -> tuple[Array, Array]:
     """Segments of queries as a row and of keys as a column; padding meets none."""
     k_segments = sizes.of_keys(jnp.where(k_segments < 0, -2, k_segments), 1, -2)
     return sizes.of_queries(q_segments, -1)[:, None], k_segments[:, :, None]
@@ -301,11 +301,11 @@ def cost(matmuls: int, heads: int, sizes: Sizes, h: int) -> pl.CostEstimate:
     )
 
 
-def refusal(case: Case, kind: str) -> str | None:
+def _refusal(case: Case, kind: str) -> str | None:
     """Why it cannot serve a case on that kind of device, or None."""
     suits = kind.startswith("TPU") and kind != "TPU v2"
     return kernel_refusal(case, kind, suits, "a TPU v3 or later", widest=LANES)
 
 
 # It is compiled for all of these by a test, and no TPU has run it yet: `auto` leaves it alone.
-FLASH = Backend(flash, "our kernel for TPUs", refusal, lambda kind: False)
+FLASH = Backend(flash, "our kernel for TPUs", _refusal, lambda kind: False)

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 from onediff_jax.ops.attention.backend import LANES, Backend, Case, kernel_refusal
 from onediff_jax.ops.attention.reference import ATTENDED, visible
 
-BLOCK = 512  # queries, and keys, of a block
-INTERPRET = False  # tests run the kernel without a TPU
+_BLOCK = 512  # queries, and keys, of a block
+_INTERPRET = False  # tests run the kernel without a TPU
 
 
 def splash(
@@ -33,8 +33,8 @@ def splash(
     q_block, k_block = block_of(n), block_of(k.shape[1])
     scaled = (q.astype(jnp.float32) * h**-0.5).astype(q.dtype).reshape(b, n, g * r, h)
     tokens = -n % q_block, -k.shape[1] % k_block
-    q_padded = padded(scaled, tokens[0])
-    k_padded, v_padded = padded(k, tokens[1]), padded(v, tokens[1])
+    q_padded = _padded(scaled, tokens[0])
+    k_padded, v_padded = _padded(k, tokens[1]), _padded(v, tokens[1])
     # Queries of segment -1 must not find keys of segment -1.
     k_segments = jnp.where(k_segments < 0, -2, k_segments)
     segments = splash_kernel.SegmentIds(
@@ -56,7 +56,7 @@ def splash(
         q_seq_shards=1,
         attn_logits_soft_cap=softcap,
         residual_checkpoint_name=ATTENDED,
-        interpret=INTERPRET,
+        interpret=_INTERPRET,
     )
     out = jax.vmap(attend)(q_padded, k_padded, v_padded, segments)
     out = jnp.moveaxis(out[:, :, :n, :h], 1, 2).reshape(q.shape)
@@ -66,16 +66,16 @@ def splash(
 
 def block_of(tokens: int) -> int:
     """Tokens of a block: BLOCK, or what a shorter sequence has, in whole registers."""
-    return min(BLOCK, -(-tokens // LANES) * LANES)
+    return min(_BLOCK, -(-tokens // LANES) * LANES)
 
 
-def padded(x: Float[Array, "b n k h"], tokens: int) -> Float[Array, "b k m w"]:
+def _padded(x: Float[Array, "b n k h"], tokens: int) -> Float[Array, "b k m w"]:
     """Heads first, with so many more tokens and with channels up to a whole register."""
     x = jnp.pad(x, ((0, 0), (0, tokens), (0, 0), (0, -x.shape[-1] % LANES)))
     return jnp.moveaxis(x, 2, 1)
 
 
-def refusal(case: Case, kind: str) -> str | None:
+def _refusal(case: Case, kind: str) -> str | None:
     """Why it cannot serve a case on that kind of device, or None."""
     return kernel_refusal(case, kind, suits(kind), "a TPU v4 or later", widest=512)
 
@@ -85,4 +85,4 @@ def suits(kind: str) -> bool:
     return kind.startswith("TPU") and kind not in ("TPU v2", "TPU v3")
 
 
-SPLASH = Backend(splash, "JAX's kernel for TPU v4 and later", refusal, suits)
+SPLASH = Backend(splash, "JAX's kernel for TPU v4 and later", _refusal, suits)

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 from onediff_jax.ops.attention.backend import Backend, Case, kernel_refusal
 from onediff_jax.ops.attention.reference import ATTENDED, LOG_TOTAL, NOTHING, capped, weights_of
 
-BLOCK = 64  # queries, and keys, of a block
-INTERPRET = False  # tests run the kernel without a GPU
+_BLOCK = 64  # queries, and keys, of a block
+_INTERPRET = False  # tests run the kernel without a GPU
 SETTINGS = triton.CompilerParams(num_warps=4, num_stages=2)
 
 
@@ -32,50 +32,50 @@ def triton_attention(
     softcap: float | None,
 ) -> Float[Array, "b n g r h"]:
     """Attention of grouped queries, in the type of `q`."""
-    return forward(q, k, v, q_segments, k_segments, softcap)[0]
+    return _forward(q, k, v, q_segments, k_segments, softcap)[0]
 
 
-def forward(q, k, v, q_segments, k_segments, softcap):
+def _forward(q, k, v, q_segments, k_segments, softcap):
     """Output and what the backward pass keeps: the inputs, the output and log(sum(exp(logits)))."""
     n, h = q.shape[1], q.shape[-1]
-    arrays = padded(q, k, v, q_segments, k_segments)
+    arrays = _padded(q, k, v, q_segments, k_segments)
     b, tokens, g, r, _ = arrays[0].shape
     out, log_total = pl.pallas_call(
-        functools.partial(forward_kernel, softcap=softcap, head=h),
-        grid=(tokens // BLOCK, b, g * r),
-        in_specs=[queries(arrays[0]), keys(arrays[1], r), keys(arrays[2], r), *segments(arrays)],
+        functools.partial(_forward_kernel, softcap=softcap, head=h),
+        grid=(tokens // _BLOCK, b, g * r),
+        in_specs=[queries(arrays[0]), keys(arrays[1], r), keys(arrays[2], r), *_segments(arrays)],
         out_specs=[queries(arrays[0]), sums(r)],
         out_shape=[
             jax.ShapeDtypeStruct(arrays[0].shape, q.dtype),
             jax.ShapeDtypeStruct((b, g, r, tokens), jnp.float32),
         ],
         compiler_params=SETTINGS,
-        interpret=INTERPRET,
+        interpret=_INTERPRET,
     )(*arrays)
     out = checkpoint_name(out[:, :n, ..., :h], ATTENDED)
     log_total = checkpoint_name(log_total[..., :n], LOG_TOTAL)
     return out, (q, k, v, q_segments, k_segments, out, log_total)
 
 
-def backward(softcap, kept, d_out):
+def _backward(softcap, kept, d_out):
     """Cotangents of q, k and v."""
     q, k, v, q_segments, k_segments, out, log_total = kept
     n, m, h = q.shape[1], k.shape[1], q.shape[-1]
     inner = jnp.einsum("bngrh,bngrh->bgrn", d_out, out, preferred_element_type=jnp.float32)
-    q, k, v, *both = padded(q, k, v, q_segments, k_segments)
+    q, k, v, *both = _padded(q, k, v, q_segments, k_segments)
     d_out = padded_tokens(d_out.astype(q.dtype))
-    rest = [(0, 0)] * 3 + [(0, -n % BLOCK)]
+    rest = [(0, 0)] * 3 + [(0, -n % _BLOCK)]
     arrays = (q, k, v, *both, d_out, jnp.pad(inner, rest), jnp.pad(log_total, rest))
     b, tokens, g, r, _ = q.shape
     settings = dict(softcap=softcap, head=h)
     d_q = pl.pallas_call(
         functools.partial(queries_kernel, **settings),
-        grid=(tokens // BLOCK, b, g * r),
+        grid=(tokens // _BLOCK, b, g * r),
         in_specs=[
             queries(q),
             keys(k, r),
             keys(v, r),
-            *segments(arrays),
+            *_segments(arrays),
             queries(q),
             sums(r),
             sums(r),
@@ -83,32 +83,32 @@ def backward(softcap, kept, d_out):
         out_specs=queries(q),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         compiler_params=SETTINGS,
-        interpret=INTERPRET,
+        interpret=_INTERPRET,
     )(*arrays)
     d_k, d_v = pl.pallas_call(
         functools.partial(keys_kernel, **settings),
-        grid=(k.shape[1] // BLOCK, b, g),
+        grid=(k.shape[1] // _BLOCK, b, g),
         in_specs=[
             pl.BlockSpec((None, tokens, None, r, q.shape[-1]), lambda i, b, g: (b, 0, g, 0, 0)),
-            *[pl.BlockSpec((None, BLOCK, None, q.shape[-1]), lambda i, b, g: (b, i, g, 0))] * 2,
+            *[pl.BlockSpec((None, _BLOCK, None, q.shape[-1]), lambda i, b, g: (b, i, g, 0))] * 2,
             pl.BlockSpec((None, tokens), lambda i, b, g: (b, 0)),
-            pl.BlockSpec((None, BLOCK), lambda i, b, g: (b, i)),
+            pl.BlockSpec((None, _BLOCK), lambda i, b, g: (b, i)),
             pl.BlockSpec((None, tokens, None, r, q.shape[-1]), lambda i, b, g: (b, 0, g, 0, 0)),
             *[pl.BlockSpec((None, None, r, tokens), lambda i, b, g: (b, g, 0, 0))] * 2,
         ],
-        out_specs=[pl.BlockSpec((None, BLOCK, None, q.shape[-1]), lambda i, b, g: (b, i, g, 0))]
+        out_specs=[pl.BlockSpec((None, _BLOCK, None, q.shape[-1]), lambda i, b, g: (b, i, g, 0))]
         * 2,
         out_shape=[jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)],
         compiler_params=SETTINGS,
-        interpret=INTERPRET,
+        interpret=_INTERPRET,
     )(*arrays)
     return d_q[:, :n, ..., :h], d_k[:, :m, :, :h], d_v[:, :m, :, :h], None, None
 
 
-triton_attention.defvjp(forward, backward)
+triton_attention.defvjp(_forward, _backward)
 
 
-def forward_kernel(
+def _forward_kernel(
     q_ref, k_ref, v_ref, q_segments_ref, k_segments_ref, out_ref, log_total_ref, *, softcap, head
 ):
     """Output and log(sum(exp(logits))) of a block of queries."""
@@ -116,7 +116,7 @@ def forward_kernel(
 
     def visit(i, carry):
         acc, highest, total = carry
-        block = pl.ds(i * BLOCK, BLOCK)
+        block = pl.ds(i * _BLOCK, _BLOCK)
         k, v = k_ref[block, :], v_ref[block, :]
         seen = q_segments[:, None] == k_segments_ref[block][None, :]
         logits = jnp.where(seen, capped(pl.dot(q, k, trans_b=True), head, softcap), NOTHING)
@@ -131,7 +131,7 @@ def forward_kernel(
         jnp.full(q.shape[:1], NOTHING, jnp.float32),
         jnp.zeros(q.shape[:1], jnp.float32),
     )
-    acc, highest, total = jax.lax.fori_loop(0, k_ref.shape[0] // BLOCK, visit, empty)
+    acc, highest, total = jax.lax.fori_loop(0, k_ref.shape[0] // _BLOCK, visit, empty)
     total = jnp.maximum(total, 1e-30)
     out_ref[...] = (acc / total[:, None]).astype(out_ref.dtype)
     log_total_ref[...] = highest + jnp.log(total)
@@ -166,13 +166,13 @@ def queries_kernel(
     inner, log_total = inner_ref[...], log_total_ref[...]
 
     def visit(i, d_q):
-        block = pl.ds(i * BLOCK, BLOCK)
+        block = pl.ds(i * _BLOCK, _BLOCK)
         k, v = k_ref[block, :], v_ref[block, :]
         seen = q_segments[:, None] == k_segments_ref[block][None, :]
         _, d_logits = shares_and_d_logits(q, k, v, seen, d_out, inner, log_total, softcap, head)
         return d_q + pl.dot(d_logits, k)
 
-    blocks = k_ref.shape[0] // BLOCK
+    blocks = k_ref.shape[0] // _BLOCK
     d_q = jax.lax.fori_loop(0, blocks, visit, jnp.zeros(q.shape, jnp.float32))
     d_q_ref[...] = d_q.astype(d_q_ref.dtype)
 
@@ -197,7 +197,7 @@ def keys_kernel(
 
     def visit(i, carry):
         d_k, d_v = carry
-        block = pl.ds(i * BLOCK, BLOCK)
+        block = pl.ds(i * _BLOCK, _BLOCK)
         seen = q_segments_ref[block][:, None] == k_segments[None, :]
         for head_of_group in range(q_ref.shape[1]):
             q, d_out = q_ref[block, head_of_group, :], d_out_ref[block, head_of_group, :]
@@ -210,14 +210,14 @@ def keys_kernel(
         return d_k, d_v
 
     zeros = jnp.zeros(k.shape, jnp.float32)
-    d_k, d_v = jax.lax.fori_loop(0, q_ref.shape[0] // BLOCK, visit, (zeros, zeros))
+    d_k, d_v = jax.lax.fori_loop(0, q_ref.shape[0] // _BLOCK, visit, (zeros, zeros))
     d_k_ref[...], d_v_ref[...] = d_k.astype(d_k_ref.dtype), d_v.astype(d_v_ref.dtype)
 
 
 def queries(q) -> pl.BlockSpec:
     """A block of queries of a head."""
     r = q.shape[3]
-    shape = (None, BLOCK, None, None, q.shape[-1])
+    shape = (None, _BLOCK, None, None, q.shape[-1])
     return pl.BlockSpec(shape, lambda i, b, k: (b, i, k // r, k % r, 0))
 
 
@@ -226,39 +226,39 @@ def keys(k, r: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, k.shape[1], None, k.shape[-1]), lambda i, b, k: (b, 0, k // r, 0))
 
 
-def segments(arrays) -> list[pl.BlockSpec]:
+def _segments(arrays) -> list[pl.BlockSpec]:
     """The segments of a block of queries, and of all keys."""
     return [
-        pl.BlockSpec((None, BLOCK), lambda i, b, k: (b, i)),
+        pl.BlockSpec((None, _BLOCK), lambda i, b, k: (b, i)),
         pl.BlockSpec((None, arrays[1].shape[1]), lambda i, b, k: (b, 0)),
     ]
 
 
 def sums(r: int) -> pl.BlockSpec:
     """A number for each of a block of queries."""
-    return pl.BlockSpec((None, None, None, BLOCK), lambda i, b, k: (b, k // r, k % r, i))
+    return pl.BlockSpec((None, None, None, _BLOCK), lambda i, b, k: (b, k // r, k % r, i))
 
 
 def padded_tokens(x):
     """Tokens up to whole blocks, channels to a power of two."""
     width = max(16, pl.next_power_of_2(x.shape[-1]))
     middle = [(0, 0)] * (x.ndim - 3)
-    rest = -x.shape[1] % BLOCK
+    rest = -x.shape[1] % _BLOCK
     return jnp.pad(x, [(0, 0), (0, rest), *middle, (0, width - x.shape[-1])])
 
 
-def padded(q, k, v, q_segments, k_segments):
+def _padded(q, k, v, q_segments, k_segments):
     """The inputs in whole blocks; keys that nobody sees are of segment -2, queries are never."""
-    q_segments = jnp.pad(q_segments, ((0, 0), (0, -q.shape[1] % BLOCK)), constant_values=-1)
+    q_segments = jnp.pad(q_segments, ((0, 0), (0, -q.shape[1] % _BLOCK)), constant_values=-1)
     k_segments = jnp.where(k_segments < 0, -2, k_segments)
-    k_segments = jnp.pad(k_segments, ((0, 0), (0, -k.shape[1] % BLOCK)), constant_values=-2)
+    k_segments = jnp.pad(k_segments, ((0, 0), (0, -k.shape[1] % _BLOCK)), constant_values=-2)
     return *map(padded_tokens, (q, k, v)), q_segments, k_segments
 
 
-def refusal(case: Case, kind: str) -> str | None:
+def _refusal(case: Case, kind: str) -> str | None:
     """Why it cannot serve a case on that kind of device, or None."""
     return kernel_refusal(case, kind, kind.startswith("NVIDIA"), "an NVIDIA GPU", widest=128)
 
 
 # No GPU has run it yet: `auto` leaves it alone until `TEST_PLATFORM=cuda pytest -m gpu` has passed.
-TRITON = Backend(triton_attention, "our kernel for GPUs", refusal, lambda kind: False)
+TRITON = Backend(triton_attention, "our kernel for GPUs", _refusal, lambda kind: False)

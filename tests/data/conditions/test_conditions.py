@@ -42,8 +42,8 @@ def config(monkeypatch) -> ConditionConfig:
 
 
 def small_shapes(monkeypatch):
-    monkeypatch.setattr(hed, "WIDTHS", (2, 2, 2, 2, 2))
-    return hed.shapes().items()
+    monkeypatch.setattr(hed, "_WIDTHS", (2, 2, 2, 2, 2))
+    return hed._shapes().items()
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -103,7 +103,7 @@ def drawn(monkeypatch) -> dict[str, list]:
 
     for name in ("gaussian_blurred", "motion_blurred", "jpeg", "downscaled"):
         noted(degradations, name)
-    noted(edges, "canny")
+    noted(edges, "canny_edges")
     return calls
 
 

@@ -13,16 +13,16 @@ def rng(seed: int = 0) -> np.random.Generator:
 @pytest.fixture
 def weights(monkeypatch) -> dict[str, np.ndarray]:
     """Random weights of a narrow network, scaled so that no layer dies or grows."""
-    monkeypatch.setattr(hed, "WIDTHS", (3, 4, 5, 4, 3))
+    monkeypatch.setattr(hed, "_WIDTHS", (3, 4, 5, 4, 3))
     draw = rng(1)
     return {
         name: draw.normal(0, 1 / max(1, np.prod(shape[:-1])) ** 0.5, shape).astype(np.float32)
-        for name, shape in hed.shapes().items()
+        for name, shape in hed._shapes().items()
     }
 
 
 def test_the_network_has_the_published_number_of_parameters():
-    counts = {name: int(np.prod(shape)) for name, shape in hed.shapes().items()}
+    counts = {name: int(np.prod(shape)) for name, shape in hed._shapes().items()}
     blocks = sum(count for name, count in counts.items() if name.startswith("block"))
     assert blocks == 14_714_688  # VGG16 without its top
     assert sum(counts.values()) == blocks + (64 + 128 + 256 + 512 + 512 + 5) + (5 + 1)
