@@ -5,33 +5,14 @@
 Expect a velocity error of 0.275 (seed 0) and the grids of docs/scenes_all.md.
 """
 
-from onediff_jax.config import base_config
+from onediff_jax.config import small_config
 
 
 def get_config():
-    config = base_config()
+    config = small_config()
     config.steps = 20_000
     config.rows = 1
-    config.model.update(
-        width=144,
-        depth=4,
-        heads=6,
-        kv_heads=3,
-        multiple_of=96,
-        softcap=None,
-        dtype="float32",
-        attention="reference",
-        unroll=4,
-    )
     config.text.update(vocabulary=1024, length=64)
-    config.text.encoder.update(
-        width=64, depth=1, heads=4, head_width=16, hidden=128, dtype="float32"
-    )
-    config.codec.update(factor=4)
-    config.flow.update(shift=3.0)
-    config.optimizer.update(
-        learning_rate=3e-3, schedule="linear", warmup=200, b2=0.99, clip=1.0, ema=0.999
-    )
     scenes = dict(
         kind="scenes",
         path="artifacts/scenes_full_32",
@@ -68,7 +49,7 @@ def get_config():
         dict(views=2, tokens=16, count=8),
         dict(views=8, tokens=16, packed=True, tasks=("faceid", "subject_driven", "multiview")),
     )
-    config.checkpoint.update(every=2000, keep=2)
+    config.checkpoint.every = 2000
     config.log.every = 200
     config.evaluate.every = 5000
     config.evaluate.sample.update(steps=30, guidance=3.0)

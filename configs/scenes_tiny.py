@@ -6,33 +6,14 @@ Expect, from `make demo` on held-out scenes: depth AbsRel 0.105, segmentation mI
 colors found with F1 0.92 (three seeds, two cores of an AMD EPYC, 2026-11-22).
 """
 
-from onediff_jax.config import base_config
+from onediff_jax.config import small_config
 
 
 def get_config():
-    config = base_config()
+    config = small_config()
     config.steps = 5200
     config.rows = 2
-    config.model.update(
-        width=144,
-        depth=4,
-        heads=6,
-        kv_heads=3,
-        multiple_of=96,
-        softcap=None,
-        dtype="float32",
-        attention="reference",
-        unroll=4,
-    )
     config.text.update(vocabulary=512, length=48)
-    config.text.encoder.update(
-        width=64, depth=1, heads=4, head_width=16, hidden=128, dtype="float32"
-    )
-    config.codec.update(factor=4)
-    config.flow.update(shift=3.0)
-    config.optimizer.update(
-        learning_rate=3e-3, schedule="linear", warmup=200, b2=0.99, clip=1.0, ema=0.999
-    )
     config.data.sources.scenes = dict(
         kind="scenes", path="artifacts/scenes_32", size=32, train=10_000, validation=500, seed=0
     )
@@ -44,8 +25,6 @@ def get_config():
         dict(views=1, tokens=16, count=2),
         dict(views=2, tokens=16, count=5),
     )
-    config.checkpoint.update(every=1000, keep=2)
-    config.log.every = 100
+    config.checkpoint.every = 1000
     config.evaluate.every = 1000
-    config.evaluate.sample.update(steps=20, guidance=3.0)
     return config
