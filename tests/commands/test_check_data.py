@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from onediff_jax import cli
-from onediff_jax.commands import make_shards
+from onediff_jax.commands import check_data, make_shards
 
 CONFIG = """
 from onediff_jax.train.config import base_config
@@ -37,6 +37,12 @@ def folder(tmp_path):
     (tmp_path / "photos" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "config.py").write_text(CONFIG.format(path=tmp_path / "photos"))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    """All rows of these tests have the same padding, and each takes a while."""
+    monkeypatch.setattr(check_data, "PADDING_ROWS", 2)
 
 
 def check(folder, *options):
