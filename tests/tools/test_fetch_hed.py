@@ -126,11 +126,6 @@ def test_a_second_run_fetches_nothing_and_another_file_is_kept(place, capsys, mo
     assert status == 1 and str(other) in line and other.read_text() == "mine"
 
 
-def test_parents_are_made(place):
-    fetch_hed.main(["--out", str(place.parent / "new" / "deeper" / "hed.safetensors")])
-    assert hed.weights_in(str(place.parent / "new" / "deeper" / "hed.safetensors"))
-
-
 def test_weights_other_than_the_known_ones_are_refused(place, capsys, monkeypatch):
     monkeypatch.setattr(fetch_hed, "SHA256", "0" * 64)
     status, line = refusal(capsys, "--out", place)
@@ -180,12 +175,3 @@ def test_ctrl_c_leaves_nothing(place, capsys, monkeypatch):
     monkeypatch.setattr(fetch_hed, "weights_of", interrupted)
     assert refusal(capsys, "--out", place) == (130, "Interrupted; nothing was written.")
     assert not any(place.parent.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [([], "--out"), (["--out"], "--out"), (["--out", "x", "--size", "9"], "--size 9")],
-)
-def test_bad_options_are_one_line(capsys, arguments, said):
-    status, line = refusal(capsys, *arguments)
-    assert status == 2 and said in line

@@ -93,11 +93,6 @@ def test_a_class_is_a_run_of_the_order_whatever_the_skin():
         classes.classes_of(order)
 
 
-def test_classes_are_a_few_dozen_of_words():
-    assert 30 <= len(set(classes.RUNS.values())) <= 60
-    assert all(name.replace(" ", "").isalpha() for name in classes.RUNS.values())
-
-
 @pytest.mark.parametrize(
     ("caption", "subject"),
     [
@@ -226,10 +221,3 @@ def test_own_files_of_the_names_of_annotations_are_never_replaced(npm_does, plac
     for options in ([], ["--force"]):
         assert f"({own.split('/')[0]}" in refusal(capsys, "--out", place, *options)[1]
         assert (place / own).read_text() == "mine"
-
-
-def test_an_image_that_the_order_lacks_is_one_line(npm_does, place, monkeypatch, capsys):
-    monkeypatch.setattr(fetch_pictures, "classes_of", lambda order: {})
-    status, line = refusal(capsys, "--out", place)
-    assert status == 1 and "does not list" in line and ".webp" in line
-    assert not any(place.parent.iterdir())
