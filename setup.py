@@ -47,7 +47,7 @@ EXTRAS = {
         "kubeflow-trainer-api>=2",
         "pyyaml>=6",
         "transformers>=4.45",
-        # Plans of two stages are made again for a v3-256, which its compiler does anywhere.
+        # Plans of two stages are compiled again for a v3-256, which its compiler does anywhere.
         "jax[tpu]>=0.10.2,<0.13; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],
 }

@@ -207,7 +207,7 @@ def numbered(name: str) -> list[tuple[bool, int | str]]:
 def config_of(denoiser: Denoiser) -> dict[str, Any]:
     """What config.json says: keys that do not follow from the model are the imported file's.
 
-    Those of the moving average are the run's, once it has trained.
+    Those of the EMA are the run's, once it has trained.
     """
     run = denoiser.run
     side = run.model.patch * math.isqrt(max(slot.tokens for slot in run.data.row))
@@ -277,7 +277,7 @@ def write_adapters(denoiser: Denoiser, folder: Path, dtype: np.dtype) -> None:
 def card_of(denoiser: Denoiser, dtype: np.dtype) -> str:
     """The model card: what the folder is, how it is used, and whose licence holds."""
     licence = denoiser.origin.get("licence")
-    kind = {"params": "as trained", "ema": "moving average"}[denoiser.kind]
+    kind = {"params": "as trained", "ema": "EMA"}[denoiser.kind]
     if licence is None:
         rights = "The weights began at random: their licence is their owner's to choose."
     elif licence == "unknown":

@@ -3,8 +3,8 @@
 An estimate.  It adds the cycles that the compiler notes at every instruction, which know of no
 stalls.  Collectives carry no cycles: each takes what a ring needs at the link's rate, one after the
 other, while instructions run on until they need its result.  Neither do Pallas kernels: one is
-taken at the share of peak that its own schedule reaches, or at the memory's rate where that takes
-longer.
+taken at the fraction of peak that its own schedule reaches, or at the memory's rate where that
+takes longer.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The plans of the shipped stages: made again, and written to where people read them.
+"""The plans of the shipped stages: computed and written to the pages.
 
     pip install -e '.[tpu]'
     python tools/benchmarks/plan_tables.py --plan all                        # some minutes for each

@@ -35,7 +35,7 @@ class World:
     named_light: bool  # grounds and skies have names, else any pale color
     edits: bool  # every scene has an edit
     long_captions: bool
-    synonyms: tuple[str, ...]  # words that captions exchange now and then, of `captions.WORDS`
+    synonyms: tuple[str, ...]  # alternatives that captions use now and then, of `captions.WORDS`
     camera: FirstCamera
 
     def kind(self, index: int) -> str:
