@@ -87,8 +87,8 @@ def _recolor(scene: Scene, place: int, rng: np.random.Generator) -> Try:
     if field == "shirt":
         who = dataclasses.replace(who, stripes="")
     called = {"shirt": "shirt", "trousers": "shorts" if who.shorts else "trousers"}
-    changed = _with(scene, place, dataclasses.replace(item, who=who))
-    return changed, f"make the person's {called.get(field, who.hat)} {color}"
+    after = _with(scene, place, dataclasses.replace(item, who=who))
+    return after, f"make the person's {called.get(field, who.hat)} {color}"
 
 
 def _hat(scene: Scene, place: int, rng: np.random.Generator) -> Try:
@@ -148,8 +148,8 @@ def _resize(scene: Scene, place: int, rng: np.random.Generator) -> Try:
         return None
     larger = item.size == "small" if rng.random() < 0.8 else item.size == "large"
     factor = RESIZED if larger else 1 / RESIZED
-    half = tuple(c * factor for c in item.half)
-    changed = dataclasses.replace(item, half=half).at(*item.center[:2])
+    x, y, z = (c * factor for c in item.half)
+    changed = dataclasses.replace(item, half=(x, y, z)).at(*item.center[:2])
     return _with(
         scene, place, changed
     ), f"make the {noun(item)} {'larger' if larger else 'smaller'}"

@@ -93,7 +93,8 @@ def draw_pose(rng: np.random.Generator, name: str) -> Pose:
     """A pose of that name, never twice the same."""
 
     def near(forward: float, outward: float, spread: float = 0.1) -> tuple[float, float]:
-        return tuple(float(a + rng.uniform(-spread, spread)) for a in (forward, outward))
+        first, second = (float(a + rng.uniform(-spread, spread)) for a in (forward, outward))
+        return first, second
 
     upper, lower = [near(0.0, 0.2), near(0.0, 0.2)], [near(0.25, 0.12), near(0.25, 0.12)]
     thighs, shins = [near(0.05, 0.1, 0.04), near(0.05, 0.1, 0.04)], [(0.0, 0.06), (0.0, 0.06)]

@@ -105,5 +105,5 @@ def orbiting_camera(
     """A camera at a distance from its target; angles in radians, the field of view in degrees."""
     level = math.cos(elevation)
     toward = (level * math.cos(azimuth), level * math.sin(azimuth), math.sin(elevation))
-    eye = tuple(t + distance * c for t, c in zip(target, toward, strict=True))
-    return PinholeCamera(eye, target, field_of_view)
+    x, y, z = (t + distance * c for t, c in zip(target, toward, strict=True))
+    return PinholeCamera((x, y, z), target, field_of_view)

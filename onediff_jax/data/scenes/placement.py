@@ -166,7 +166,8 @@ def free_spots(
     _, _, (x, y, z) = camera.axes()
     level = math.hypot(x, y)
     ahead = math.dist(camera.eye[:2], camera.target[:2])
-    count, spots = len(extents), []
+    count = len(extents)
+    spots: list[tuple[tuple[float, float], float]] = []
     thirds = rng.permutation(len(PLACES))[:count].tolist()
     for third, (foot, tall) in zip(thirds, extents, strict=True):
         rise = tall - camera.eye[2]
@@ -239,7 +240,8 @@ def _more_cameras(rng: np.random.Generator, scene: Scene, count: int) -> list[Pi
     """Cameras that see every object: in half of the scenes on one orbit about them, else free."""
     first, objects = scene.cameras[0], scene.objects
     center = tuple(np.mean([item.center for item in objects], axis=0).tolist())
-    orbit, found = rng.random() < 0.5, []
+    orbit = rng.random() < 0.5
+    found: list[PinholeCamera] = []
     distance = max(math.dist(first.eye, center), 4.5)
     start = math.atan2(first.eye[1] - center[1], first.eye[0] - center[0])
 
@@ -279,7 +281,8 @@ def _pale_color(rng: np.random.Generator, most: float, low: float, high: float) 
     """Any hue, of saturation up to `most` and brightness in [low, high]."""
     hue, pale, value = rng.uniform(0, 6), rng.uniform(0.15, 1) * most, rng.uniform(low, high)
     ramp = (min(max(abs((hue + turn) % 6 - 3) - 1, 0), 1) for turn in (0, 4, 2))
-    return tuple(value * (1 - pale * (1 - c)) for c in ramp)
+    red, green, blue = (value * (1 - pale * (1 - c)) for c in ramp)
+    return red, green, blue
 
 
 def draw_scene(world: World, seed: int, split: str, index: int, views: int) -> Scene:
@@ -291,11 +294,11 @@ def draw_scene(world: World, seed: int, split: str, index: int, views: int) -> S
         shared = random_stream(world.name, seed, split, "light", group)
         ground = list(GROUNDS)[shared.permutation(len(GROUNDS))[member]]
         sky = list(SKIES)[shared.permutation(len(SKIES))[member]]
-        colors = (GROUNDS[ground], *SKIES[sky])
+        colors = [GROUNDS[ground], *SKIES[sky]]
     else:
         ground = sky = ""
         ranges = ((0.2, 0.65, 0.92), (0.1, 0.92, 1.0), (0.4, 0.7, 0.95))
-        colors = tuple(_pale_color(rng, *each) for each in ranges)
+        colors = [_pale_color(rng, *each) for each in ranges]
     ambient, height = rng.uniform(0.42, 0.52), math.radians(rng.uniform(30, 60))
     side = rng.choice((-1, 1)) * rng.uniform(0.4, 1.7)
     facing = rng.choice((0.0, math.pi), p=(0.85, 0.15)) + rng.uniform(-1.3, 1.3)
@@ -315,7 +318,9 @@ def draw_scene(world: World, seed: int, split: str, index: int, views: int) -> S
             standing[0] = dataclasses.replace(standing[0], yaw=back + facing)
         light = render.Light(*colors, sun, ambient)
         scene = judge(Scene(world, tuple(standing), (camera,), light, ground, sky))
-        cameras = scene and _more_cameras(rng, scene, views - 1)
+        if scene is None:
+            continue
+        cameras = _more_cameras(rng, scene, views - 1)
         if cameras is not None:
             return dataclasses.replace(scene, cameras=(camera, *cameras))
     raise RuntimeError(

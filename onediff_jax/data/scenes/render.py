@@ -148,7 +148,7 @@ def _shaded(
 
     surface = surface_of(attributes(solids)[owner[solid]].T, point.map(lambda c: c[solid]))
     color, horizon, zenith = (
-        spread([np.float32(shot.light[i]) for shot in shots]) for i in range(3)
+        spread([np.array(shot.light[i], np.float32) for shot in shots]) for i in range(3)
     )
     normal = Vector(*np.zeros((2, len(lit)), np.float32), lit.astype(np.float32))
     for whole, part in zip((*normal, *color), (*surface.normal, *surface.color), strict=True):
@@ -158,9 +158,10 @@ def _shaded(
     light, sunward = np.empty_like(facing), []
     for shot, hulls, mine, span in zip(shots, around, numbers, spans, strict=True):
         at, outer = (vector.map(lambda c, span=span: c[span]) for vector in (point, normal))
-        sunward.append(sunward_rays(hulls, at, np.float32(shot.light.sun), facing[span] > 0))
-        around = ambient_light(shot.solids, at, outer, owner[span], mine)
-        light[span] = np.float32(shot.light.ambient) * around
+        toward = np.array(shot.light.sun, np.float32)
+        sunward.append(sunward_rays(hulls, at, toward, facing[span] > 0))
+        from_sky = ambient_light(shot.solids, at, outer, owner[span], mine)
+        light[span] = np.float32(shot.light.ambient) * from_sky
     dark = (facing <= 0) | shadowed_rays(solids, pairs(sunward), point, sun, owner)
     sunlight = np.repeat([1 - np.float32(shot.light.ambient) for shot in shots], counts)
     direct = sunlight * np.where(dark, 0, facing)
@@ -200,7 +201,7 @@ def render(shots: Sequence[Shot], size: int) -> list[Seen]:
         id(shot.solids): bounding_balls(shot.solids) for shot in shots
     }  # shots may share solids
     around = [balls_of[id(shot.solids)] for shot in shots]
-    suns = [sun_directions(np.float32(shot.light.sun), len(OFFSETS)) for shot in shots]
+    suns = [sun_directions(np.array(shot.light.sun, np.float32), len(OFFSETS)) for shot in shots]
 
     def spread(counts: Sequence[int], samples: slice) -> Vector:
         """Each ray of a pixel sees the sun from another point of its disc."""

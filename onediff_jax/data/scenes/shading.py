@@ -34,11 +34,11 @@ def sun_directions(sun: Float[np.ndarray, "3"], samples: int) -> Vector:
     turn = np.arange(samples) * np.pi * (3 - np.sqrt(5))  # the golden angle
     radius = SUN_RADIUS * np.sqrt((np.arange(samples) + 0.5) / samples)
     across, up = (np.asarray(radius * f(turn), np.float32) for f in (np.cos, np.sin))
-    sun = Vector(*sun)
-    level = np.sqrt(np.maximum(sun.x**2 + sun.y**2, 1e-12))
-    first = Vector(-sun.y / level, sun.x / level, 0 * level)
-    second = Vector(-sun.z * first.y, sun.z * first.x, level)
-    return sun + first * across + second * up
+    middle = Vector(*sun)
+    level = np.sqrt(np.maximum(middle.x**2 + middle.y**2, 1e-12))
+    first = Vector(-middle.y / level, middle.x / level, 0 * level)
+    second = Vector(-middle.z * first.y, middle.z * first.x, level)
+    return middle + first * across + second * up
 
 
 def attributes(solids: Solids) -> Float[np.ndarray, "s a"]:
