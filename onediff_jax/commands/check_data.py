@@ -13,8 +13,8 @@ from rich.console import Console
 
 from onediff_jax.commands.progress import record_progress
 from onediff_jax.data.batching.loader import Rows
-from onediff_jax.data.batching.mixture import Share, mixture, served, table_of
-from onediff_jax.data.batching.rate import Rate, measured_rate, slowed
+from onediff_jax.data.batching.mixture import Share, mixture, sources_for, table_of
+from onediff_jax.data.batching.rate import Rate, measured_rate, slow_sources
 from onediff_jax.data.codecs import DeviceCodec
 from onediff_jax.data.example import Example
 from onediff_jax.data.records import Source
@@ -91,9 +91,9 @@ def uses_by_source(config: RunConfig, sources: Mapping[str, Source]) -> Iterator
     for name, source in sources.items():
         for task, (views, tokens) in uses.items():
             while views:  # fewer where its records hold fewer images
-                if views in TASKS[task].form.counts:
+                if views in TASKS[task].builder.counts:
                     try:
-                        served(task, views, {name: source})
+                        sources_for(task, views, {name: source})
                         yield name, source, task, views, tokens
                         break
                     except InputError:
@@ -123,7 +123,7 @@ def read_examples(
 
                 try:
                     rng = np.random.default_rng([config.seed, number])
-                    record = source.taken(number, TASKS[task].takes(source.fields))
+                    record = source.read(number, TASKS[task].takes(source.fields))
                     ways = config.data.conditions, fitting
                     example = example_of(task, record, views, size, rng, *ways)
                 except (BadRecord, OSError) as fault:
@@ -187,7 +187,7 @@ def sheet_of(shown: Mapping[str, Sequence[Example]]) -> Image.Image:
     rows = []
     for name, examples in shown.items():
         for example in examples:
-            names = TASKS[example.task].form.names(len(example.views))
+            names = TASKS[example.task].builder.names(len(example.views))
             cells = list(zip(names, example.views, strict=True))
             rows.append(Row(f"{name}: {example.prompt}", cells, example.size))
     return Image.fromarray(sheet(rows))
@@ -263,7 +263,7 @@ def loader_rate(config: RunConfig, seconds: float, latency: float, hosts: int) -
     if config.rows % hosts:
         raise InputError(f"--hosts is {hosts}, which does not divide the {config.rows} rows.")
     run = prepare(config)
-    sources = slowed(run.sources, latency) if latency else run.sources
+    sources = slow_sources(run.sources, latency) if latency else run.sources
     rows = training_rows(config, sources, run.assets, run.tokenizer)
     return measured_rate(rows, config.rows, range(config.rows // hosts), seconds)
 

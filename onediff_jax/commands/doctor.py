@@ -15,10 +15,10 @@ from jax.sharding import PartitionSpec as P
 
 from onediff_jax import processes
 from onediff_jax.commands import plan as planning
-from onediff_jax.data.batching.mixture import served
+from onediff_jax.data.batching.mixture import sources_for
 from onediff_jax.data.batching.settings import views_of_tasks
 from onediff_jax.data.records import SPLITS, Source
-from onediff_jax.data.sources.cache import Cache, CachedSource, Part, encoded_example
+from onediff_jax.data.sources.cache import Cache, CachedSource, ExampleShape, encoded_example
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.data.text import t5_vocabulary
 from onediff_jax.errors import BadRecord, InputError, one_line
@@ -145,7 +145,7 @@ def check_source(config: RunConfig, name: str, split: str) -> str:
     bad = []
     for number in numbers:
         try:
-            for value in source.taken(number, wanted).values():
+            for value in source.read(number, wanted).values():
                 if isinstance(value, Sequence) and len(value):
                     value[0]  # of several images, that are read when they are asked for
         except BadRecord as error:
@@ -164,7 +164,7 @@ def check_cache(source: CachedSource) -> str:
         return "a cache has no validation examples"
     read = 0
     for name in source.manifest["parts"]:
-        examples = source.examples(Part.named(name))
+        examples = source.examples(ExampleShape.parse(name))
         for number in np.unique(np.linspace(0, len(examples) - 1, RECORDS).astype(int)).tolist():
             encoded_example(examples[number], 0)
             read += 1
@@ -181,7 +181,7 @@ def check_tasks(config: RunConfig) -> str:
     sources = open_sources(config.data, "train")
     tasks = views_of_tasks(config.data)
     for task, views in tasks.items():
-        served(task, views, sources)
+        sources_for(task, views, sources)
     return f"{len(tasks)} are served"
 
 

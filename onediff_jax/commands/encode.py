@@ -17,8 +17,8 @@ from rich.progress import Progress, TextColumn
 
 from onediff_jax.commands.progress import record_progress
 from onediff_jax.data.batching.examples import MakeExample
-from onediff_jax.data.batching.mixture import served
-from onediff_jax.data.example import EncodedPrompt, Placed, texts_of
+from onediff_jax.data.batching.mixture import sources_for
+from onediff_jax.data.example import EncodedPrompt, SourcedExample, texts_of
 from onediff_jax.data.records import Source, SourceSettings
 from onediff_jax.data.sources.arrayrecord import (
     BFLOAT16,
@@ -35,7 +35,7 @@ from onediff_jax.data.sources.cache import (
     PLAN,
     UNSAID,
     VALIDATION,
-    Part,
+    ExampleShape,
     cache_manifest,
     example_bytes,
     flat,
@@ -64,11 +64,11 @@ def run(options: flags.FlagValues) -> None:
         print(f"{count} examples are in {out / name}.")
 
 
-def cache_parts(config: RunConfig) -> list[Part]:
+def cache_parts(config: RunConfig) -> list[ExampleShape]:
     """What the slots of a config hold."""
     return sorted(
         {
-            Part(task, views, slot.tokens)
+            ExampleShape(task, views, slot.tokens)
             for slot in config.data.row
             for views, tasks in slot.tasks_of(config.data.tasks, config.data.counts).items()
             for task in tasks
@@ -76,10 +76,10 @@ def cache_parts(config: RunConfig) -> list[Part]:
     )
 
 
-def serves(part: Part, name: str, source: Source) -> bool:
+def serves(part: ExampleShape, name: str, source: Source) -> bool:
     """Whether a source's records have what examples of a part need."""
     try:
-        return bool(served(part.task, part.views, {name: source}))
+        return bool(sources_for(part.task, part.views, {name: source}))
     except InputError:
         return False
 
@@ -91,7 +91,7 @@ def own_settings(settings: SourceSettings) -> dict[str, Any]:
 
 
 def examples_of_file(
-    part: Part, source: Source, encoding: Encoding, codec: Mapping[str, Any], patch: int
+    part: ExampleShape, source: Source, encoding: Encoding, codec: Mapping[str, Any], patch: int
 ) -> int:
     """How many examples of a part fill a file, if all of their views are images."""
     image = part.tokens * patch**2 * codec["channels"] * BFLOAT16.itemsize
@@ -123,7 +123,7 @@ def encode_source(
     config: RunConfig,
     name: str,
     source: Source,
-    parts: Sequence[Part],
+    parts: Sequence[ExampleShape],
     encoding: Encoding,
     folder: epath.Path,
     plan: Mapping[str, Any],
@@ -192,7 +192,7 @@ def checksums_in(folder: epath.Path) -> dict[str, str]:
 
 def write_file(
     file: epath.Path,
-    groups: Iterable[list[tuple[Placed, int]]],
+    groups: Iterable[list[tuple[SourcedExample, int]]],
     encoding: Encoding,
     meter: Meter,
 ) -> str:
@@ -202,7 +202,7 @@ def write_file(
         for group in groups:
             examples, records = zip(*group, strict=True)
             yield from map(example_bytes, encoding(examples), records)
-            images = sum(is_image(view) for placed in examples for view in placed.example.views)
+            images = sum(is_image(view) for sourced in examples for view in sourced.example.views)
             meter.add(len(group), images)
 
     with whole_file(file) as unfinished:
@@ -218,13 +218,13 @@ def write_whole_json(file: epath.Path, values: Mapping[str, Any]) -> None:
 
 def example_groups(
     make: MakeExample, numbers: Sequence[int], records: int, seed: int, ahead: int, threads: int
-) -> Iterator[list[tuple[Placed, int]]]:
+) -> Iterator[list[tuple[SourcedExample, int]]]:
     """Examples and their records' numbers, `ahead` at a time, made ahead by threads.
 
     Example i is of record i modulo their number, drawn by (seed, i).
     """
 
-    def one(number: int) -> tuple[Placed, int]:
+    def one(number: int) -> tuple[SourcedExample, int]:
         record = number % records
         return make.random_map(record, np.random.default_rng([seed, number])), record
 

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from onediff_jax.commands.progress import record_progress
 from onediff_jax.data.example import FIELDS
-from onediff_jax.data.records import SPLITS, Source, retried
+from onediff_jax.data.records import SPLITS, Source, retry
 from onediff_jax.data.sources.shards import record_bytes, write_shards
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.train.config import resolve_paths, run_config
@@ -39,7 +39,7 @@ def run(options: flags.FlagValues) -> None:
 
 def checked_record_bytes(source: Source, number: int) -> bytes:
     """A record as bytes, after all of it was read, decoded and checked; raises BadRecord."""
-    record = source.taken(number, source.fields)
+    record = source.read(number, source.fields)
     for name in record:
         if FIELDS[name].kind == "images":
             for _ in record[name]:
@@ -57,7 +57,7 @@ def bytes_of_records(source: Source, faults: list[str], progress: Progress) -> I
         while True:
             for number in numbers:
                 waiting.append(
-                    pool.submit(retried, lambda number=number: checked_record_bytes(source, number))
+                    pool.submit(retry, lambda number=number: checked_record_bytes(source, number))
                 )
                 if len(waiting) >= RECORDS_AHEAD * threads:
                     break

@@ -18,7 +18,7 @@ from onediff_jax.data.example import View
 from onediff_jax.data.images import image_in
 from onediff_jax.data.sources.nerfstudio import camera_of, entries_in, intrinsics_of
 from onediff_jax.data.tasks.builders import is_ray, subject_words
-from onediff_jax.data.tasks.fitting import FILTERS, grid_for, moved_camera, resized
+from onediff_jax.data.tasks.fitting import FILTERS, crop_and_resize, crop_camera, grid_for
 from onediff_jax.data.tasks.table import TASKS, canonical, prompt_of
 from onediff_jax.errors import InputError
 from onediff_jax.ops.cameras import (
@@ -98,7 +98,7 @@ class SampleRequest:
     @property
     def count(self) -> int:
         """How many views the example has."""
-        counts = TASKS[self.task].form.counts
+        counts = TASKS[self.task].builder.counts
         if len(counts) == 1:
             return counts[0]
         numbers = [int(found[1]) for name in self.given if (found := re.search(r"_(\d+)$", name))]
@@ -171,7 +171,7 @@ def cameras_in(file: pathlib.Path, size: tuple[int, int]) -> tuple[dict[str, Cam
         else:
             camera, own_size = camera_of(entry, where)
             known.append(i)
-        cameras.append(moved_camera(camera, own_size, size))
+        cameras.append(crop_camera(camera, own_size, size))
     intrinsics = {f"ray_{i}": camera.intrinsics for i, camera in enumerate(cameras)}
     if not known:
         return {}, intrinsics
@@ -251,7 +251,7 @@ def sample_to_folder(
         grid = grid_for(*shape, tokens, fitting.square)
         height, width = (trained.edge * side for side in grid)
     given: dict[str, View] = {
-        name: resized(image, height, width, FILTERS[fitting.filter])
+        name: crop_and_resize(image, height, width, FILTERS[fitting.filter])
         for name, image in images.items()
     }
     cameras, intrinsics = given_cameras(asked, (height, width))

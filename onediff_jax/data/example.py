@@ -131,9 +131,9 @@ class Example(NamedTuple):
         return self.views[0].shape[:2]
 
 
-class Placed(NamedTuple):
+class SourcedExample(NamedTuple):
     """An example, the number of its source, and how many bad records it stands in for."""
 
     example: Example
     source: int
-    faults: int
+    bad_records: int

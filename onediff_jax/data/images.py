@@ -14,15 +14,15 @@ from onediff_jax.errors import BadRecord, InputError
 def image_in(file: pathlib.Path) -> RGB:
     """The image in a file; raises InputError, naming it, where there is none."""
     try:
-        return decoded(file.read_bytes(), str(file))
+        return decode_image(file.read_bytes(), str(file))
     except OSError as error:
         raise InputError(f"There is no image {file}: {error.strerror}.") from None
 
 
-def decoded(data: bytes, name: str) -> RGB:
+def decode_image(data: bytes, name: str) -> RGB:
     """The image in a file's bytes: turned by EXIF, transparency on white, three channels.
 
-    Raises Fault, with `name`, where they are not a readable image.
+    Raises BadRecord, with `name`, where they are not a readable image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:

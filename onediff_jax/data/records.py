@@ -11,7 +11,7 @@ from etils import epath
 from jaxtyping import Int
 
 from onediff_jax.data.example import RGB, Caption, Record
-from onediff_jax.data.images import decoded
+from onediff_jax.data.images import decode_image
 from onediff_jax.data.tasks.table import canonical
 from onediff_jax.data.validate import refuse_wrong
 from onediff_jax.errors import InputError
@@ -71,8 +71,8 @@ class Source(Sequence):
         """Whether its settings let it serve a task."""
         return not self.settings.tasks or task in self.settings.tasks
 
-    def taken(self, index: int, fields: Iterable[str]) -> Record:
-        """Some fields of a record; raises Fault where its content cannot be used.
+    def read(self, index: int, fields: Iterable[str]) -> Record:
+        """Some fields of a record; raises BadRecord where its content cannot be used.
 
         Fields that hold several images may read them only when they are asked for.  Input/output
         errors pass through as OSError.
@@ -93,7 +93,7 @@ class Source(Sequence):
         return f"record {index}"
 
 
-def retried(read: Callable[[], Value], sleep: Callable[[float], Any] = time.sleep) -> Value:
+def retry(read: Callable[[], Value], sleep: Callable[[float], Any] = time.sleep) -> Value:
     """What `read` returns, tried again after input/output errors.
 
     Raises InputError, naming the file, where the last try fails too: the run must stop, since to
@@ -120,8 +120,8 @@ class StoredImage(NamedTuple):
     encoded: Callable[[], bytes]
 
     def image(self) -> RGB:
-        """The image, decoded; raises Fault where it is none."""
-        return decoded(self.encoded(), self.name)
+        """The image, decoded; raises BadRecord where it is none."""
+        return decode_image(self.encoded(), self.name)
 
 
 class StoredImages(Sequence):

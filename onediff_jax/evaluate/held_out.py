@@ -9,7 +9,7 @@ from onediff_jax.data.codecs import image_of
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.example import EncodedImage, Example, View
 from onediff_jax.data.records import Source
-from onediff_jax.data.sources.cache import CachedSource, Part, encoded_example
+from onediff_jax.data.sources.cache import CachedSource, ExampleShape, encoded_example
 from onediff_jax.data.tasks.fitting import USUAL, Fitting, grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
 from onediff_jax.sampling.generate import (
@@ -31,7 +31,7 @@ class CompletedExample(NamedTuple):
     @property
     def views(self) -> dict[str, View]:
         """The true views by name."""
-        names = TASKS[self.example.task].form.names(len(self.example.views))
+        names = TASKS[self.example.task].builder.names(len(self.example.views))
         return dict(zip(names, self.example.views, strict=True))
 
 
@@ -54,7 +54,7 @@ def complete(
     Of a cache, those examples among `indices` are completed that have the size of the first.
     """
     if isinstance(source, CachedSource):
-        examples = cached_examples(source, indices, Part(task, views, tokens))
+        examples = cached_examples(source, indices, ExampleShape(task, views, tokens))
         sizes = [example.views[0].mean.shape[:2] for example in examples]
         kept = [i for i, size in enumerate(sizes) if size == sizes[0]]
         indices, examples = [indices[i] for i in kept], [examples[i] for i in kept]
@@ -76,7 +76,7 @@ def complete(
     examples = [
         example_of(
             task,
-            source.taken(i, fields),
+            source.read(i, fields),
             views,
             size,
             np.random.default_rng([seed, i]),
@@ -96,7 +96,9 @@ def condition_views(example: Example, targets: Sequence[str]) -> dict[str, View]
     return {name: view for name, view in views.items() if name not in targets}
 
 
-def cached_examples(source: CachedSource, indices: Sequence[int], part: Part) -> list[Example]:
+def cached_examples(
+    source: CachedSource, indices: Sequence[int], part: ExampleShape
+) -> list[Example]:
     """Examples of a part of a cache, with encoded images and prompts."""
     held = source.examples(part)
     return [encoded_example(held[i % len(held)], 0).example for i in indices]

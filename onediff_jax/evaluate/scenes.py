@@ -16,7 +16,7 @@ from onediff_jax.data.records import Source
 from onediff_jax.data.scenes.objects import PALETTE
 from onediff_jax.data.scenes.render import FAR
 from onediff_jax.data.scenes.worlds import WORLDS
-from onediff_jax.data.tasks.fitting import fitted
+from onediff_jax.data.tasks.fitting import fit_record
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.evaluate import scores
 from onediff_jax.evaluate.held_out import CompletedExample, complete
@@ -66,7 +66,7 @@ def score(trained: TrainedModel, training: Source, held_out: Source, test: Scene
             held_out,
             indices,
             task,
-            TASKS[task].form.counts[0],
+            TASKS[task].builder.counts[0],
             (wanted,),
             test.tokens,
             test.conditions,
@@ -95,7 +95,7 @@ def score(trained: TrainedModel, training: Source, held_out: Source, test: Scene
 def truths(source: Source, indices: Sequence[int], size: tuple[int, int]) -> list[Record]:
     """What is known of scenes, at the size of their views."""
     fields = ("image", "depth", "instances", "names", "colors", "places")
-    return [fitted(source.taken(i, fields), *size) for i in indices]
+    return [fit_record(source.read(i, fields), *size) for i in indices]
 
 
 def depth_lines(

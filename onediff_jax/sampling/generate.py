@@ -207,13 +207,13 @@ def generate(
 
 def names_of(task: str, views: int) -> tuple[str, ...]:
     """The views of an example of a task; raises where it cannot have so many."""
-    form = task_named(task).form
-    if views not in form.counts:
+    builder = task_named(task).builder
+    if views not in builder.counts:
         raise InputError(
             f"An example of task {task!r} cannot have {views} views; it can have "
-            f"{', '.join(map(str, form.counts))}."
+            f"{', '.join(map(str, builder.counts))}."
         )
-    return form.names(views)
+    return builder.names(views)
 
 
 def view_of(trained: TrainedModel, name: str, latents: Float[np.ndarray, "H W c"]) -> GeneratedView:

@@ -16,7 +16,7 @@ import numpy as np
 
 from onediff_jax.data.batching.examples import MakeExample
 from onediff_jax.data.batching.loader import readers_of
-from onediff_jax.data.batching.mixture import served
+from onediff_jax.data.batching.mixture import sources_for
 from onediff_jax.data.batching.settings import views_of_tasks
 from onediff_jax.data.codecs import DeviceCodec, LinearCodec, fit
 from onediff_jax.data.example import Example, texts_of
@@ -127,7 +127,7 @@ def examples_to_fit(config: RunConfig, sources: Mapping[str, Source]) -> list[Ex
             task, source, number, views, tokens, edge, config.data.conditions, config.data.fitting
         )
         for task, views in views_of_tasks(config.data).items()
-        for number, source in served(task, views, sources).items()
+        for number, source in sources_for(task, views, sources).items()
     ]
     each = config.codec.pictures // max(sum(make.views for make in makers), 1) + 1
     return [

@@ -146,7 +146,8 @@ def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConf
         if weight > 0 and task not in held:
             raise InputError(
                 f"config.data.tasks.{task} is {weight}, and no slot of config.data.row holds its "
-                f"{' or '.join(map(str, TASKS[task].form.counts))} views; add one or set it to 0."
+                f"{' or '.join(map(str, TASKS[task].builder.counts))} views; add one or set it "
+                "to 0."
             )
     return config
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from onediff_jax.copies import local_copy
 from onediff_jax.data.codecs import Codec
-from onediff_jax.data.example import EncodedImage, EncodedPrompt, Placed
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, SourcedExample
 from onediff_jax.data.sources.arrayrecord import BFLOAT16
 from onediff_jax.data.text import T5Tokenizer, Tokenizer
 from onediff_jax.errors import InputError
@@ -325,7 +325,7 @@ class Encoding(NamedTuple):
     states: bool
     batch: int  # images, or prompts, that are encoded together
 
-    def __call__(self, several: Sequence[Placed]) -> list[Placed]:
+    def __call__(self, several: Sequence[SourcedExample]) -> list[SourcedExample]:
         """The examples with their images and prompts encoded."""
         images = [view for each in several for view in each.example.views if is_image(view)]
         encoded = iter(self.images(images))

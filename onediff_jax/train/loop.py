@@ -200,13 +200,13 @@ def sample_grids(
         run.networks, params, codec, run.tokenizer, run.assets.schedule, run.mesh
     )
     for task, views in views_of_tasks(data).items():
-        served = mixture.served(task, views, run.held_out_sources).values()
+        served = mixture.sources_for(task, views, run.held_out_sources).values()
         source = next(filter(len, served), None)
         if source is None:
             continue
         count = min(config.evaluate.examples, len(source))
         indices = np.linspace(0, len(source) - 1, count).astype(int).tolist()  # of all kinds
-        for name, targets in TASKS[task].form.directions(views):
+        for name, targets in TASKS[task].builder.directions(views):
             examples = complete(
                 trained,
                 source,

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from onediff_jax.data.batching.loader import Rows
-from onediff_jax.data.batching.mixture import is_served
+from onediff_jax.data.batching.mixture import has_source
 from onediff_jax.data.batching.settings import DataConfig, layout_of, views_of_tasks
 from onediff_jax.data.codecs import Codec, DeviceCodec, LinearCodec
 from onediff_jax.data.records import Source
@@ -219,7 +219,7 @@ def held_out_rows(
     held = {name: source for name, source in sources.items() if len(source)}
     if not (held and config.evaluate.every and config.evaluate.rows):
         return None
-    if not any(is_served(*each, held) for each in views_of_tasks(config.data).items()):
+    if not any(has_source(*each, held) for each in views_of_tasks(config.data).items()):
         return None
     data = dataclasses.replace(config.data, prompt_dropout=0.0, caption_dropout=0.0, workers=0)
     config = dataclasses.replace(config, data=data)

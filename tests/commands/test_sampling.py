@@ -41,7 +41,7 @@ def test_the_number_of_views_follows_from_what_is_given(asked, count):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_prompt_without_caption_is_what_examples_without_caption_are_trained_on(task):
-    for views in TASKS[task].form.counts:
+    for views in TASKS[task].builder.counts:
         if task == "multiview":
             asked = SampleRequest(task, {}, views=views // 2)
         elif task in ("faceid", "subject_driven"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onediff_jax.data.images import decoded, image_in, png
+from onediff_jax.data.images import decode_image, image_in, png
 from onediff_jax.errors import InputError
 
 
@@ -20,7 +20,7 @@ def saved(image: Image.Image, kind: str = "png", **options) -> bytes:
 
 
 def read(data: bytes) -> np.ndarray:
-    return decoded(data, "these bytes")
+    return decode_image(data, "these bytes")
 
 
 # What a viewer shows of the pixels that a file with this orientation stores.

@@ -9,7 +9,7 @@ from onediff_jax.data.records import (
     StoredImages,
     StoredRecord,
     numbers_of_split,
-    retried,
+    retry,
 )
 from onediff_jax.errors import BadRecord, InputError
 
@@ -57,15 +57,15 @@ def test_fields_are_read_when_they_are_asked_for_and_once():
 
 def test_only_the_fields_that_are_taken_are_read():
     source = Three()
-    taken = source.taken(1, ["caption", "frames", "pictures.depth", "image"])
+    taken = source.read(1, ["caption", "frames", "pictures.depth", "image"])
     assert set(taken) == {"caption", "frames", "pictures", "image"}
     assert sorted(source.reads) == [1, 11] and set(taken["pictures"]) == {"depth"}
 
 
 def test_what_is_taken_is_checked_and_the_fault_says_where():
-    assert (Three().taken(1, ["image", "depth"])["depth"] == 1).all()
+    assert (Three().read(1, ["image", "depth"])["depth"] == 1).all()
     with pytest.raises(BadRecord, match="^record 0: depth is 0.0 in 6 pixels"):
-        Three().taken(0, ["image", "depth"])
+        Three().read(0, ["image", "depth"])
 
 
 def test_reading_is_tried_again_with_longer_waits_and_then_stops_the_run():
@@ -76,11 +76,11 @@ def test_reading_is_tried_again_with_longer_waits_and_then_stops_the_run():
             raise failures.pop()
         return "read"
 
-    assert retried(read, waits.append) == "read" and waits == [0.5, 2.0]
+    assert retry(read, waits.append) == "read" and waits == [0.5, 2.0]
     waits.clear()
     failures += [OSError(5, "Input/output error", "/disk/a.png")] * 4
     with pytest.raises(InputError, match=r"/disk/a\.png cannot be read: Input/output error \(4 tr"):
-        retried(read, waits.append)
+        retry(read, waits.append)
     assert waits == [0.5, 2.0, 8.0] and not failures
 
 
@@ -90,7 +90,7 @@ def test_what_is_no_input_output_error_is_raised_at_once(error):
         raise error
 
     with pytest.raises(type(error)) as raised:
-        retried(read, lambda wait: pytest.fail("waited"))
+        retry(read, lambda wait: pytest.fail("waited"))
     assert raised.value is error
 
 

@@ -131,7 +131,7 @@ def test_heun_takes_other_steps_than_euler():
 
 def test_any_view_can_be_a_target():
     for task, views in views_of_tasks(CONFIG.data).items():
-        for direction in TASKS[task].form.directions(views):
+        for direction in TASKS[task].builder.directions(views):
             completed = complete(
                 TRAINED,
                 Blobs(),

@@ -64,7 +64,7 @@ def test_the_source_of_coco_serves_captions_maps_and_boxes(drawn):
     source = settings.open("train")
     for task in ("text2image", "image_inpainting", "semanticmap2image", "boundingbox2image"):
         assert TASKS[task].takes(source.fields)
-    record = source.taken(0, source.fields)
+    record = source.read(0, source.fields)
     assert record["caption"] == ("a kite",) and record["names"] == ("toy",)
     np.testing.assert_array_equal(record["instances"], masks[0])
     np.testing.assert_array_equal(record["boxes"], [[3, 2, 9, 9]])
@@ -137,7 +137,7 @@ def test_subjects_are_identity_folders_that_travel(tmp_path):
         str(tmp_path / "there" / "subjects"), subjects="thing", least=3, validation=0
     ).open("train")
     assert TASKS["subject_driven"].takes(source.fields)
-    found = [source.taken(i, source.fields) for i in range(len(source))]
+    found = [source.read(i, source.fields) for i in range(len(source))]
     assert [(r["item"], r["caption"]) for r in found] == [
         ("judge", "a male judge"),
         ("judge", "a female judge"),

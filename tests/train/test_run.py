@@ -154,7 +154,7 @@ def test_a_grid_is_drawn_for_every_task_and_direction(runs):
     assert names == {
         f"{task}_to_{view}_0000006.png"
         for task in SOME
-        for view, _ in TASKS[task].form.directions(TASKS[task].form.counts[0])
+        for view, _ in TASKS[task].builder.directions(TASKS[task].builder.counts[0])
     }
 
 

@@ -30,14 +30,14 @@ from absl import flags
 from PIL import Image, ImageOps
 
 from onediff_jax.data.batching.loader import Rows
-from onediff_jax.data.batching.rate import measured_rate, slowed
+from onediff_jax.data.batching.rate import measured_rate, slow_sources
 from onediff_jax.data.batching.settings import DataConfig, SlotConfig
 from onediff_jax.data.codecs import DeviceCodec, fit
-from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed, texts_of
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, SourcedExample, texts_of
 from onediff_jax.data.records import Source
 from onediff_jax.data.sources.arrayrecord import FORMAT, array_parts, file_facts, write_records
-from onediff_jax.data.sources.cache import MANIFEST, Cache, Part, example_bytes
-from onediff_jax.data.tasks.fitting import fitted, grid_for
+from onediff_jax.data.sources.cache import MANIFEST, Cache, ExampleShape, example_bytes
+from onediff_jax.data.tasks.fitting import fit_record, grid_for
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.data.text import T5Tokenizer, Tokenizer, vocabulary_of
 from onediff_jax.errors import InputError
@@ -80,7 +80,7 @@ def cached_rows(folder: pathlib.Path) -> dict[str, tuple[Rows, float]]:
     kind = T5Tokenizer if plan["text"]["kind"] == "t5" else Tokenizer
     tokenizer = kind(assets.vocabulary, plan["text"]["length"])
     for name, shards in cache.manifest["parts"].items():
-        part = Part.named(name)
+        part = ExampleShape.parse(name)
         slot = SlotConfig(part.views, part.tokens)
         config = DataConfig(tasks={part.task: 1.0}, row=(slot,), prompt_dropout=0.0)
         rows = Rows(config, {"cache": cache}, assets.codec, patch, tokenizer, 0)
@@ -96,7 +96,7 @@ def drawn_rows(config: RunConfig, folder: pathlib.Path, latency: float) -> Rows:
     for slot in config.data.row:
         for views, tasks in slot.tasks_of(config.data.tasks, config.data.counts).items():
             for task in tasks:
-                part = Part(task, views, slot.tokens)
+                part = ExampleShape(task, views, slot.tokens)
                 rows, columns = grid_for(512, 512, slot.tokens)
                 size = (rows * edge, columns * edge, CHANNELS)
 
@@ -107,7 +107,7 @@ def drawn_rows(config: RunConfig, folder: pathlib.Path, latency: float) -> Rows:
                 images = [EncodedImage(drawn(), np.exp(drawn())) for _ in range(views - cameras)]
                 scene = [Camera(np.diag([9.0, 9.0, 1.0]), np.eye(4)) for _ in range(cameras)]
                 prompt = EncodedPrompt("", np.ones(60, np.int32))
-                example = Placed(Example(task, (*images, *scene), prompt), 0, 0)
+                example = SourcedExample(Example(task, (*images, *scene), prompt), 0, 0)
                 file = folder / f"{part}-00000.array_record"
                 write_records(file, (example_bytes(example, number) for number in range(DRAWN)))
                 parts[str(part)] = [file_facts(file, DRAWN)] * (EXAMPLES // DRAWN)
@@ -116,13 +116,13 @@ def drawn_rows(config: RunConfig, folder: pathlib.Path, latency: float) -> Rows:
         "format": FORMAT,
         "plan": {"text": {"content": "ids"}, "codec": {"deviations": True}},
         "fields": sorted(frozenset().union(*(needs for task in tasks for needs in task.needs))),
-        "least": {task.form.several: 100 for task in tasks if task.form.several},
+        "least": {task.builder.several: 100 for task in tasks if task.builder.several},
         "records": EXAMPLES,
         "empty": [*empty[:2], empty[2].hex()],
         "parts": parts,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    sources = slowed({"drawn": Cache(str(folder)).open("train")}, latency)
+    sources = slow_sources({"drawn": Cache(str(folder)).open("train")}, latency)
     tokenizer = Tokenizer(vocabulary_of(["one", "two"] * 50, 100), config.text.length)
     codec = DeviceCodec(FACTOR, CHANNELS)
     return Rows(config.data, sources, codec, config.model.patch, tokenizer, config.seed)
@@ -229,7 +229,7 @@ def main() -> None:
         def image(index: int) -> object:
             record = source[index]
             grid = grid_for(*record["image"].shape[:2], rows.config.row[0].tokens)
-            return fitted(record, *(side * FACTOR * PATCH for side in grid))
+            return fit_record(record, *(side * FACTOR * PATCH for side in grid))
 
         contenders: dict[str, Callable[[int], object]] = {
             "rows, with latents and token ids": rows.__getitem__,

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from onediff_jax.data.batching.examples import MakeExample
-from onediff_jax.data.batching.mixture import served
+from onediff_jax.data.batching.mixture import sources_for
 from onediff_jax.data.batching.settings import tokens_of, views_of_tasks
 from onediff_jax.data.tasks.builders import is_ray
 from onediff_jax.data.tasks.table import ALIASES, TASKS, Task
@@ -63,14 +63,14 @@ def main() -> None:
             continue
         edge = edge_of(config)
         tokens = tokens_of(config.data, name)
-        views = min(max(task.form.counts[0], 3), task.form.counts[-1])
-        number, source = next(iter(served(name, views, sources).items()))
+        views = min(max(task.builder.counts[0], 3), task.builder.counts[-1])
+        number, source = next(iter(sources_for(name, views, sources).items()))
         make = MakeExample(
             name, source, number, views, tokens, edge, config.data.conditions, config.data.fitting
         )
         spread = np.linspace(0, len(source) - 1, EXAMPLES).astype(int)
         examples = [make.random_map(i, np.random.default_rng(int(i))).example for i in spread]
-        names = task.form.names(views)
+        names = task.builder.names(views)
         rows = [Row(e.prompt, list(zip(names, e.views, strict=True)), e.size) for e in examples]
         Image.fromarray(sheet(rows)).save(options.out / "tasks" / f"{name}.png", optimize=True)
         parts.append(f"![examples of {name}](tasks/{name}.png)\n")
@@ -80,7 +80,7 @@ def main() -> None:
 
 def section(name: str, task: Task) -> str:
     """The section of a task: token, fields, views and commands."""
-    counts = task.form.counts
+    counts = task.builder.counts
     many = (
         f"{counts[0]} to {counts[-1]} views"
         if len(counts) > 1
@@ -88,7 +88,7 @@ def section(name: str, task: Task) -> str:
     )
     aliases = [alias for alias, real in ALIASES.items() if real == name]
     needs = " or ".join(", ".join(f"`{f}`" for f in sorted(fields)) for fields in task.needs)
-    shown = ", ".join(f"`{view}`" for view in task.form.names(counts[0]))
+    shown = ", ".join(f"`{view}`" for view in task.builder.names(counts[0]))
     lines = [
         f"## {name}\n",
         f"- token: `{task.token}`" + "".join(f" (also called `{alias}`)" for alias in aliases),
@@ -103,9 +103,9 @@ def section(name: str, task: Task) -> str:
 def commands(name: str, task: Task) -> list[str]:
     """One command for every direction."""
     start = f"python -m onediff_jax sample --checkpoint CHECKPOINT --out samples --task {name}"
-    views = task.form.counts[min(1, len(task.form.counts) - 1)]
-    names, lines = task.form.names(views), []
-    for direction in task.form.directions(views):
+    views = task.builder.counts[min(1, len(task.builder.counts) - 1)]
+    names, lines = task.builder.names(views), []
+    for direction in task.builder.directions(views):
         given = [v for v in names if v not in direction.wanted]
         options = [f"--given {view}=FILE" for view in given if not is_ray(view)]
         if name == "multiview":

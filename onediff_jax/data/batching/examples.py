@@ -8,15 +8,15 @@ import grain
 import numpy as np
 
 from onediff_jax.data.conditions.make import ConditionConfig
-from onediff_jax.data.example import Example, Placed
-from onediff_jax.data.records import Source, retried
+from onediff_jax.data.example import Example, SourcedExample
+from onediff_jax.data.records import Source, retry
 from onediff_jax.data.sources.arrayrecord import RecordFiles
 from onediff_jax.data.sources.cache import encoded_example
 from onediff_jax.data.tasks.fitting import Fitting, grid_for
 from onediff_jax.data.tasks.table import TASKS, example_of
 from onediff_jax.errors import BadRecord, InputError
 
-TRIES = 100  # records in a row that may be at fault
+TRIES = 100  # records in a row that may be bad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,28 +35,28 @@ class MakeExample(grain.transforms.RandomMap):
     def __len__(self) -> int:
         return len(self.source)
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Placed:
+    def random_map(self, element: int, rng: np.random.Generator) -> SourcedExample:
         """The example; `rng` is a function of the record's place in the stream.
 
-        Where a record's content is at fault, the next one of the source takes its place.
+        Where a record's content is bad, the next one of the source takes its place.
         """
         seed = int(rng.integers(2**63))
-        for faults in range(TRIES):
-            number = (int(element) + faults) % len(self.source)
+        for bad_records in range(TRIES):
+            number = (int(element) + bad_records) % len(self.source)
             try:
-                example = retried(functools.partial(self.example, number, (seed, faults)))
-                return Placed(example, self.source_number, faults)
-            except BadRecord as fault:
-                last = fault
+                example = retry(functools.partial(self.example, number, (seed, bad_records)))
+                return SourcedExample(example, self.source_number, bad_records)
+            except BadRecord as error:
+                last = error
         raise InputError(
-            f"{TRIES} records of a source in a row are at fault; the last, number {number}, "
-            f"for task {self.task!r}: {last} `python -m onediff_jax check_data` lists all faults."
+            f"{TRIES} records of a source in a row are bad; the last, number {number}, "
+            f"for task {self.task!r}: {last} `python -m onediff_jax check_data` lists all."
         )
 
     def example(self, number: int, seed: Sequence[int]) -> Example:
-        """The example of one record; raises Fault where its content cannot be used."""
+        """The example of one record; raises BadRecord where its content cannot be used."""
         fields = TASKS[self.task].takes(self.source.fields)
-        record = self.source.taken(number, fields)
+        record = self.source.read(number, fields)
 
         def size(shape: tuple[int, int]) -> tuple[int, int]:
             rows, columns = grid_for(*shape, self.tokens, self.fitting.square)
@@ -76,8 +76,8 @@ class ReadExample(grain.transforms.RandomMap):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Placed:
+    def random_map(self, element: int, rng: np.random.Generator) -> SourcedExample:
         """The example."""
         del rng
-        data = retried(functools.partial(self.examples.__getitem__, int(element)))
+        data = retry(functools.partial(self.examples.__getitem__, int(element)))
         return encoded_example(data, self.source_number)

@@ -16,15 +16,15 @@ import grain
 import numpy as np
 
 from onediff_jax.data.batching.examples import MakeExample, ReadExample
-from onediff_jax.data.batching.mixture import ingredients, is_served
+from onediff_jax.data.batching.mixture import has_source, ingredients
 from onediff_jax.data.batching.packing import Packing
 from onediff_jax.data.batching.rows import Batch, BatchFields, Writer, stack
 from onediff_jax.data.batching.settings import DataConfig, SlotConfig, layout_of, packed_slots
 from onediff_jax.data.codecs import Codec, DeviceCodec
-from onediff_jax.data.example import EncodedPrompt, Placed
+from onediff_jax.data.example import EncodedPrompt, SourcedExample
 from onediff_jax.data.records import Source
 from onediff_jax.data.sources.arrayrecord import raised_limit
-from onediff_jax.data.sources.cache import CachedSource, Part
+from onediff_jax.data.sources.cache import CachedSource, ExampleShape
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.errors import InputError
 
@@ -58,7 +58,7 @@ class Rows(Sequence):
             fits = slot.tasks_of(config.tasks, config.counts)
             if partial:
                 fits = {
-                    count: {t: w for t, w in tasks.items() if is_served(t, count, sources)}
+                    count: {t: w for t, w in tasks.items() if has_source(t, count, sources)}
                     for count, tasks in fits.items()
                 }
             # Plain slots of a kind share a stream and take its examples in turn; a packed slot
@@ -87,7 +87,7 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return np.iinfo(np.int32).max
 
-    def examples(self, row: int) -> list[tuple[int, int, Placed]]:
+    def examples(self, row: int) -> list[tuple[int, int, SourcedExample]]:
         """The row's examples with their place and first view range."""
         return [(place, view, stream[number]) for place, view, stream, number in self._drawn(row)]
 
@@ -126,7 +126,7 @@ class Rows(Sequence):
             for row, examples in zip(rows, drawn, strict=True)
         ]
 
-    def _written(self, row: int, examples: Sequence[tuple[int, int, Placed]]) -> Batch:
+    def _written(self, row: int, examples: Sequence[tuple[int, int, SourcedExample]]) -> Batch:
         """A row of its examples."""
         writer = Writer(self.layout, self._codec, self._patch, self.tokenizer, self.carried)
         rng = np.random.default_rng([self._seed, row])
@@ -197,7 +197,7 @@ def stream(
     for task, number, source, weight in ingredients(tasks, views, sources):
         drawn = int(np.random.default_rng([*seed, len(parts)]).integers(2**31))
         if isinstance(source, CachedSource):
-            make = ReadExample(source.examples(Part(task, views, tokens)), number)
+            make = ReadExample(source.examples(ExampleShape(task, views, tokens)), number)
         else:
             make = MakeExample(
                 task, source, number, views, tokens, edge, config.conditions, config.fitting

@@ -28,7 +28,9 @@ def ingredients(
     """
     found = []
     for task, weight in tasks.items():
-        serving = {n: source for n, source in served(task, views, sources).items() if len(source)}
+        serving = {
+            n: source for n, source in sources_for(task, views, sources).items() if len(source)
+        }
         if not serving:
             raise InputError(
                 f"No source that serves task {task!r} has a record in this split; set "
@@ -42,9 +44,9 @@ def ingredients(
     return found
 
 
-def served(task: str, views: int, sources: Mapping[str, Source]) -> dict[int, Source]:
+def sources_for(task: str, views: int, sources: Mapping[str, Source]) -> dict[int, Source]:
     """The sources, by their number, whose records have what examples of so many views need."""
-    form, needs = TASKS[task].form, TASKS[task].needs
+    builder, needs = TASKS[task].builder, TASKS[task].needs
     able = {
         number: source
         for number, source in enumerate(sources.values())
@@ -65,21 +67,21 @@ def served(task: str, views: int, sources: Mapping[str, Source]) -> dict[int, So
             f"data.tasks.{task} to 0."
         )
     able = {number: source for number, source in able.items() if source.serves(task)}
-    needed = form.of_them(views)
-    enough = {n: s for n, s in able.items() if s.least.get(form.several, needed) >= needed}
+    needed = builder.of_them(views)
+    enough = {n: s for n, s in able.items() if s.least.get(builder.several, needed) >= needed}
     if not enough:
-        found = max(source.least[form.several] for source in able.values())
+        found = max(source.least[builder.several] for source in able.values())
         raise InputError(
-            f"Task {task!r} with {views} views takes {needed} {form.several} of a record, and "
+            f"Task {task!r} with {views} views takes {needed} {builder.several} of a record, and "
             f"sources promise {found}; set data.counts.{task}, or leave out records with fewer."
         )
     return enough
 
 
-def is_served(task: str, views: int, sources: Mapping[str, Source]) -> bool:
+def has_source(task: str, views: int, sources: Mapping[str, Source]) -> bool:
     """Whether any source serves a task with so many views."""
     try:
-        return bool(served(task, views, sources))
+        return bool(sources_for(task, views, sources))
     except InputError:
         return False
 

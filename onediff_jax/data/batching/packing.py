@@ -70,7 +70,7 @@ class Packing:
         times = np.floor(weights * PERIOD).astype(int)
         most_cut = np.argsort(times - weights * PERIOD, kind="stable")
         times[most_cut[: PERIOD - times.sum()]] += 1
-        self._deck = np.repeat(np.arange(len(self.recipes)), times)
+        self._recipe_numbers = np.repeat(np.arange(len(self.recipes)), times)
         self._views = views
         self._counts = tuple(sorted(wanted))
         self._seed = seed
@@ -81,12 +81,14 @@ class Packing:
     @property
     def examples(self) -> int:
         """The most examples that a recipe in use holds."""
-        return max(len(self.recipes[i]) for i in np.unique(self._deck))
+        return max(len(self.recipes[i]) for i in np.unique(self._recipe_numbers))
 
     @property
     def mean_counts(self) -> dict[int, float]:
         """Examples of each view count that a recipe holds on average."""
-        return dict(zip(self._counts, self._held[self._deck].mean(0).tolist(), strict=True))
+        return dict(
+            zip(self._counts, self._held[self._recipe_numbers].mean(0).tolist(), strict=True)
+        )
 
     def fill(self, row: int) -> list[tuple[int, int]]:
         """The row's examples in order: view count, and number in the stream of that count."""
@@ -106,6 +108,6 @@ def _shuffled(
 ) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, "rows+1 counts"]]:
     """The period's recipes in order, and how many examples of each view count precede each row."""
     rng = np.random.default_rng([packing._seed, packing._views, period])
-    order = rng.permutation(packing._deck)
+    order = rng.permutation(packing._recipe_numbers)
     held = packing._held[order]
     return order, np.concatenate([np.zeros_like(held[:1]), np.cumsum(held, 0)])

@@ -13,7 +13,7 @@ from onediff_jax.data.batching.loader import Rows, batches
 from onediff_jax.data.example import Caption, Record
 from onediff_jax.data.records import Source
 from onediff_jax.data.sources.arrayrecord import RecordFiles
-from onediff_jax.data.sources.cache import CachedSource, Part
+from onediff_jax.data.sources.cache import CachedSource, ExampleShape
 
 ENDLESS = 2**20  # steps, more than are ever measured
 
@@ -49,7 +49,7 @@ def measured_rate(rows: Rows, batch: int, local: Sequence[int], seconds: float) 
     raise AssertionError("unreachable")
 
 
-def slowed(sources: Mapping[str, Source], seconds: float) -> dict[str, Source]:
+def slow_sources(sources: Mapping[str, Source], seconds: float) -> dict[str, Source]:
     """The sources, with `seconds` added to each read of a record or of a cached example."""
     return {
         name: SlowCache(source, seconds)
@@ -88,7 +88,7 @@ class SlowCache(CachedSource):
     def __init__(self, cache: CachedSource, seconds: float):
         vars(self).update(vars(cache), seconds=seconds)
 
-    def examples(self, part: Part) -> RecordFiles:
+    def examples(self, part: ExampleShape) -> RecordFiles:
         """The examples of a part."""
         return SlowExamples(super().examples(part), self.seconds)
 

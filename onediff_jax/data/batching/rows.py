@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from onediff_jax.data.codecs import Codec, DeviceCodec
-from onediff_jax.data.example import EncodedImage, EncodedPrompt, Placed, View
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, SourcedExample, View
 from onediff_jax.data.tasks.table import TASKS, bare_prompt
 from onediff_jax.data.text import Tokenizer
 from onediff_jax.ops.cameras import Camera
@@ -90,7 +90,7 @@ class Writer:
 
     def place(
         self,
-        placed: Placed,
+        sourced: SourcedExample,
         place: int,
         view: int,
         drop_prompt: bool = False,
@@ -100,9 +100,9 @@ class Writer:
 
         Its prompt can be dropped, or its caption alone, which leaves the task's token.
         """
-        row, example = self.row, placed.example
+        row, example = self.row, sourced.example
         row.task[place] = TASK_NAMES.index(example.task)
-        row.source[place], row.bad_records[place] = placed.source, placed.faults
+        row.source[place], row.bad_records[place] = sourced.source, sourced.bad_records
         prompt = example.prompt
         if drop_prompt:
             prompt = self._carried.empty or ""

@@ -49,7 +49,7 @@ class SlotConfig(Section):
             for count, share in shares.items():
                 fits.setdefault(count, {})[name] = weight * share / sum(shares.values())
         if not fits:
-            needs = {name: TASKS[name].form.counts for name in chosen}
+            needs = {name: TASKS[name].builder.counts for name in chosen}
             raise InputError(
                 f"data.row has a slot of {self.views} views that no task fills; tasks need {needs} "
                 "views. "
@@ -60,7 +60,7 @@ class SlotConfig(Section):
 
 def shares_of(task: str, counts: Mapping[str, Sequence[float]]) -> dict[int, float]:
     """Which share of a task's examples has how many views, before slots choose what fits."""
-    possible = TASKS[task].form.counts
+    possible = TASKS[task].builder.counts
     shares = counts.get(task, (1.0,) * len(possible))
     return dict(itertools.zip_longest(possible, shares, fillvalue=0.0))
 
@@ -106,7 +106,7 @@ class DataConfig(Section):
             named = {canonical(name): value for name, value in getattr(self, field).items()}
             object.__setattr__(self, field, named)
         for name, shares in self.counts.items():
-            possible = TASKS[name].form.counts
+            possible = TASKS[name].builder.counts
             if len(shares) > len(possible) or not sum(shares):
                 raise InputError(
                     f"data.counts.{name} is {shares}; it gives shares to {possible} views, in this "

@@ -20,7 +20,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed, Record
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Record, SourcedExample
 from onediff_jax.data.records import Source, SourceSettings, few_files_at
 from onediff_jax.data.sources.arrayrecord import (
     BFLOAT16,
@@ -43,8 +43,8 @@ _REMEDY = "encode the data set again: `python -m onediff_jax encode`"
 UNSAID = {"pictures.enlarge": 2.0, "pictures.filter": "lanczos"}
 
 
-class Part(NamedTuple):
-    """The examples of a task with so many views of so many tokens."""
+class ExampleShape(NamedTuple):
+    """A task, and how many views of how many tokens its examples have."""
 
     task: str
     views: int
@@ -54,7 +54,7 @@ class Part(NamedTuple):
         return f"{self.task}-{self.views}x{self.tokens}"
 
     @classmethod
-    def named(cls, name: str) -> "Part":
+    def parse(cls, name: str) -> "ExampleShape":
         """The inverse of `str`."""
         task, size = name.rsplit("-", 1)
         return cls(task, *map(int, size.split("x")))
@@ -63,13 +63,13 @@ class Part(NamedTuple):
 # --- one example ----------------------------------------------------------------------------------
 
 
-def example_bytes(placed: Placed, record: int) -> bytes:
+def example_bytes(sourced: SourcedExample, record: int) -> bytes:
     """An encoded example as bytes; `record` is the number of the record that it was made of."""
-    example = placed.example
+    example = sourced.example
     values = {
         "task": example.task,
         "record": record,
-        "faults": placed.faults,
+        "faults": sourced.bad_records,
         "text": example.prompt.text,
         "tokens": array_parts(example.prompt.tokens),
         "views": [
@@ -86,7 +86,7 @@ def example_bytes(placed: Placed, record: int) -> bytes:
     return msgpack.packb(values)
 
 
-def encoded_example(data: bytes, source: int) -> Placed:
+def encoded_example(data: bytes, source: int) -> SourcedExample:
     """The inverse of `example_bytes`, for the source of that number."""
     values = msgpack.unpackb(data)
     views = tuple(
@@ -99,7 +99,7 @@ def encoded_example(data: bytes, source: int) -> Placed:
         for view in values["views"]
     )
     prompt = EncodedPrompt(values["text"], array_of(values["tokens"]))
-    return Placed(Example(values["task"], views, prompt), source, values["faults"])
+    return SourcedExample(Example(values["task"], views, prompt), source, values["faults"])
 
 
 def log_variance_of(std: np.ndarray) -> np.ndarray:
@@ -181,7 +181,7 @@ class CachedSource(Source):
         """Bytes of the files in the folder, by name."""
         return sizes_in(self.folder)
 
-    def examples(self, part: Part) -> RecordFiles:
+    def examples(self, part: ExampleShape) -> RecordFiles:
         """The examples of a part, as bytes; raises InputError, naming the parts, without it."""
         parts = self.manifest["parts"]
         if str(part) not in parts:

@@ -109,9 +109,9 @@ class CocoImages(Source):
             stored["caption"] = _captions_of(image)
         return StoredRecord(stored)
 
-    def taken(self, index: int, fields: Iterable[str]) -> Record:
-        """Some fields of a record; raises Fault also where the image has another size than said."""
-        record, image = super().taken(index, fields), self._image(index)
+    def read(self, index: int, fields: Iterable[str]) -> Record:
+        """Some fields of a record; raises BadRecord also where the image has another size."""
+        record, image = super().read(index, fields), self._image(index)
         if "image" in record and record["image"].shape[:2] != (image["height"], image["width"]):
             found = "{} x {}".format(*record["image"].shape[:2])
             raise BadRecord(
@@ -201,7 +201,7 @@ def _captions_of(image: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _boxes_of(annotations: list[dict[str, Any]], where: str) -> Float[np.ndarray, "n 4"]:
-    """Boxes as left, top, right, bottom, of COCO's left, top, width, height; raises Fault."""
+    """Boxes as left, top, right, bottom, of COCO's left, top, width, height; raises BadRecord."""
     try:
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
     except (TypeError, ValueError):
@@ -212,7 +212,7 @@ def _boxes_of(annotations: list[dict[str, Any]], where: str) -> Float[np.ndarray
 def map_of(annotations: list[dict[str, Any]], size: tuple[int, int], where: str) -> np.ndarray:
     """The numbers of the instances at every pixel of an image of size (height, width).
 
-    Smaller ones lie over larger ones.  Raises Fault.
+    Smaller ones lie over larger ones.  Raises BadRecord.
     """
     if len(annotations) > MOST:
         raise BadRecord(f"{where}: {len(annotations)} instances; a map holds {MOST}.")
@@ -228,7 +228,7 @@ def keypoints_of(annotations: list[dict[str, Any]], where: str) -> Float[np.ndar
     """People's keypoints, x, y in pixels from the image's edge, and COCO's visibility.
 
     COCO's are whole numbers of pixels, so half a pixel leads to the pixel's centre (so does
-    Detectron2's dataset mapper).  Raises Fault.
+    Detectron2's dataset mapper).  Raises BadRecord.
     """
     try:
         keypoints = np.array([a["keypoints"] for a in annotations], np.float32).reshape(-1, 17, 3)

@@ -26,7 +26,7 @@ IN_PIXELS = ("fl_x", "fl_y", "cx", "cy")
 def entries_in(data: bytes, where: str) -> list[dict[str, Any]]:
     """The frames of a file's text, in its order; a field that a frame lacks is the file's.
 
-    Raises Fault where there are none.
+    Raises BadRecord where there are none.
     """
     try:
         shared = json.loads(data)
@@ -47,8 +47,8 @@ def camera_of(
     """The camera of a frame, and the size (height, width) in pixels that its intrinsics are for.
 
     The pose has OpenCV axes in the file's own world, and its rotation is made exact: files round.
-    Intrinsics as `intrinsics_of`.  Raises Fault that names field, value and what was expected: for
-    numbers that are none, cameras that are not a pinhole's, and poses that are not rigid and
+    Intrinsics as `intrinsics_of`.  Raises BadRecord that names field, value and what was expected:
+    for numbers that are none, cameras that are not a pinhole's, and poses that are not rigid and
     right-handed.
     """
     K, size = intrinsics_of(entry, where, image)
@@ -111,7 +111,7 @@ def number(
     low: float = 0.0,
     high: float = math.inf,
 ) -> float:
-    """A number of an entry between two; raises Fault for another, or for none without default."""
+    """A number of an entry between two; raises BadRecord for another, or without a default."""
     value = default if entry.get(name) is None else entry[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
         raise BadRecord(f"{where}: {name} is {value!r}; it must be {expected}.")

@@ -167,7 +167,7 @@ class Cameras(Sequence):
 def depth_of(entry: Mapping[str, Any], scene: pathlib.Path, where: str) -> Float[np.ndarray, "h w"]:
     """Depth along the optical axis in a frame's PNG of 16 bits; infinite where that says 0.
 
-    In the cameras' unit, of which a level is `depth_unit_scale_factor`.  Raises Fault.
+    In the cameras' unit, of which a level is `depth_unit_scale_factor`.  Raises BadRecord.
     """
     unit = number(entry, "depth_unit_scale_factor", where, MILLIMETRES)
     if not isinstance(entry.get("depth_file_path"), str):
@@ -192,7 +192,7 @@ def depth_of(entry: Mapping[str, Any], scene: pathlib.Path, where: str) -> Float
 def views_of(
     scene: pathlib.Path, images: str, where: str
 ) -> list[tuple[StoredImage, dict[str, Any]]]:
-    """Images of a scene with their cameras' entries, ordered by file name; raises Fault.
+    """Images of a scene with their cameras' entries, ordered by file name; raises BadRecord.
 
     The order in the file is often that of reconstruction; names follow the camera's path.
     """

@@ -282,7 +282,7 @@ def stored_image(data: bytes, name: str) -> StoredImage:
 
 
 def text_of(value: Any, feature: Any, where: str) -> str:
-    """A text, or the name of a label; raises Fault for unknown labels and other bytes."""
+    """A text, or the name of a label; raises BadRecord for unknown labels and other bytes."""
     try:
         if isinstance(value, (bytes, str)):
             return value.decode() if isinstance(value, bytes) else value
@@ -305,7 +305,7 @@ def measured(value: Any, field: str) -> np.ndarray:
 def _boxes_of(value: Any, feature: Any, image: bytes, where: str) -> Float[np.ndarray, "n 4"]:
     """Boxes of any of TFDS's formats as left, top, right, bottom in pixels of an encoded image.
 
-    Raises Fault where EXIF turns the image, since boxes may then count from either corner.
+    Raises BadRecord where EXIF turns the image, since boxes may then count from either corner.
     """
     try:
         with Image.open(io.BytesIO(image)) as opened:

@@ -19,7 +19,7 @@ Make = Callable[[Record, np.random.Generator, ConditionConfig], Condition]
 Choose = Callable[[Record, int, np.random.Generator, ConditionConfig], Record]
 
 
-class GeneratedView(NamedTuple):
+class ExampleParts(NamedTuple):
     """The views of an example in order, and what its prompt says after the task's token."""
 
     views: tuple[View, ...]
@@ -30,7 +30,7 @@ class Direction(NamedTuple):
     """A way to use a task when sampling: a name, and the views that are wanted."""
 
     name: str
-    wanted: tuple[str, ...]
+    targets: tuple[str, ...]
 
 
 class ExampleBuilder(NamedTuple):
@@ -39,7 +39,7 @@ class ExampleBuilder(NamedTuple):
     counts: tuple[int, ...]  # numbers of views that an example can have
     names: Callable[[int], tuple[str, ...]]  # of an example's views; the target comes first
     choose: Choose
-    make: Callable[[Record, np.random.Generator, ConditionConfig], GeneratedView]
+    make: Callable[[Record, np.random.Generator, ConditionConfig], ExampleParts]
     directions: Callable[[int], tuple[Direction, ...]]
     several: str = ""  # the field that holds several images
     of_them: Callable[[int], int] = int  # how many of them an example of so many views takes
@@ -52,8 +52,8 @@ class ExampleBuilder(NamedTuple):
 def alone() -> ExampleBuilder:
     """An image and its caption."""
 
-    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> GeneratedView:
-        return GeneratedView((record["image"],), (record.get("caption", ""),))
+    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> ExampleParts:
+        return ExampleParts((record["image"],), (record.get("caption", ""),))
 
     directions = (Direction("image", ("image",)),)
     return ExampleBuilder((1,), lambda _: ("image",), everything, make, lambda _: directions)
@@ -70,12 +70,12 @@ def conditioned(view: str, condition: Make) -> ExampleBuilder:
         ready = {view: record["pictures"][view]}
         return {"image": record["image"], "caption": record.get("caption", ""), "pictures": ready}
 
-    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> GeneratedView:
+    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> ExampleParts:
         if "pictures" in record:
             made = Condition(record["pictures"][view])
         else:
             made = condition(record, rng, config)
-        return GeneratedView((record["image"], made.image), (made.words, record.get("caption", "")))
+        return ExampleParts((record["image"], made.image), (made.words, record.get("caption", "")))
 
     directions = (Direction("image", ("image",)), Direction(view, (view,)))
     return ExampleBuilder((2,), lambda _: ("image", view), choose, make, lambda _: directions)
@@ -94,8 +94,8 @@ def everything(
 def edited() -> ExampleBuilder:
     """An image after an instruction, and before."""
 
-    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> GeneratedView:
-        return GeneratedView((record["edited"], record["image"]), (record["instruction"],))
+    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> ExampleParts:
+        return ExampleParts((record["edited"], record["image"]), (record["instruction"],))
 
     directions = (Direction("image", ("image",)), Direction("source", ("source",)))
     return ExampleBuilder(
@@ -132,10 +132,10 @@ def subject(images: str, captions: str, most: int, item: str = "") -> ExampleBui
             "reference_captions": tuple(texts[i] for i in chosen),
         }
 
-    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> GeneratedView:
+    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> ExampleParts:
         texts = (record["caption"], *record["reference_captions"])
         words = subject_words(record["item"], texts)
-        return GeneratedView((record["image"], *record["references"]), words)
+        return ExampleParts((record["image"], *record["references"]), words)
 
     return ExampleBuilder(
         tuple(range(2, most + 2)),
@@ -192,11 +192,11 @@ def multiview(most: int) -> ExampleBuilder:
             "cameras": tuple(record["cameras"][i] for i in chosen),
         }
 
-    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> GeneratedView:
+    def make(record: Record, rng: np.random.Generator, config: ConditionConfig) -> ExampleParts:
         rig = Camera(*(np.stack(parts) for parts in zip(*record["cameras"], strict=True)))
         rig = relative_cameras(scaled_cameras(rig))
         pairs = zip(record["frames"], map(Camera, *rig), strict=True)
-        return GeneratedView(tuple(view for pair in pairs for view in pair), (record["caption"],))
+        return ExampleParts(tuple(view for pair in pairs for view in pair), (record["caption"],))
 
     def directions(views: int) -> tuple[Direction, ...]:
         images, rays = names(views)[::2], names(views)[1::2]

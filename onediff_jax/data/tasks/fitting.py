@@ -79,7 +79,7 @@ def crop_of(size: tuple[float | int, float | int], height: int, width: int) -> C
     return Crop((size[1] - w) / 2, (size[0] - h) / 2, w, h)
 
 
-def resized(
+def crop_and_resize(
     field: np.ndarray,
     height: int,
     width: int,
@@ -91,7 +91,8 @@ def resized(
         return field
     if field.ndim == 3 and field.dtype != np.uint8:  # which Pillow has no images of
         channels = [
-            resized(channel, height, width, resample) for channel in np.moveaxis(field, -1, 0)
+            crop_and_resize(channel, height, width, resample)
+            for channel in np.moveaxis(field, -1, 0)
         ]
         return np.stack(channels, -1)
     crop = crop_of(size, height, width)
@@ -99,13 +100,13 @@ def resized(
     return np.asarray(Image.fromarray(field).resize((width, height), resample, box=box))
 
 
-def fitted(record: Record, height: int, width: int, fitting: Fitting = USUAL) -> Record:
+def fit_record(record: Record, height: int, width: int, fitting: Fitting = USUAL) -> Record:
     """The record with everything that has a place in an image brought to height x width.
 
     Raises BadRecord where an image would have to be cropped or enlarged too much.
     """
     size = (height, width)
-    result = {name: fitted_field(record, name, FIELDS[name], size, fitting) for name in record}
+    result = {name: fit_field(record, name, FIELDS[name], size, fitting) for name in record}
     if "boxes" in record and "instances" in record:  # whose numbers say which name is whose
         del result["boxes"]
     elif "boxes" in record:
@@ -117,32 +118,32 @@ def fitted(record: Record, height: int, width: int, fitting: Fitting = USUAL) ->
     return result
 
 
-def fitted_field(
+def fit_field(
     record: Record, name: str, field: Field, size: tuple[int, int], fitting: Fitting
 ) -> Any:
     """One field brought to `size`, as `FIELDS` says what a crop does to it."""
     value = record[name]
     if field.kind == "image":
-        return resized_image(value, name, size, fitting)
+        return fit_image(value, name, size, fitting)
     if field.kind == "images":
         images = enumerate(value)
-        return tuple(resized_image(image, f"{name}[{i}]", size, fitting) for i, image in images)
+        return tuple(fit_image(image, f"{name}[{i}]", size, fitting) for i, image in images)
     if field.kind == "named images":
         filtering = FILTERS[fitting.filter]
-        return {view: resized(image, *size, filtering) for view, image in value.items()}
+        return {view: crop_and_resize(image, *size, filtering) for view, image in value.items()}
     if field.crop == "nearest":
-        return resized(value, *size, Image.Resampling.NEAREST)
+        return crop_and_resize(value, *size, Image.Resampling.NEAREST)
     if field.crop == "boxes":
-        return moved_boxes(value, record["image"], size)
+        return move_boxes(value, record["image"], size)
     if field.crop == "keypoints":
-        return moved_keypoints(value, record["image"], size)
+        return move_keypoints(value, record["image"], size)
     if field.crop == "intrinsics":
         pairs = zip(value, record["frames"], strict=True)
-        return tuple(moved_camera(camera, frame.shape[:2], size) for camera, frame in pairs)
+        return tuple(crop_camera(camera, frame.shape[:2], size) for camera, frame in pairs)
     return value
 
 
-def resized_image(image: RGB, name: str, size: tuple[int, int], fitting: Fitting) -> RGB:
+def fit_image(image: RGB, name: str, size: tuple[int, int], fitting: Fitting) -> RGB:
     """An image brought to `size`; raises BadRecord where that would spoil it."""
     height, width = image.shape[:2]
     crop = crop_of((height, width), *size)
@@ -156,10 +157,10 @@ def resized_image(image: RGB, name: str, size: tuple[int, int], fitting: Fitting
             f"{name} is {height} x {width}; cut to the aspect of {size[0]} x {size[1]} it would "
             f"lose more than {1 - KEPT:.0%}."
         )
-    return resized(image, *size, FILTERS[fitting.filter])
+    return crop_and_resize(image, *size, FILTERS[fitting.filter])
 
 
-def moved(
+def move_points(
     points: Float[np.ndarray, "*many 2"], image: RGB, size: tuple[int, int]
 ) -> Float[np.ndarray, "*many 2"]:
     """Where points (x, y) of an image lie after it was cut and resized."""
@@ -168,26 +169,26 @@ def moved(
     return (points - (crop.left, crop.top)) * scale
 
 
-def moved_boxes(
+def move_boxes(
     boxes: Float[np.ndarray, "n 4"], image: RGB, size: tuple[int, int]
 ) -> Float[np.ndarray, "n 4"]:
     """Boxes likewise, cut at the image's edges; one that is cut off whole is empty."""
-    corners = moved(boxes.reshape(-1, 2, 2).astype(np.float64), image, size)
+    corners = move_points(boxes.reshape(-1, 2, 2).astype(np.float64), image, size)
     return np.clip(corners, 0, (size[1], size[0])).reshape(-1, 4).astype(np.float32)
 
 
-def moved_keypoints(
+def move_keypoints(
     keypoints: Float[np.ndarray, "people 17 3"], image: RGB, size: tuple[int, int]
 ) -> Float[np.ndarray, "people 17 3"]:
     """Keypoints likewise; those that are cut off are absent."""
-    places = moved(keypoints[..., :2].astype(np.float64), image, size)
+    places = move_points(keypoints[..., :2].astype(np.float64), image, size)
     inside = np.all((places >= 0) & (places < (size[1], size[0])), -1)
     present = inside & (keypoints[..., 2] > 0)
     found = np.concatenate([places, keypoints[..., 2:]], -1) * present[..., None]
     return found.astype(np.float32)
 
 
-def moved_camera(
+def crop_camera(
     camera: Camera, shape: tuple[float | int, float | int], size: tuple[int, int]
 ) -> Camera:
     """A camera that sees an image of `shape` after it was cut and resized."""

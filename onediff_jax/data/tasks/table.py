@@ -22,7 +22,7 @@ from onediff_jax.data.tasks.builders import (
     multiview,
     subject,
 )
-from onediff_jax.data.tasks.fitting import USUAL, Fitting, fitted
+from onediff_jax.data.tasks.fitting import USUAL, Fitting, fit_record
 from onediff_jax.errors import InputError
 
 
@@ -32,7 +32,7 @@ class Task:
 
     token: str
     needs: tuple[frozenset[str], ...]  # any one of these sets
-    form: ExampleBuilder
+    builder: ExampleBuilder
 
     def takes(self, fields: Set[str]) -> frozenset[str] | None:
         """The first of the needed sets that `fields` hold, and captions; None if there is none."""
@@ -109,7 +109,7 @@ def bare_prompt(task: str, views: int) -> str:
     It is what `sample` sends where no prompt is given: the task's token and, of subjects, the
     numbers of their images.
     """
-    return prompt_of(task, TASKS[task].form.bare(views))
+    return prompt_of(task, TASKS[task].builder.bare(views))
 
 
 def with_one_caption(record: Record, rng: np.random.Generator) -> Record:
@@ -141,10 +141,10 @@ def example_of(
     `size` answers the shape of the first image with the height and width of all views.  Where the
     record has several captions, one is drawn.
     """
-    form = TASKS[task].form
-    taken = with_one_caption(form.choose(record, views, rng, config), rng)
+    builder = TASKS[task].builder
+    taken = with_one_caption(builder.choose(record, views, rng, config), rng)
     first = taken["frames"][0] if "frames" in taken else taken["image"]
-    made = form.make(fitted(taken, *size(first.shape[:2]), fitting), rng, config)
+    made = builder.make(fit_record(taken, *size(first.shape[:2]), fitting), rng, config)
     return Example(task, made.views, prompt_of(task, made.words))
 
 
@@ -155,7 +155,7 @@ def mixtures() -> dict[str, dict[str, float]]:
     section 3.3); `three` the first two and several views, persons apart (supplement, section 10;
     their share, a tenth, is ours); `text` images from text alone (stage 1).
     """
-    conditioned = [name for name, task in TASKS.items() if task.form.counts == (2,)]
+    conditioned = [name for name, task in TASKS.items() if task.builder.counts == (2,)]
 
     def mixture(text: float, person: float, scene: float, pair: float) -> dict[str, float]:
         pairs = {name: pair / len(conditioned) for name in conditioned}

@@ -16,14 +16,14 @@ from onediff_jax.data.batching import loader, packing
 from onediff_jax.data.batching.loader import DataConfig, Rows, SlotConfig
 from onediff_jax.data.batching.rows import TASK_NAMES, Batch
 from onediff_jax.data.conditions.make import ConditionConfig
-from onediff_jax.data.tasks.fitting import fitted, grid_for
+from onediff_jax.data.tasks.fitting import fit_record, grid_for
 from onediff_jax.data.tasks.table import TASKS, bare_prompt
 from onediff_jax.errors import BadRecord, InputError
 
 
 def examples_of(rows: Rows, number: int) -> list:
     """A row's examples with their place and first view range."""
-    return [(place, view, placed.example) for place, view, placed in rows.examples(number)]
+    return [(place, view, sourced.example) for place, view, sourced in rows.examples(number)]
 
 
 def assert_same(found: Batch, expected: Batch):
@@ -140,7 +140,7 @@ def test_the_image_of_an_example_is_its_record_at_the_grid_nearest_to_its_aspect
             given = next(source for source in SOURCES.values() if source.name == name)[int(index)]
             tokens = int((rows.layout.view_of_token == view).sum())
             high, wide = grid_for(*given["image"].shape[:2], tokens)
-            expected = fitted({"image": given["image"]}, high * EDGE, wide * EDGE)
+            expected = fit_record({"image": given["image"]}, high * EDGE, wide * EDGE)
             np.testing.assert_array_equal(example.views[0], expected["image"])
             assert len({image.shape for image in example.views}) == 1
             sizes.add((high, wide))
@@ -237,9 +237,11 @@ def test_a_faulty_record_is_replaced_by_the_next_good_one_and_counted():
             index = int(record_of(expected[2].example).split()[1])
             steps = {7: 2, 8: 1, 59: 1}.get(index, 0)
             assert record_of(found[2].example) == f"room {(index + steps) % 60}"
-            assert found[2].faults == steps
+            assert found[2].bad_records == steps
             counted += steps
-        assert rows[number].bad_records.sum() == sum(p.faults for *_, p in rows.examples(number))
+        assert rows[number].bad_records.sum() == sum(
+            p.bad_records for *_, p in rows.examples(number)
+        )
     assert counted == 4 * 3  # in three epochs, one for the first of two in a row more
 
 

@@ -12,7 +12,7 @@ from loading import MIXED, SOURCES, Drawn, rows_of, small_tokenizer
 from tiny import Blobs, tiny_config
 
 from onediff_jax.data.batching.loader import Rows
-from onediff_jax.data.batching.mixture import ingredients, mixture, served, table_of
+from onediff_jax.data.batching.mixture import ingredients, mixture, sources_for, table_of
 from onediff_jax.data.batching.settings import DataConfig, SlotConfig
 from onediff_jax.data.records import SourceSettings
 from onediff_jax.errors import InputError
@@ -28,7 +28,7 @@ def source(name: str, count: int, fields=frozenset({"image", "caption"}), **sett
 
 def drawn(rows: Rows, count: int) -> collections.Counter:
     """Examples of so many rows, by their task and the number of their source."""
-    examples = (placed for number in range(count) for *_, placed in rows.examples(number))
+    examples = (sourced for number in range(count) for *_, sourced in rows.examples(number))
     return collections.Counter((p.example.task, p.source) for p in examples)
 
 
@@ -100,8 +100,8 @@ def test_a_task_is_served_by_the_sources_that_may_and_can():
     fields = frozenset({"image", "caption", "depth"})
     scenes = source("scene", 500, fields, tasks=("depth2image",))
     sources = {"mine": source("mine", 30), "scenes": scenes}
-    assert list(served("text2image", 1, sources)) == [0]
-    assert list(served("depth2image", 2, sources)) == [1]
+    assert list(sources_for("text2image", 1, sources)) == [0]
+    assert list(sources_for("depth2image", 2, sources)) == [1]
     (part,) = ingredients({"canny2image": 2.0}, 2, sources)
     assert part == ("canny2image", 0, sources["mine"], 2.0)
 
@@ -111,7 +111,7 @@ def test_a_task_that_sources_leave_out_is_refused_with_their_names():
     sources["mine"].settings = SourceSettings(tasks=("deblurring",))
     message = r"could serve task 'canny2image' leave it out of their tasks: mine, scenes\.  Add it"
     with pytest.raises(InputError, match=message):
-        served("canny2image", 2, sources)
+        sources_for("canny2image", 2, sources)
 
 
 # --- the table -----------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from loading import SOURCES, Drawn, one_kind, rows_of
 
-from onediff_jax.data.batching.rate import Rate, measured_rate, slowed
+from onediff_jax.data.batching.rate import Rate, measured_rate, slow_sources
 
 
 def given(reads: int, latency: float, workers: int = 0) -> float:
     config = dataclasses.replace(one_kind(1, {"text2image": 1.0}, 2), reads=reads, workers=workers)
-    sources = slowed({"drawn": Drawn("drawn", 1000)}, latency)
+    sources = slow_sources({"drawn": Drawn("drawn", 1000)}, latency)
     found = measured_rate(rows_of(config, sources=sources), 4, range(4), 1.0)
     assert found.examples == 8 * found.steps and found.seconds >= 1
     return found.examples_per_second
@@ -30,7 +30,7 @@ def test_the_setting_holds_for_every_worker():
 
 
 def test_examples_are_those_of_the_source_that_is_slowed():
-    slow = slowed(SOURCES, 0.001)
+    slow = slow_sources(SOURCES, 0.001)
     plain, late = rows_of(), rows_of(sources=slow)
     for one, other in zip(plain[3], pickle.loads(pickle.dumps(late))[3], strict=True):
         np.testing.assert_array_equal(one, other)

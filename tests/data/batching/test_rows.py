@@ -5,7 +5,7 @@ from loading import EDGE, FACTOR, PATCH, decoded, full_codec, small_tokenizer
 from tiny import orbit
 
 from onediff_jax.data.batching.rows import TASK_NAMES, Batch, Writer, grid_positions, stack
-from onediff_jax.data.example import Example, Placed
+from onediff_jax.data.example import Example, SourcedExample
 from onediff_jax.data.tasks.table import TASKS
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.ops.layout import Layout, Slot
@@ -19,7 +19,7 @@ def drawn(task: str, rows: int, columns: int, seed: int = 0) -> Example:
     """An example of random views of rows x columns tokens."""
     rng = np.random.default_rng(seed)
     shape = (rows * EDGE, columns * EDGE, 3)
-    count = TASKS[task].form.counts[0]
+    count = TASKS[task].builder.counts[0]
     views = tuple(rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(count))
     return Example(task, views, f"{TASKS[task].token} a thing numbered {seed}")
 
@@ -36,8 +36,8 @@ PLACED = [
 def written(drop: int | None = None) -> Batch:
     writer = Writer(LAYOUT, full_codec(), PATCH, small_tokenizer())
     for example, place, view in PLACED:
-        placed = Placed(example, source=place % 2, faults=place)
-        writer.place(placed, place, view, drop_prompt=place == drop)
+        sourced = SourcedExample(example, source=place % 2, bad_records=place)
+        writer.place(sourced, place, view, drop_prompt=place == drop)
     return writer.row
 
 
@@ -96,7 +96,7 @@ def test_a_camera_is_written_as_its_rays():
     example = Example("multiview", (images[0], rig[0], images[1], rig[1]), "[[multiview]]")
     layout = Layout((Slot(4, 5),))
     writer = Writer(layout, full_codec(), PATCH, small_tokenizer())
-    writer.place(Placed(example, 0, 0), 0, 0)
+    writer.place(SourcedExample(example, 0, 0), 0, 0)
     for view, camera in ((1, rig[0]), (3, rig[1])):
         tokens = (layout.view_of_token == view) & writer.row.token_mask
         found = unpatchify(writer.row.latents[tokens], 2, PATCH)

@@ -37,7 +37,7 @@ def sources(settings):
 def test_records_hold_their_sources_fields_and_agree_with_the_scenes(kind, sources):
     source = sources[kind]
     assert source.fields == FIELDS[kind]
-    for record in (source.taken(i, source.fields) for i in range(len(source))):
+    for record in (source.read(i, source.fields) for i in range(len(source))):
         assert set(record) == source.fields
         instances = record["instances"]
         assert instances.max() == len(record["names"])

@@ -23,7 +23,7 @@ from tiny import tiny_config
 
 from onediff_jax.data.batching import loader
 from onediff_jax.data.batching.settings import DataConfig
-from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, SourcedExample
 from onediff_jax.data.records import Source
 from onediff_jax.data.sources import arrayrecord, cache, shards
 from onediff_jax.data.sources.arrayrecord import RecordFiles
@@ -224,8 +224,8 @@ READING = """
 import concurrent.futures, os, resource, sys
 folder, kind = sys.argv[1:]
 if kind == "cache":
-    from onediff_jax.data.sources.cache import Cache, Part, encoded_example
-    found = Cache(folder).open("train").examples(Part("text2image", 1, 1))
+    from onediff_jax.data.sources.cache import Cache, ExampleShape, encoded_example
+    found = Cache(folder).open("train").examples(ExampleShape("text2image", 1, 1))
     read = lambda number: encoded_example(found[number], 0).example.prompt.text
 elif kind == "shards":
     from onediff_jax.data.sources.shards import Shards
@@ -249,7 +249,9 @@ def many_cached(folder: pathlib.Path) -> None:
         image = EncodedImage(np.zeros((1, 1, 2), np.float32), None)
         prompt = EncodedPrompt(f"words {number}", np.zeros(1, np.int32))
         example = Example("text2image", (image,), prompt)
-        arrayrecord.write_records(file, [cache.example_bytes(Placed(example, 0, 0), number)])
+        arrayrecord.write_records(
+            file, [cache.example_bytes(SourcedExample(example, 0, 0), number)]
+        )
         files.append(arrayrecord.file_facts(file, 1))
     manifest = {"format": arrayrecord.FORMAT, "fields": ["image", "caption"], "least": {}}
     manifest |= {"records": FILES, "parts": {"text2image-1x1": files}}

@@ -22,9 +22,9 @@ from onediff_jax.data.batching.loader import SlotConfig
 from onediff_jax.data.batching.rows import Batch
 from onediff_jax.data.codecs import image_of
 from onediff_jax.data.conditions.make import ConditionConfig
-from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, Placed
+from onediff_jax.data.example import EncodedImage, EncodedPrompt, Example, SourcedExample
 from onediff_jax.data.sources import cache
-from onediff_jax.data.sources.cache import Cache, Part, encoded_example, example_bytes
+from onediff_jax.data.sources.cache import Cache, ExampleShape, encoded_example, example_bytes
 from onediff_jax.data.tasks.fitting import FULL
 from onediff_jax.data.text import END
 from onediff_jax.errors import InputError
@@ -74,8 +74,8 @@ def test_rows_of_a_cache_are_those_of_its_images(folder):
 
 
 def test_a_part_is_found_by_its_name():
-    part = Part("text2image", 1, 4)
-    assert Part.named("text2image-1x4") == part and str(part) == "text2image-1x4"
+    part = ExampleShape("text2image", 1, 4)
+    assert ExampleShape.parse("text2image-1x4") == part and str(part) == "text2image-1x4"
 
 
 def test_rows_of_a_cache_travel_to_workers(folder):
@@ -109,12 +109,12 @@ def test_a_run_trains_from_a_cache_as_from_images(folder):
 
 def test_every_pass_draws_conditions_anew_and_holds_each_record_once(drawn):
     source = Cache(str(drawn)).open("train")
-    examples = source.examples(Part("image_inpainting", 2, 4))
+    examples = source.examples(ExampleShape("image_inpainting", 2, 4))
     assert len(source) == 12 and len(examples) == 24
     read = [encoded_example(examples[i], 7) for i in range(24)]
-    assert all(placed.source == 7 for placed in read)
-    masked = [placed.example.views[1].mean.tobytes() for placed in read]
-    images = [placed.example.views[0].mean.tobytes() for placed in read]
+    assert all(sourced.source == 7 for sourced in read)
+    masked = [sourced.example.views[1].mean.tobytes() for sourced in read]
+    images = [sourced.example.views[0].mean.tobytes() for sourced in read]
     assert images[:12] == images[12:] and len(set(masked)) == 24
 
 
@@ -124,7 +124,7 @@ def test_cameras_are_kept_as_they_are_and_images_decode(drawn):
     make = encode_dataset.MakeExample(
         "multiview", open_sources(DRAWN, "train")["blobs"], 0, 4, 10, 4, DRAWN.conditions
     )
-    part = source.examples(Part("multiview", 4, 10))
+    part = source.examples(ExampleShape("multiview", 4, 10))
     for number in (0, 5, 17):
         expected = make.random_map(number % 12, np.random.default_rng([config.seed, number]))
         found = encoded_example(part[number], 0).example
@@ -144,7 +144,7 @@ def test_held_out_records_are_encoded_once_and_read_as_validation(tmp_path):
     for split, records, examples in (("train", 3, 6), ("validation", 2, 2)):
         source = Cache(str(folder)).open(split)
         assert len(source) == records
-        assert len(source.examples(Part("text2image", 1, 4))) == examples
+        assert len(source.examples(ExampleShape("text2image", 1, 4))) == examples
 
 
 def test_an_example_comes_back_as_it_was_within_bfloat16():
@@ -153,8 +153,8 @@ def test_an_example_comes_back_as_it_was_within_bfloat16():
     image = EncodedImage(np.float32(mean), np.float32(std))
     states = rng.normal(size=(5, 8)).astype(ml_dtypes.bfloat16)
     example = Example("text2image", (image,), EncodedPrompt("words", states))
-    found = encoded_example(example_bytes(Placed(example, 0, 3), 9), 2)
-    assert (found.source, found.faults, found.example.task) == (2, 3, "text2image")
+    found = encoded_example(example_bytes(SourcedExample(example, 0, 3), 9), 2)
+    assert (found.source, found.bad_records, found.example.task) == (2, 3, "text2image")
     assert found.example.prompt.text == "words"
     assert np.array_equal(found.example.prompt.tokens, states)
     np.testing.assert_allclose(found.example.views[0].mean, mean, rtol=2**-8)
@@ -168,13 +168,13 @@ def test_an_interrupted_cache_goes_on_after_the_last_whole_file(
 ):
     written = []
 
-    def packed(placed, record):
+    def interrupted(sourced, record):
         written.append(record)
         if len(written) > after:
             raise KeyboardInterrupt
-        return example_bytes(placed, record)
+        return example_bytes(sourced, record)
 
-    monkeypatch.setattr(encode_dataset, "example_bytes", packed)
+    monkeypatch.setattr(encode_dataset, "example_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_cache(tmp_path)
     there = {f: f.stat().st_mtime_ns for f in (tmp_path / "blobs").glob("*.array_record")}
@@ -265,7 +265,7 @@ def test_files_have_about_as_many_bytes_as_they_should(tmp_path, monkeypatch, si
     source = Cache(str(made)).open("train")
     for name, files in manifest["parts"].items():
         counts = [file["records"] for file in files]
-        examples = source.examples(Part.named(name))
+        examples = source.examples(ExampleShape.parse(name))
         example = np.mean([len(data) for data in examples])
         assert sum(counts) == 12 and len(set(counts[:-1])) <= 1
         # Names of fields and the task's token, of which the estimate does not know, take some more.
@@ -319,7 +319,7 @@ def test_a_damaged_example_is_named_when_it_is_read(folder, tmp_path):
     middle = len(data) // 2
     data[middle : middle + 4000] = bytes(4000)
     file.write_bytes(data)
-    examples = Cache(str(other)).open("train").examples(Part("text2image", 1, 4))
+    examples = Cache(str(other)).open("train").examples(ExampleShape("text2image", 1, 4))
     encoded_example(examples[0], 0)
     with pytest.raises(InputError, match=r"text2image-1x4-00001.* is damaged .*encode the data"):
         for number in range(5, 10):

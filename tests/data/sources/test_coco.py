@@ -57,7 +57,7 @@ def only(folder, **settings):
 
 def taken(folder, index=0, **settings):
     source = only(folder, **settings)
-    return source.taken(index, source.fields)
+    return source.read(index, source.fields)
 
 
 def test_instances_are_those_of_pycocotools(tmp_path, capsys):
@@ -67,7 +67,7 @@ def test_instances_are_those_of_pycocotools(tmp_path, capsys):
     assert source.fields == {"image", "instances", "names", "boxes"}
     assert len(source) == 2  # neither the image without annotations nor the one with a crowd
     for index, number in enumerate((10, 30)):
-        record = source.taken(index, source.fields)
+        record = source.read(index, source.fields)
         assert record["image"][0, 0, 0] == number
         annotations = witness.loadAnns(witness.getAnnIds(number, iscrowd=False))
         names = witness.loadCats([a["category_id"] for a in annotations])
@@ -110,7 +110,7 @@ def test_records_are_the_images_that_all_files_speak_of(tmp_path):
     source = only(tmp_path, **settings)
     assert source.fields == {"image", "instances", "names", "boxes", "caption"}
     assert [source.caption(i) for i in range(len(source))] == [("c0", "c1"), ("c2", "c3")]
-    assert source.taken(1, ["image", "caption"])["caption"] == ("c2", "c3")
+    assert source.read(1, ["image", "caption"])["caption"] == ("c2", "c3")
     source = only(tmp_path, keypoints="people.json", captions=str(tmp_path / "captions.json"))
     assert len(source) == 1 and source.fields == {"image", "keypoints", "caption"}
     assert "image 30 of people.json and captions.json" in source.where(0)
@@ -150,7 +150,7 @@ def test_a_wrong_annotation_is_a_fault_of_its_image(tmp_path, change, match):
     folder_of(tmp_path, [annotation(1, 10, RUNS, [2, 0, 2, 40]) | change])
     source = only(tmp_path)
     with pytest.raises(BadRecord, match=rf"image 10 of instances\.json: .*{match}") as fault:
-        source.taken(0, source.fields)
+        source.read(0, source.fields)
     assert "\n" not in str(fault.value)
 
 
@@ -160,7 +160,7 @@ def test_an_image_of_another_size_is_a_fault(tmp_path):
     for settings in ({"keypoints": "people.json"}, {"instances": "instances.json"}):
         source = only(tmp_path, **settings)
         with pytest.raises(BadRecord, match=r"image 30 of .*60( x|,) 40"):
-            source.taken(len(source) - 1, source.fields)
+            source.read(len(source) - 1, source.fields)
 
 
 def test_broken_keypoints_are_a_fault(tmp_path):

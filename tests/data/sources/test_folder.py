@@ -43,7 +43,7 @@ def test_a_folder_gives_every_image_with_its_caption(tmp_path):
     source = Folder(str(tmp_path), validation=0).open("train")
     assert len(source) == 10 and source.fields == {"image", "caption"}
     for i in range(10):
-        record = source.taken(i, source.fields)
+        record = source.read(i, source.fields)
         assert set(record) == set(source[i]) == source.fields
         assert record["image"].shape == (6, 8, 3) and (record["image"] == (i, 100, 200)).all()
         assert record["caption"] == source.caption(i) == f"picture {i} ☀"
@@ -56,7 +56,7 @@ def test_an_image_may_have_several_captions(tmp_path):
     write(tmp_path, [{"file_name": name, "text": text} for name, text in pairs])
     source = Folder(str(tmp_path), validation=0).open("train")
     assert [source.caption(i) for i in range(3)] == texts
-    assert [source.taken(i, ["caption"])["caption"] for i in range(3)] == texts
+    assert [source.read(i, ["caption"])["caption"] for i in range(3)] == texts
 
 
 def test_columns_are_the_views_and_texts_that_tasks_need(tmp_path):
@@ -80,7 +80,7 @@ def test_columns_are_the_views_and_texts_that_tasks_need(tmp_path):
     served = {name for name, task in TASKS.items() if task.takes(source.fields)}
     assert served == set(TASKS) - {"faceid", "subject_driven", "multiview"}
     for i in range(2):
-        record = source.taken(i, source.fields)
+        record = source.read(i, source.fields)
         assert {name: tuple(p[0, 0]) for name, p in record["pictures"].items()} == {
             view: (i, number, 0) for number, view in enumerate(VIEWS)
         }
@@ -94,9 +94,9 @@ def test_only_what_is_asked_for_is_read(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"none")
     write(tmp_path, [{"file_name": names[0], "text": "a", "hed": "bad.png", "depth": names[0]}] * 2)
     source = Folder(str(tmp_path), validation=0).open("train")
-    assert set(source.taken(0, ["image", "pictures.depth"])["pictures"]) == {"depth"}
+    assert set(source.read(0, ["image", "pictures.depth"])["pictures"]) == {"depth"}
     with pytest.raises(BadRecord, match=r"metadata\.jsonl, line 2: hed bad\.png cannot be read"):
-        source.taken(1, ["image", "pictures.hed"])
+        source.read(1, ["image", "pictures.hed"])
 
 
 def test_a_column_on_some_lines_is_refused_with_both_lines_or_left_out(tmp_path):
@@ -123,9 +123,9 @@ def test_a_condition_of_another_aspect_is_a_fault_and_a_smaller_one_is_not(tmp_p
     Image.new("RGB", (6, 8)).save(tmp_path / "tall.png")
     write(tmp_path, [{"file_name": "0.png", "canny": f"{n}.png"} for n in ("small", "tall")])
     source = Folder(str(tmp_path), validation=0).open("train")
-    assert source.taken(0, source.fields)["pictures"]["canny"].shape == (3, 4, 3)
+    assert source.read(0, source.fields)["pictures"]["canny"].shape == (3, 4, 3)
     with pytest.raises(BadRecord, match=r"line 2: pictures.canny is 8 x 6; .* 6 x 8") as fault:
-        source.taken(1, source.fields)
+        source.read(1, source.fields)
     assert "\n" not in str(fault.value)
 
 
@@ -141,7 +141,7 @@ def test_a_csv_listing_is_read_alike(tmp_path):
         rows.writerows(zip(names, texts, strict=True))
     source = Folder(str(tmp_path), validation=0).open("train")
     assert captions(source) == texts and len(expected) == 10
-    assert (source.taken(7, ["image"])["image"] == (7, 100, 200)).all()
+    assert (source.read(7, ["image"])["image"] == (7, 100, 200)).all()
     (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b,c\n")
     refused(tmp_path, r"metadata\.csv, line 3: 3 cells; the first line names 2")
     (tmp_path / "metadata.csv").write_text("name\n0.png\n")
@@ -174,7 +174,7 @@ def test_images_of_the_splits_belong_to_their_captions_and_lines(tmp_path):
     for split in ("train", "validation"):
         source = Folder(str(tmp_path), validation=3).open(split)
         for index in range(len(source)):
-            record = source.taken(index, source.fields)
+            record = source.read(index, source.fields)
             number = record["image"][0, 0, 0]
             assert record["caption"] == f"picture {number} ☀"
             assert source.where(index) == f"{tmp_path}/metadata.jsonl, line {number + 1}"
@@ -187,7 +187,7 @@ def test_empty_lines_are_skipped_and_paths_may_be_written_long(tmp_path):
     write(tmp_path, [f"\ufeff{first}", "", second, ""])
     source = Folder(str(tmp_path), validation=0).open("train")
     assert captions(source) == ["0", "."] and source.where(1).endswith("line 3")
-    assert source.taken(1, ["image"])["image"][0, 0, 0] == 2
+    assert source.read(1, ["image"])["image"][0, 0, 0] == 2
 
 
 def test_a_folder_behind_a_link_counts_as_inside(tmp_path):
@@ -201,10 +201,10 @@ def test_a_folder_behind_a_link_counts_as_inside(tmp_path):
 def test_a_source_travels_to_workers(tmp_path):
     folder_of(tmp_path)
     source = Folder(str(tmp_path), validation=2).open("train")
-    source.taken(0, source.fields)
+    source.read(0, source.fields)
     copy = pickle.loads(pickle.dumps(source))
     assert captions(copy) == captions(source) and copy.fields == source.fields
-    assert (copy.taken(3, ["image"])["image"] == source.taken(3, ["image"])["image"]).all()
+    assert (copy.read(3, ["image"])["image"] == source.read(3, ["image"])["image"]).all()
 
 
 def test_a_missing_folder_is_refused(tmp_path):
@@ -276,8 +276,8 @@ def test_an_unreadable_image_is_a_fault_and_a_missing_file_an_error_of_the_syste
     assert source[5]["caption"] == "image 5 ☀"
     match = r"metadata\.jsonl, line 6: file_name deep/er/5\.png cannot be read as a image"
     with pytest.raises(BadRecord, match=match) as refusal:
-        source.taken(5, source.fields)
+        source.read(5, source.fields)
     assert "\n" not in str(refusal.value)
     (tmp_path / names[5]).unlink()
     with pytest.raises(FileNotFoundError, match=r"5\.png"):
-        source.taken(5, source.fields)
+        source.read(5, source.fields)

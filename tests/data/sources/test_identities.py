@@ -45,7 +45,7 @@ def test_every_image_has_all_others_of_its_subject_and_none_else(tmp_path):
     assert source.fields == {"image", "references"} and source.least == {"references": 1}
     found = []
     for i in range(len(source)):
-        record = source.taken(i, source.fields)
+        record = source.read(i, source.fields)
         subject, image = shown(record["image"])
         others = {(subject, j) for j in range(list(COUNTS.values())[subject])} - {(subject, image)}
         assert {shown(p) for p in record["references"]} == others
@@ -69,7 +69,7 @@ def test_captions_come_from_the_listing_and_stay_with_their_images(tmp_path):
     source = only(tmp_path)
     assert source.fields == {"image", "references", "caption", "reference_captions"}
     for i in range(len(source)):
-        record = source.taken(i, source.fields)
+        record = source.read(i, source.fields)
         assert record["caption"] == source.caption(i) == "{} {}".format(*shown(record["image"]))
         texts = ["{} {}".format(*shown(image)) for image in record["references"]]
         assert list(record["reference_captions"]) == texts
@@ -79,7 +79,7 @@ def test_an_image_may_have_several_captions(tmp_path):
     folder_of(tmp_path, text=lambda i, j: [f"{i} {j}", "a person"] if j else "alone")
     source = only(tmp_path)
     for i in range(len(source)):
-        record = source.taken(i, source.fields)
+        record = source.read(i, source.fields)
         for image, caption in zip(
             (record["image"], *record["references"]),
             (record["caption"], *record["reference_captions"]),
@@ -95,7 +95,7 @@ def test_things_have_names(tmp_path):
     source = only(tmp_path, subjects="thing")
     assert source.fields == {"image", "item", "item_references"}
     assert source.least == {"item_references": 1}
-    names = [source.taken(i, source.fields)["item"] for i in range(len(source))]
+    names = [source.read(i, source.fields)["item"] for i in range(len(source))]
     assert names == ["ann"] * 3 + ["cleo"] * 5 + ["dan lee"] * 2
 
 
@@ -129,12 +129,12 @@ def test_a_broken_image_is_a_fault_that_names_it(tmp_path):
     (tmp_path / "ann" / "1.png").write_bytes(b"x")
     source = only(tmp_path)
     with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as a image"):
-        source.taken(1, ["image"])
+        source.read(1, ["image"])
     with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as a image"):
-        list(source.taken(0, ["references"])["references"])
+        list(source.read(0, ["references"])["references"])
     (tmp_path / "ann" / "1.png").unlink()
     with pytest.raises(FileNotFoundError):
-        source.taken(1, ["image"])
+        source.read(1, ["image"])
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_frames_are_in_order_and_cameras_are_those_that_were_written(tmp_path):
     scene(tmp_path / "a")
     source = only(tmp_path)
     assert len(source) == 1 and source.fields == {"image", "frames", "cameras"}
-    record = source.taken(0, source.fields)
+    record = source.read(0, source.fields)
     assert [frame[0, 0, 0] for frame in record["frames"]] == [0, 1, 2, 3]
     assert (record["image"] == record["frames"][0]).all()
     for camera, K, pose in zip(record["cameras"], *CAMERAS, strict=True):
@@ -84,7 +84,7 @@ def test_only_frames_that_are_asked_for_are_read(tmp_path):
     scene(tmp_path)
     for i in (1, 3):
         (tmp_path / "images" / f"frame_{i:03}.png").unlink()
-    record = only(tmp_path).taken(0, ["frames", "cameras"])
+    record = only(tmp_path).read(0, ["frames", "cameras"])
     assert len(record["frames"]) == len(record["cameras"]) == 4
     assert record["frames"][2][0, 0, 0] == 2
     assert record["cameras"][0].intrinsics.shape == (3, 3)
@@ -123,7 +123,7 @@ def test_captions_are_of_every_scene_or_refused(tmp_path):
     source = only(tmp_path)
     assert "caption" in source.fields
     for i, name in enumerate("ab"):
-        assert source.caption(i) == source.taken(i, ["caption"])["caption"] == f"scene {name}"
+        assert source.caption(i) == source.read(i, ["caption"])["caption"] == f"scene {name}"
     several = json.dumps({"file_name": "b", "text": ["scene b", "of two frames"]})
     listing.write_text("\n".join([lines[1], several]))
     assert only(tmp_path).caption(1) == ["scene b", "of two frames"]
@@ -179,7 +179,7 @@ def test_a_wrong_camera_is_a_fault_of_its_frame_alone(tmp_path, changes, match):
     values = scene(tmp_path)
     values["frames"][2] |= changes
     write(tmp_path, values)
-    cameras = only(tmp_path).taken(0, ["cameras"])["cameras"]
+    cameras = only(tmp_path).read(0, ["cameras"])["cameras"]
     assert cameras[0].intrinsics.shape == cameras[2].intrinsics.shape == (3, 3)
     with pytest.raises(BadRecord, match=f"{NO}: .*{match}") as fault:
         cameras[1]
@@ -205,7 +205,7 @@ def test_a_wrong_file_of_cameras_is_a_fault_when_it_is_read(tmp_path, text, matc
     write(tmp_path, text)
     source = only(tmp_path)
     with pytest.raises(BadRecord, match=rf"transforms\.json: .*{match}") as fault:
-        source.taken(0, source.fields)
+        source.read(0, source.fields)
     assert "\n" not in str(fault.value)
 
 
@@ -218,7 +218,7 @@ def test_depth_is_in_the_cameras_unit_and_infinite_where_nothing_is(tmp_path):
     for unit, expected in ((None, 1.0), (2e-4, 0.2)):
         write(tmp_path, values | ({"depth_unit_scale_factor": unit} if unit else {}))
         source = only(tmp_path, depth=True)
-        depth = source.taken(0, ["image", "depth"])["depth"]
+        depth = source.read(0, ["image", "depth"])["depth"]
         assert depth.shape == SIZE and np.isfinite(depth).sum() == 2
         np.testing.assert_allclose([depth[3, 5], depth[7, 9]], [expected, 65.535 * expected])
     assert "depth" in source.fields and "depth" not in only(tmp_path).fields
@@ -242,7 +242,7 @@ def test_wrong_depth_is_a_fault(tmp_path, name, unit, match):
         values["frames"][-1]["depth_file_path"] = name
         write(tmp_path, values)
     with pytest.raises(BadRecord, match=match) as fault:
-        only(tmp_path, depth=True).taken(0, ["image", "depth"])
+        only(tmp_path, depth=True).read(0, ["image", "depth"])
     assert "\n" not in str(fault.value)
 
 
@@ -251,7 +251,7 @@ def test_missing_depth_is_an_error_of_reading(tmp_path):
     values["frames"][-1]["depth_file_path"] = "none.png"
     write(tmp_path, values)
     with pytest.raises(FileNotFoundError, match="none.png"):
-        only(tmp_path, depth=True).taken(0, ["depth"])
+        only(tmp_path, depth=True).read(0, ["depth"])
 
 
 def test_a_folder_without_scenes_is_refused(tmp_path):

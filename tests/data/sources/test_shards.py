@@ -20,7 +20,7 @@ from onediff_jax.data.records import (
 )
 from onediff_jax.data.scenes.source import Scenes
 from onediff_jax.data.sources.shards import Shards, record_bytes, stored_record, write_shards
-from onediff_jax.data.tasks.fitting import fitted
+from onediff_jax.data.tasks.fitting import fit_record
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.ops.cameras import Camera
 
@@ -106,7 +106,7 @@ def test_every_field_goes_through_shards_and_follows_a_crop():
         assert set(given) == set(FIELDS)
         found = stored_record(record_bytes(given), "here")
         assert_equal(found, given)
-        small = fitted(dict(found), 3, 3)
+        small = fit_record(dict(found), 3, 3)
         assert set(small) == set(FIELDS) - {"boxes"}  # the map of instances says where they are
         for name, field in FIELDS.items():
             if "image" in field.kind:
@@ -129,7 +129,7 @@ def test_full_scenes_can_be_made_into_shards(tmp_path):
     source = scenes.open("train")
     found = Shards(str(tmp_path / "shards")).open("train")
     assert found.fields == source.fields
-    assert_equal(found.taken(1, found.fields), dict(source.taken(1, source.fields)))
+    assert_equal(found.read(1, found.fields), dict(source.read(1, source.fields)))
 
 
 def test_encoded_images_stay_the_bytes_they_are():
@@ -167,7 +167,7 @@ def test_a_folder_of_shards_gives_back_both_splits_in_order(tmp_path):
         for number in (count - 1, 0, 2, -1):
             expected = record(range(count)[number])
             assert_equal(source[number], expected)
-            taken = source.taken(number, ["image", "pictures.pose", "depth"])
+            taken = source.read(number, ["image", "pictures.pose", "depth"])
             np.testing.assert_array_equal(taken["pictures"]["pose"], expected["pictures"]["pose"])
     with pytest.raises(InputError, match="has no split 'test'; it has train, validation"):
         Shards(str(tmp_path)).open("test")
@@ -257,8 +257,8 @@ def test_wrong_content_is_a_fault_when_it_is_read(tmp_path):
     source = Shards(str(tmp_path)).open("train")
     place = r"train-00000\.array_record, record "
     with pytest.raises(BadRecord, match=rf"{place}0: cameras\[0\]: .*left-handed"):
-        source.taken(0, ["cameras"])
+        source.read(0, ["cameras"])
     with pytest.raises(BadRecord, match=f"{place}1: depth is 0.0"):
-        source.taken(1, ["image", "depth"])
+        source.read(1, ["image", "depth"])
     with pytest.raises(BadRecord, match=f"{place}2: image cannot be read"):
-        source.taken(2, ["image"])
+        source.read(2, ["image"])

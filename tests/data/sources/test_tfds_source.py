@@ -27,7 +27,7 @@ def test_records_are_what_the_data_set_was_made_of(folder):
     source = settings(folder).open("train")
     assert len(source) == 10 and source.fields == {*FIELDS, "pictures.hed"}
     for number in range(9):
-        record = source.taken(number, source.fields)
+        record = source.read(number, source.fields)
         made = example(number)
         np.testing.assert_array_equal(record["image"], Image.open(made["picture"]))
         hed = np.full((H, W, 3), 100 + number, np.uint8)
@@ -55,9 +55,9 @@ def test_normalised_boxes_become_pixels_from_the_left_and_the_top(folder):
 
 def test_an_image_that_exif_turns_has_no_certain_boxes(folder):
     with pytest.raises(BadRecord, match=r"train, record 9: image is turned by EXIF \(orien"):
-        settings(folder).open("train").taken(9, ["image", "boxes"])
+        settings(folder).open("train").read(9, ["image", "boxes"])
     fields = {"image": "picture"}
-    assert settings(folder, fields=fields).open("train").taken(9, ["image"])["image"].shape == (
+    assert settings(folder, fields=fields).open("train").read(9, ["image"])["image"].shape == (
         W, H, 3,
     )  # fmt: skip
 
@@ -112,7 +112,7 @@ def test_a_wrong_mapping_is_refused_when_it_is_opened(folder, changes, match):
 def test_a_caption_may_be_a_sequence_of_texts(folder):
     source = settings(folder, fields={"image": "picture", "caption": "captions/text"}).open("train")
     expected = ("first 3 ☀", "second 3 ☀")
-    assert source.caption(3) == source.taken(3, ["caption"])["caption"] == expected
+    assert source.caption(3) == source.read(3, ["caption"])["caption"] == expected
 
 
 def test_settings_can_be_written_in_a_config(folder):

@@ -10,11 +10,11 @@ from onediff_jax.data.tasks.fitting import (
     FILTERS,
     FULL,
     Fitting,
+    crop_and_resize,
     crop_of,
-    fitted,
+    fit_record,
     grid_for,
     grids,
-    resized,
 )
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.ops.rays import rays_from_cameras
@@ -73,7 +73,7 @@ def test_places_move_as_the_image_does():
         "names": ("spot", "edge"),
         "keypoints": keypoints,
     }
-    moved = fitted(record, 48, 48)
+    moved = fit_record(record, 48, 48)
     assert moved["image"].shape == (48, 48, 3)
     place = spot_of(moved["image"])
     np.testing.assert_allclose(moved["keypoints"][0, 0, :2], place, atol=0.05)
@@ -89,7 +89,7 @@ def test_maps_are_picked_not_mixed_and_stay_aligned():
     instances[:, 50:] = 7
     depth = np.where(instances > 0, np.float32(2), np.float32(9))
     image = np.repeat(instances[..., None] * 30, 3, -1)
-    moved = fitted({"image": image, "instances": instances, "depth": depth}, 32, 32)
+    moved = fit_record({"image": image, "instances": instances, "depth": depth}, 32, 32)
     assert set(np.unique(moved["instances"])) == {0, 7} and moved["instances"].shape == (32, 32)
     np.testing.assert_array_equal(moved["depth"], np.where(moved["instances"] > 0, 2, 9))
     np.testing.assert_array_equal(moved["instances"] > 0, moved["image"][..., 0] > 105)
@@ -98,7 +98,7 @@ def test_maps_are_picked_not_mixed_and_stay_aligned():
 def test_a_ray_goes_through_the_same_place_after_crop_and_resize():
     camera = orbit(64, 100, np.random.default_rng(0))[1]
     frame = np.zeros((64, 100, 3), np.uint8)
-    moved = fitted({"frames": (frame,), "cameras": (camera,)}, 32, 32)["cameras"][0]
+    moved = fit_record({"frames": (frame,), "cameras": (camera,)}, 32, 32)["cameras"][0]
     np.testing.assert_array_equal(moved.camera_to_world, camera.camera_to_world)
     whole, part = rays_from_cameras(camera, (64, 100), 1), rays_from_cameras(moved, (32, 32), 1)
     # Every new pixel is 2 x 2 old ones, the first of which is 18 columns in.
@@ -111,7 +111,7 @@ def test_a_ray_goes_through_the_same_place_after_crop_and_resize():
 def test_shrinking_averages_over_what_it_leaves_out():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    found = resized(stripes, 16, 16)
+    found = crop_and_resize(stripes, 16, 16)
     assert np.abs(found.astype(int) - 127).max() < 20  # without antialiasing: 0 or 255
 
 
@@ -124,19 +124,19 @@ def test_shrinking_averages_over_what_it_leaves_out():
 )
 def test_an_image_that_is_too_small_or_too_long_is_a_fault(shape, size, message):
     with pytest.raises(BadRecord, match=message):
-        fitted({"image": np.zeros((*shape, 3), np.uint8)}, *size)
+        fit_record({"image": np.zeros((*shape, 3), np.uint8)}, *size)
 
 
 def test_small_images_are_enlarged_as_far_as_the_setting_lets_them():
     record = {"image": marked(10, 10, 4, 6), "frames": (marked(10, 12, 4, 6),)}
     for enlarge, size in ((2.0, 20), (3.5, 35), (1.0, 10), (0.5, 5)):
-        found = fitted(record, size, size, Fitting(enlarge=enlarge))
+        found = fit_record(record, size, size, Fitting(enlarge=enlarge))
         assert found["image"].shape == found["frames"][0].shape == (size, size, 3)
         message = (
             rf"image is 10 x 10; views of {size + 1} x {size + 1} .* data.enlarge is {enlarge:g}"
         )
         with pytest.raises(BadRecord, match=message):
-            fitted(record, size + 1, size + 1, Fitting(enlarge=enlarge))
+            fit_record(record, size + 1, size + 1, Fitting(enlarge=enlarge))
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -144,13 +144,13 @@ def test_images_are_resized_by_the_filter_that_is_set(name):
     views = {"canny": noise()}
     record = {"image": noise(), "references": (noise(),), "pictures": views}
     height, width = 4, 4
-    found = fitted(record, height, width, Fitting(filter=name))
+    found = fit_record(record, height, width, Fitting(filter=name))
     crop = crop_of(noise().shape[:2], height, width)
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     witness = Image.fromarray(noise()).resize((width, height), getattr(Image, name.upper()), box)
     for image in (found["image"], found["references"][0], found["pictures"]["canny"]):
         np.testing.assert_array_equal(image, witness)
-    others = {fitted(record, 4, 4, Fitting(filter=n))["image"].tobytes() for n in FILTERS}
+    others = {fit_record(record, 4, 4, Fitting(filter=n))["image"].tobytes() for n in FILTERS}
     assert len(others) == len(FILTERS)
 
 
@@ -174,7 +174,7 @@ def test_resizing_keeps_the_centre_and_the_proportions(height, width, to_height,
     rows, columns = np.mgrid[:height, :width] + 0.5
     across, down = columns - width / 2, rows - height / 2
     disk = (np.hypot(across, down) < 8)[..., None] * np.full(3, 255, np.uint8)
-    found = resized(disk, to_height, to_width, LANCZOS)
+    found = crop_and_resize(disk, to_height, to_width, LANCZOS)
     assert found.shape == (to_height, to_width, 3) and found.dtype == np.uint8
     np.testing.assert_allclose(found * 1.0, found[::-1, ::-1], atol=1)  # still at the centre
     weight = found[..., 0] / 255
@@ -191,13 +191,13 @@ def test_resizing_keeps_the_centre_and_the_proportions(height, width, to_height,
 def test_resizing_cuts_what_lies_outside_the_centre():
     image = np.zeros((40, 80, 3), np.uint8)
     image[:, 20:60] = 255
-    assert resized(image, 20, 20, NEAREST).min() == 255
-    assert resized(image.swapaxes(0, 1).copy(), 20, 20, NEAREST).min() == 255
-    assert resized(image, 10, 20, NEAREST).min() == 0  # the same aspect: nothing is cut
+    assert crop_and_resize(image, 20, 20, NEAREST).min() == 255
+    assert crop_and_resize(image.swapaxes(0, 1).copy(), 20, 20, NEAREST).min() == 255
+    assert crop_and_resize(image, 10, 20, NEAREST).min() == 0  # the same aspect: nothing is cut
 
 
 def test_an_image_of_the_right_size_is_left_alone():
-    np.testing.assert_array_equal(resized(noise(), 5, 7, LANCZOS), noise())
+    np.testing.assert_array_equal(crop_and_resize(noise(), 5, 7, LANCZOS), noise())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -208,7 +208,7 @@ def test_measurements_are_picked_and_never_mixed(dtype):
     instances = rng.choice(np.array([0, 3, 200], np.uint8), (30, 41))
     record = {"image": noise(30, 41), "depth": depth, "instances": instances}
     record |= {"names": ("a", "b"), "caption": "words"}
-    found = fitted(record, 12, 20)
+    found = fit_record(record, 12, 20)
     assert {found[name].shape[:2] for name in ("image", "depth", "instances")} == {(12, 20)}
     assert set(np.unique(found["instances"])) == {0, 3, 200}
     assert np.isin(found["depth"].astype(np.float32), depth.astype(np.float32)).all()
@@ -222,7 +222,7 @@ def test_maps_and_image_of_a_record_are_cut_alike():
     instances[10:30, 31:71] = 1
     record = {"image": 255 * instances[..., None].repeat(3, -1), "instances": instances}
     record["depth"] = instances.astype(np.float32)
-    found = fitted(record, 20, 30)
+    found = fit_record(record, 20, 30)
     np.testing.assert_array_equal(found["image"][..., 0] > 127, found["instances"] == 1)
     np.testing.assert_array_equal(found["depth"], found["instances"])
 

@@ -26,8 +26,8 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("task", ["faceid", "subject_driven"])
 def test_a_subject_comes_with_the_asked_number_of_its_other_images(task):
-    field = TASKS[task].form.several
-    for views in TASKS[task].form.counts:
+    field = TASKS[task].builder.several
+    for views in TASKS[task].builder.counts:
         drawn = example(task, views)
         assert len(drawn.views) == views and same(drawn.views[0], RECORD["image"])
         others = [view.tobytes() for view in drawn.views[1:]]
@@ -65,9 +65,9 @@ def test_an_edit_shows_the_result_first_and_says_the_instruction_alone():
 
 
 def test_several_views_interleave_images_and_their_cameras():
-    form = TASKS["multiview"].form
-    for views in form.counts:
-        drawn, names = example("multiview", views), form.names(views)
+    builder = TASKS["multiview"].builder
+    for views in builder.counts:
+        drawn, names = example("multiview", views), builder.names(views)
         assert names[:4] == ("image_0", "ray_0", "image_1", "ray_1") and len(names) == views
         for name, view in zip(names, drawn.views, strict=True):
             assert isinstance(view, Camera) == is_ray(name)
@@ -85,12 +85,12 @@ def test_several_views_interleave_images_and_their_cameras():
 
 
 def test_frames_lie_within_a_window_where_one_is_set():
-    form, spans = TASKS["multiview"].form, {}
+    builder, spans = TASKS["multiview"].builder, {}
     for window in (0, 3):
         config = ConditionConfig(window=window)
         found = []
         for seed in range(200):
-            taken = form.choose(RECORD, 4, np.random.default_rng(seed), config)
+            taken = builder.choose(RECORD, 4, np.random.default_rng(seed), config)
             ids = [frame.tobytes() for frame in RECORD["frames"]]
             found.append([ids.index(frame.tobytes()) for frame in taken["frames"]])
         spans[window] = {abs(a - b) for a, b in found}
@@ -102,7 +102,7 @@ def test_too_few_images_are_a_fault_that_says_how_many():
     with pytest.raises(BadRecord, match="references holds 2 images; an example takes 3"):
         example("faceid", 4, record=RECORD | {"references": RECORD["references"][:2]})
     with pytest.raises(BadRecord, match="frames holds 12 images"):
-        TASKS["multiview"].form.choose(RECORD, 26, np.random.default_rng(0), CONFIG)
+        TASKS["multiview"].builder.choose(RECORD, 26, np.random.default_rng(0), CONFIG)
 
 
 def test_a_condition_that_comes_with_the_record_is_not_made():
@@ -114,11 +114,11 @@ def test_a_condition_that_comes_with_the_record_is_not_made():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_direction_wants_some_views_and_leaves_others_or_words(task):
-    form = TASKS[task].form
-    for views in form.counts:
-        names = form.names(views)
+    builder = TASKS[task].builder
+    for views in builder.counts:
+        names = builder.names(views)
         assert len(set(names)) == views and not is_ray(names[0])
-        directions = form.directions(views)
+        directions = builder.directions(views)
         assert len({direction.name for direction in directions}) == len(directions)
         for direction in directions:
             assert direction.wanted and set(direction.wanted) <= set(names)
@@ -126,7 +126,7 @@ def test_every_direction_wants_some_views_and_leaves_others_or_words(task):
 
 
 def test_several_views_can_be_sampled_in_all_four_ways():
-    wanted = {d.name: set(d.wanted) for d in TASKS["multiview"].form.directions(8)}
+    wanted = {d.name: set(d.targets) for d in TASKS["multiview"].builder.directions(8)}
     images, rays = ({f"{kind}_{i}" for i in range(4)} for kind in ("image", "ray"))
     assert wanted["images"] == images - {"image_0"}
     assert wanted["cameras"] == rays

@@ -32,7 +32,7 @@ MADE = [name for name in TASKS if name != "hed2image"]  # without weights, which
 
 
 def example(task: str, record=RECORD, seed: int = 0, views: int | None = None):
-    views = views or TASKS[task].form.counts[0]
+    views = views or TASKS[task].builder.counts[0]
     return example_of(task, record, views, lambda shape: shape, np.random.default_rng(seed), CONFIG)
 
 
@@ -81,13 +81,13 @@ def test_tokens_are_the_released_ones():
 @pytest.mark.parametrize("task", MADE)
 def test_a_task_gets_by_with_each_set_of_fields_that_it_names(task):
     row = TASKS[task]
-    ready = {f"pictures.{name}" for name in row.form.names(row.form.counts[0])}
+    ready = {f"pictures.{name}" for name in row.builder.names(row.builder.counts[0])}
     for needed in row.needs:
         record = {name: RECORD[name] for name in needed - ready}
         if given := {name.removeprefix("pictures.") for name in needed & ready}:
             record["pictures"] = {name: RECORD["edited"] for name in given}
         drawn = example(task, record)
-        assert drawn.task == task and len(drawn.views) == row.form.counts[0]
+        assert drawn.task == task and len(drawn.views) == row.builder.counts[0]
         for name in set(record) - {"caption", "pictures"}:
             with pytest.raises((KeyError, InputError)):
                 example(task, {field: value for field, value in record.items() if field != name})
@@ -97,7 +97,7 @@ def test_a_task_gets_by_with_each_set_of_fields_that_it_names(task):
 def test_what_is_taken_of_a_record_is_what_the_task_needs_and_captions(task):
     fields = TASKS[task].takes(Blobs.fields)
     assert any(needed <= fields for needed in TASKS[task].needs)
-    drawn, whole = example(task, Blobs().taken(4, fields)), example(task)
+    drawn, whole = example(task, Blobs().read(4, fields)), example(task)
     assert drawn.prompt == whole.prompt and same(drawn.views, whole.views)
     assert TASKS[task].takes(frozenset({"caption"})) is None
 
@@ -131,12 +131,12 @@ def test_views_are_the_image_and_the_condition_of_the_same_generator(task):
 
 @pytest.mark.parametrize("task", MADE)
 def test_an_example_is_a_function_of_the_record_and_the_generator(task):
-    views = TASKS[task].form.counts[-1]
+    views = TASKS[task].builder.counts[-1]
     first, again = (example(task, seed=3, views=views) for _ in range(2))
     assert first.prompt == again.prompt and same(first.views, again.views)
     sizes = {view.shape for view in first.views if isinstance(view, np.ndarray)}
     assert {(*first.size, 3)} == sizes
-    names = TASKS[task].form.names(views)
+    names = TASKS[task].builder.names(views)
     assert [is_ray(n) for n in names] == [not isinstance(v, np.ndarray) for v in first.views]
 
 
@@ -168,7 +168,7 @@ def test_published_mixtures_give_their_shares():
     found = mixtures()
     for weights in found.values():
         assert sum(weights.values()) == pytest.approx(1) and set(weights) <= set(TASKS)
-    pairs = [name for name in found["four"] if TASKS[name].form.counts == (2,)]
+    pairs = [name for name in found["four"] if TASKS[name].builder.counts == (2,)]
     assert sum(found["four"][name] for name in pairs) == pytest.approx(0.25)
     assert [found["four"][n] for n in ("text2image", "faceid", "multiview")] == [0.25] * 3
     three = found["three"]
