@@ -35,6 +35,10 @@ class EncodedPrompt(NamedTuple):
 View = RGB | Camera | EncodedImage
 
 
+Kind = Literal["image", "images", "named images", "array", "cameras", "text", "texts"]
+Kind |= Literal["caption", "captions"]  # texts that may be empty, or several
+
+
 class Field(NamedTuple):
     """What a field of a record holds, and how it follows when the record's image is cropped.
 
@@ -42,17 +46,7 @@ class Field(NamedTuple):
     "w" are those of the record's image, "_" is of any length.
     """
 
-    kind: Literal[
-        "image",
-        "images",
-        "named images",
-        "array",
-        "cameras",
-        "text",
-        "caption",
-        "texts",
-        "captions",
-    ]
+    kind: Kind
     shape: tuple[str | int, ...] = ()
     dtype: Literal["", "float", "integer"] = ""
     crop: Literal["", "resample", "nearest", "boxes", "keypoints", "intrinsics"] = ""
@@ -66,15 +60,10 @@ class Record(TypedDict, total=False):
 
     image: Annotated[RGB, Field("image", crop="resample")]
     caption: Annotated[Caption, Field("caption")]
-    long_caption: Annotated[str, Field("text")]
     # Views of the image that need not be made, by their names.
     pictures: Annotated[Mapping[str, RGB], Field("named images", crop="resample")]
     # Along the optical axis, above 0, in any unit; infinite: nothing is there.
     depth: Annotated[Float[np.ndarray, "h w"], Field("array", ("h", "w"), "float", "nearest")]
-    # Outer unit vectors by the camera's axes (x right, y down, z forward).
-    normals: Annotated[
-        Float[np.ndarray, "h w 3"], Field("array", ("h", "w", 3), "float", "nearest")
-    ]
     # Instances: 0 is background, i the i-th of `names`, which are their classes.
     instances: Annotated[
         Integer[np.ndarray, "h w"], Field("array", ("h", "w"), "integer", "nearest")

@@ -131,5 +131,5 @@ def test_a_folder_is_no_image(tmp_path):
 def test_wherever_a_file_ends_too_early_the_answer_is_the_same(kind):
     whole = saved(Image.fromarray(drawn(16, 16)), kind)
     for end in range(0, len(whole) - 30, 3):  # the last bytes may be dispensable
-        with pytest.raises(InputError, match="^these bytes cannot be read as a image"):
+        with pytest.raises(InputError, match="^these bytes cannot be read as an image"):
             read(whole[:end])

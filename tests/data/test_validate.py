@@ -87,7 +87,6 @@ def test_a_whole_record_passes_and_so_does_every_part_of_it():
             "instances has numbers from 1 to 3; the names are 2",
         ),
         ("instances", WHOLE["instances"] / 2, "instances holds float64"),
-        ("normals", np.zeros((6, 8)), r"normals has the shape \(6, 8\); it must be \(6, 8, 3\)"),
         ("instances", WHOLE["instances"].astype(int) - 1, "instances has numbers from -1 to 1"),
         ("boxes", WHOLE["boxes"][:, :3], r"boxes has the shape \(2, 3\)"),
         ("boxes", changed(WHOLE["boxes"], (1, 0), 3), r"boxes\[1\] is \[3.0, 1.0, 3.0, 9.0\]"),

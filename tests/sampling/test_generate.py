@@ -138,13 +138,13 @@ def test_any_view_can_be_a_target():
                 [0, 3],
                 task,
                 views,
-                direction.wanted,
+                direction.targets,
                 10,
                 CONFIG.data.conditions,
                 SampleConfig(steps=2, guidance=1.0),
                 seed=0,
             )
-            assert [set(c.generated) for c in completed] == [set(direction.wanted)] * 2
+            assert [set(c.generated) for c in completed] == [set(direction.targets)] * 2
             height, width = completed[0].example.size
             for name, view in completed[0].generated.items():
                 expected = (height // 2, width // 2, 6) if is_ray(name) else (height, width, 3)

@@ -106,7 +106,7 @@ def commands(name: str, task: Task) -> list[str]:
     views = task.builder.counts[min(1, len(task.builder.counts) - 1)]
     names, lines = task.builder.names(views), []
     for direction in task.builder.directions(views):
-        given = [v for v in names if v not in direction.wanted]
+        given = [v for v in names if v not in direction.targets]
         options = [f"--given {view}=FILE" for view in given if not is_ray(view)]
         if name == "multiview":
             known = [f"{30 * i},{10 * i}" for i in range(views // 2)]

@@ -61,7 +61,7 @@ class IdentityImages(Source):
         if not enough:
             raise InputError(
                 f"None of the {len(subjects)} subjects in {self.folder} has {settings.least} "
-                "pictures; lower the source's least."
+                "images; lower the source's least."
             )
         numbers = numbers_of_split(
             split,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from onediff_jax.data.example import Record
+from onediff_jax.data.example import FIELDS, Record
 from onediff_jax.data.records import (
     READY,
     NamedImages,
@@ -33,12 +33,6 @@ from onediff_jax.ops.cameras import Camera
 from onediff_jax.paths import Location
 from onediff_jax.settings import setting
 
-PICTURE = ("image", "edited")
-PICTURES = ("references", "item_references", "frames")
-TEXT = ("caption", "instruction", "item")
-_TEXTS = ("names", "colors", "places", "reference_captions", "item_captions")
-ARRAYS = ("depth", "instances", "boxes", "keypoints")
-_FIELDS = (*PICTURE, *PICTURES, *TEXT, *_TEXTS, *ARRAYS, "cameras")
 ORIENTATION = 0x0112  # the EXIF tag; 1: as stored
 
 
@@ -62,8 +56,9 @@ class Tfds(SourceSettings):
 
 
 class Found(NamedTuple):
-    """Where a field is in the features, and of what kind."""
+    """Where a field is in the features, and what is there."""
 
+    kind: str  # of the field
     parts: tuple[str, ...]
     feature: Any  # tfds.features.FeatureConnector
     several: bool  # a sequence of them
@@ -108,8 +103,8 @@ class TfdsRecords(Source):
                 return images
 
         decoders: dict[str, Any] = {}
-        for field, found in self._found.items():
-            if field in (*PICTURE, *PICTURES) or field.startswith(READY):
+        for found in self._found.values():
+            if found.kind in ("image", "images", "named images"):
                 inner = decoders
                 for part in found.parts[:-1]:
                     inner = inner.setdefault(part, {})
@@ -162,22 +157,20 @@ class TfdsRecords(Source):
         views: dict[str, StoredImage] = {}
         for field, found in self._found.items():
             value = found.of(example)
-            if field.startswith(READY):
+            if found.kind == "named images":
                 views[field.removeprefix(READY)] = stored_image(value, f"{where}: {field}")
-            elif field in PICTURE:
+            elif found.kind == "image":
                 stored[field] = stored_image(value, f"{where}: {field}")
-            elif field in PICTURES:
+            elif found.kind == "images":
                 stored[field] = StoredImages(
                     [stored_image(data, f"{where}: {field}[{i}]") for i, data in enumerate(value)]
                 )
-            elif field == "cameras":
+            elif found.kind == "cameras":
                 stored[field] = tuple(map(Camera, value["intrinsics"], value["camera_to_world"]))
-            elif field in TEXT and not found.several:
-                stored[field] = text_of(value, found.feature, f"{where}: {field}")
-            elif field in (*TEXT, *_TEXTS):
-                stored[field] = tuple(
-                    text_of(text, found.feature, f"{where}: {field}") for text in value
-                )
+            elif found.kind in _TEXTS:
+                texts = value if found.several else [value]
+                texts = tuple(text_of(text, found.feature, f"{where}: {field}") for text in texts)
+                stored[field] = texts if found.several else texts[0]
             elif field == "boxes":
                 image = self._found["image"].of(example)
                 stored[field] = functools.partial(
@@ -199,10 +192,11 @@ def found_at(features: Any, field: str, path: str) -> Found:
     """
     from tensorflow_datasets import features as kinds
 
-    if field not in _FIELDS and not field.startswith(READY):
+    name = "pictures" if field.startswith(READY) else field
+    if name not in FIELDS or field == "pictures":
+        known = ", ".join(name for name in FIELDS if name != "pictures")
         raise InputError(
-            f"fields of a data source of kind 'tfds' has {field!r}; it can have "
-            f"{', '.join(_FIELDS)}."
+            f"fields of a data source of kind 'tfds' has {field!r}; it can have {known}."
         )
     feature, several, nested = features, False, False
     parts = tuple(path.split("/"))
@@ -221,9 +215,9 @@ def found_at(features: Any, field: str, path: str) -> Found:
             )
     while isinstance(feature, kinds.Sequence):
         feature, several, nested = feature.feature, True, True
-    found = Found(parts, feature, several, nested)
+    found = Found(FIELDS[name].kind, parts, feature, several, nested)
     if not fits(found, field):
-        wanted = WANTED["pictures" if field.startswith(READY) else field]
+        wanted = WANTED.get(field) or WANTED[found.kind]
         kind = ("a sequence of " if several else "") + type(feature).__name__
         raise InputError(
             f"fields of a data source of kind 'tfds' has {field}={path!r}, which is {kind}; it "
@@ -232,17 +226,20 @@ def found_at(features: Any, field: str, path: str) -> Found:
     return found
 
 
-WANTED = {
-    **dict.fromkeys((*PICTURE, "pictures"), "an Image outside of sequences"),
-    **dict.fromkeys(PICTURES, "a sequence of Image with three channels"),
-    **dict.fromkeys(TEXT, "a Text or a ClassLabel"),
+_TEXTS = ("text", "texts", "caption", "captions")  # kinds of fields
+WANTED = {  # by kind, or of arrays by name
+    "image": "an Image outside of sequences",
+    "named images": "an Image outside of sequences",
+    "images": "a sequence of Image with three channels",
+    "text": "a Text or a ClassLabel",
     "caption": "a Text or a ClassLabel, or a sequence of them",
-    **dict.fromkeys(_TEXTS, "a sequence of Text or ClassLabel"),
+    "texts": "a sequence of Text or ClassLabel",
+    "captions": "a sequence of Text or ClassLabel",
+    "cameras": "a sequence of intrinsics (3, 3) and camera_to_world (4, 4)",
     "depth": "an Image or Tensor of height x width numbers",
     "instances": "an Image or Tensor of height x width whole numbers",
     "boxes": "a sequence of BBoxFeature with a format",
     "keypoints": "a sequence of Tensor (17, 3)",
-    "cameras": "a sequence of intrinsics (3, 3) and camera_to_world (4, 4)",
 }
 
 
@@ -250,18 +247,16 @@ def fits(found: Found, field: str) -> bool:
     """Whether a field can be made of what was found, as WANTED says."""
     from tensorflow_datasets import features as kinds
 
-    feature, several = found.feature, found.several
+    kind, feature, several = found.kind, found.feature, found.several
     is_image, is_text = (isinstance(feature, k) for k in (kinds.Image, kinds.Text))
-    if field in PICTURE or field.startswith(READY):
+    if kind in ("image", "named images"):
         return is_image and not found.nested
-    if field in PICTURES:
+    if kind == "images":
         return is_image and several and feature.shape[-1] == 3
-    if field in (*TEXT, *_TEXTS):
-        fitting = (
-            several == (field in _TEXTS) or field == "caption"
-        )  # of which there may be several
+    if kind in _TEXTS:
+        fitting = kind == "caption" or several == kind.endswith("s")
         return fitting and (is_text or isinstance(feature, kinds.ClassLabel))
-    if field == "cameras":
+    if kind == "cameras":
         shapes = {"intrinsics": (3, 3), "camera_to_world": (4, 4)}
         known = several and isinstance(feature, kinds.FeaturesDict)
         return known and all(n in feature and feature[n].shape == s for n, s in shapes.items())

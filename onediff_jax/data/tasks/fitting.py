@@ -89,12 +89,6 @@ def crop_and_resize(
     size = field.shape[:2]
     if size == (height, width):
         return field
-    if field.ndim == 3 and field.dtype != np.uint8:  # which Pillow has no images of
-        channels = [
-            crop_and_resize(channel, height, width, resample)
-            for channel in np.moveaxis(field, -1, 0)
-        ]
-        return np.stack(channels, -1)
     crop = crop_of(size, height, width)
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     return np.asarray(Image.fromarray(field).resize((width, height), resample, box=box))

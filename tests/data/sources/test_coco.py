@@ -55,7 +55,7 @@ def only(folder, **settings):
     return Coco(str(folder), **({"validation": 0} | settings)).open("train")
 
 
-def taken(folder, index=0, **settings):
+def record_in(folder, index=0, **settings):
     source = only(folder, **settings)
     return source.read(index, source.fields)
 
@@ -88,7 +88,7 @@ def test_more_than_255_instances_keep_their_numbers(tmp_path):
         for i, (x, y) in enumerate((2 * (i % 30), 2 * (i // 30)) for i in range(300))
     ]
     folder_of(tmp_path, squares)
-    record = taken(tmp_path)
+    record = record_in(tmp_path)
     assert len(record["names"]) == 300 and record["instances"].dtype == np.uint16
     for i in (0, 254, 255, 256, 299):
         left, top = record["boxes"][i, :2].astype(int)
@@ -97,7 +97,7 @@ def test_more_than_255_instances_keep_their_numbers(tmp_path):
 
 def test_keypoints_are_at_the_centres_of_cocos_pixels(tmp_path):
     folder_of(tmp_path)
-    record = taken(tmp_path, keypoints="people.json")
+    record = record_in(tmp_path, keypoints="people.json")
     assert record["image"][0, 0, 0] == 30  # the other image has nobody with a keypoint
     assert record["keypoints"].shape == (2, 17, 3)
     np.testing.assert_array_equal(record["keypoints"][1, :15], np.zeros((15, 3)))
@@ -167,7 +167,7 @@ def test_broken_keypoints_are_a_fault(tmp_path):
     people = [{"id": 1, "image_id": 10, "keypoints": [1, 1, 2] * 16}]
     folder_of(tmp_path, people)
     with pytest.raises(BadRecord, match="keypoints must be 17 times"):
-        taken(tmp_path, keypoints="instances.json")
+        record_in(tmp_path, keypoints="instances.json")
 
 
 @pytest.mark.parametrize(

@@ -273,8 +273,8 @@ def test_an_unreadable_image_is_a_fault_and_a_missing_file_an_error_of_the_syste
     names = folder_of(tmp_path)
     (tmp_path / names[5]).write_bytes(b"no image")
     source = Folder(str(tmp_path), validation=0).open("train")
-    assert source[5]["caption"] == "image 5 ☀"
-    match = r"metadata\.jsonl, line 6: file_name deep/er/5\.png cannot be read as a image"
+    assert source[5]["caption"] == "picture 5 ☀"
+    match = r"metadata\.jsonl, line 6: file_name deep/er/5\.png cannot be read as an image"
     with pytest.raises(BadRecord, match=match) as refusal:
         source.read(5, source.fields)
     assert "\n" not in str(refusal.value)

@@ -128,9 +128,9 @@ def test_a_broken_image_is_a_fault_that_names_it(tmp_path):
     folder_of(tmp_path)
     (tmp_path / "ann" / "1.png").write_bytes(b"x")
     source = only(tmp_path)
-    with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as a image"):
+    with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as an image"):
         source.read(1, ["image"])
-    with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as a image"):
+    with pytest.raises(BadRecord, match=r"ann/1\.png cannot be read as an image"):
         list(source.read(0, ["references"])["references"])
     (tmp_path / "ann" / "1.png").unlink()
     with pytest.raises(FileNotFoundError):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onediff_jax.commands.make_shards import converted
+from onediff_jax.commands.make_shards import convert
 from onediff_jax.data.example import FIELDS, Record
 from onediff_jax.data.images import png
 from onediff_jax.data.records import (
@@ -45,8 +45,6 @@ def record(number: int) -> Record:
         places=("left", "right"),
         edited=image(number + 3),
         instruction="dye it",
-        long_caption="two things",
-        normals=rng.random((6, 8, 3)).astype(np.float32),
         references=[image(number + 4)],
         reference_captions=["a"],
         item="vase",
@@ -124,7 +122,7 @@ def test_full_scenes_can_be_made_into_shards(tmp_path):
         str(tmp_path / "scenes"), size=16, train=8, validation=4, content="full", views=2,
         groups="figures",
     )  # fmt: skip
-    counts, bad = converted(scenes, tmp_path / "shards")
+    counts, bad = convert(scenes, tmp_path / "shards")
     assert not bad and counts == {"train": 4, "validation": 4}
     source = scenes.open("train")
     found = Shards(str(tmp_path / "shards")).open("train")

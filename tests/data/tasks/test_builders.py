@@ -121,8 +121,8 @@ def test_every_direction_wants_some_views_and_leaves_others_or_words(task):
         directions = builder.directions(views)
         assert len({direction.name for direction in directions}) == len(directions)
         for direction in directions:
-            assert direction.wanted and set(direction.wanted) <= set(names)
-            assert len(direction.wanted) < views or views == 1
+            assert direction.targets and set(direction.targets) <= set(names)
+            assert len(direction.targets) < views or views == 1
 
 
 def test_several_views_can_be_sampled_in_all_four_ways():
