@@ -1,21 +1,20 @@
-"""What harms an image: blur, compression, loss of resolution, holes.
+"""What conditions take from an image: blur, compression, loss of resolution, holes, Canny's edges.
 
-All but the holes are plain functions; the holes are drawn.  Beyond its border an image is
-mirrored.
+All but the holes are plain functions; the holes are drawn.  Beyond its border an image is mirrored.
 """
 
 import math
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from onediff_jax.data.example import RGB
 
 Hole = Bool[np.ndarray, "h w"]  # true where the image is gone
 
 
-def gaussian_blurred(image: RGB, sigma: float) -> RGB:
+def gaussian_blur(image: RGB, sigma: float) -> RGB:
     """The image under a Gaussian of standard deviation `sigma` pixels."""
     return cv2.GaussianBlur(image, (0, 0), sigma)
 
@@ -38,7 +37,7 @@ def motion_kernel(length: float, angle: float) -> Float[np.ndarray, "k k"]:
     return kernel / kernel.sum()
 
 
-def motion_blurred(image: RGB, length: float, angle: float) -> RGB:
+def motion_blur(image: RGB, length: float, angle: float) -> RGB:
     """The image as taken by a camera that moves `length` pixels; the angle as in the kernel."""
     return cv2.filter2D(image, -1, motion_kernel(length, angle))
 
@@ -50,13 +49,13 @@ def jpeg(image: RGB, quality: int) -> RGB:
     return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def downscaled(image: RGB, factor: float) -> RGB:
+def downscale(image: RGB, factor: float) -> RGB:
     """The image with both sides divided by `factor`; pixels are means over their area."""
     height, width = (max(1, round(side / factor)) for side in image.shape[:2])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def upscaled(image: RGB, height: int, width: int) -> RGB:
+def upscale(image: RGB, height: int, width: int) -> RGB:
     """The image enlarged to a size, cubically."""
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -93,3 +92,29 @@ def free_form_hole(height: int, width: int, rng: np.random.Generator) -> Hole:
         stroke = np.array(points).astype(np.int32)
         cv2.polylines(inside, [stroke], False, 1, brush)  # OpenCV's thick lines have round ends
     return inside.astype(bool)
+
+
+def canny_edges(image: RGB, low: float, high: float) -> RGB:
+    """Pixels on a ridge of the gradient above `high`, or above `low` and connected to one such.
+
+    The gradient is |dx| + |dy| of the grey image by Sobel's 3 x 3 filters: a step from 0 to g
+    between two pixels gives 4 g to both.
+    """
+    return np.repeat(cv2.Canny(grey(image), low, high)[..., None], 3, axis=-1)
+
+
+def automatic_thresholds(image: RGB) -> tuple[float, float]:
+    """Canny's thresholds for this image: half of Otsu's threshold of its gradients, and that.
+
+    Otsu's (1979) parts pixels into two classes whose means lie far apart: those on edges, and the
+    others.
+    """
+    dx, dy = (cv2.Sobel(grey(image), cv2.CV_16S, *order) for order in ((1, 0), (0, 1)))
+    gradient = (np.abs(dx) + np.abs(dy)).astype(np.uint16)
+    high, _ = cv2.threshold(gradient, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return high / 2, high
+
+
+def grey(image: RGB) -> UInt8[np.ndarray, "h w"]:
+    """Luma, 0 to 255."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)

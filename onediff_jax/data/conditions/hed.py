@@ -63,17 +63,17 @@ def soft_edges(image: RGB, weights: Weights) -> Float[np.ndarray, "h w"]:
     total = weights["fusion/bias"]
     for block, count in enumerate(CONVOLUTIONS, start=1):
         if block > 1:
-            x = pooled(x)
+            x = max_pool(x)
         for number in range(1, count + 1):
             name = f"block{block}/convolution{number}"
-            x = np.maximum(convolved(x, weights[f"{name}/kernel"], weights[f"{name}/bias"]), 0)
+            x = np.maximum(convolution(x, weights[f"{name}/kernel"], weights[f"{name}/bias"]), 0)
         side = x @ weights[f"side{block}/kernel"] + weights[f"side{block}/bias"]
         shown = cv2.resize(side, (width, height), interpolation=cv2.INTER_LINEAR)
         total = total + weights["fusion/kernel"][block - 1] * shown
     return 1 / (1 + np.exp(-total))
 
 
-def convolved(
+def convolution(
     x: Map, kernel: Float[np.ndarray, "3 3 c d"], bias: Float[np.ndarray, " d"]
 ) -> Float[np.ndarray, "h w d"]:
     """Cross-correlation with a 3 x 3 kernel, zeros beyond the border.
@@ -94,7 +94,7 @@ def convolved(
     return total.reshape(height, stride, -1)[:, :width]
 
 
-def pooled(x: Map) -> Float[np.ndarray, "H W c"]:
+def max_pool(x: Map) -> Float[np.ndarray, "H W c"]:
     """The largest of every 2 x 2; an odd last row or column stands alone."""
     height, width, _ = x.shape
     x = np.pad(x, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onediff_jax.data.conditions import degradations, edges, maps, skeleton
+from onediff_jax.data.conditions import degradations, maps, skeleton
 from onediff_jax.data.conditions.hed import FETCH, soft_edges, weights_in
 from onediff_jax.data.example import RGB, Record
 from onediff_jax.errors import InputError
@@ -66,10 +66,10 @@ def blurred(record: Record, rng: np.random.Generator, config: ConditionConfig) -
     side = min(record["image"].shape[:2])
     if rng.random() < 0.5:
         sigma = (1 + side / 64) ** rng.random()
-        image = degradations.gaussian_blurred(record["image"], sigma)
+        image = degradations.gaussian_blur(record["image"], sigma)
     else:
         length, angle = 3 + side / 16 * rng.random(), rng.uniform(0, math.pi)
-        image = degradations.motion_blurred(record["image"], length, angle)
+        image = degradations.motion_blur(record["image"], length, angle)
     return Condition(compressed(image, rng))
 
 
@@ -80,8 +80,8 @@ def low_resolution(record: Record, rng: np.random.Generator, config: ConditionCo
     compressed as in `compressed`.
     """
     image = record["image"]
-    small = degradations.downscaled(image, 2 * 4 ** rng.random())
-    return Condition(degradations.upscaled(compressed(small, rng), *image.shape[:2]))
+    small = degradations.downscale(image, 2 * 4 ** rng.random())
+    return Condition(degradations.upscale(compressed(small, rng), *image.shape[:2]))
 
 
 def compressed(image: RGB, rng: np.random.Generator) -> RGB:
@@ -104,14 +104,14 @@ def canny(record: Record, rng: np.random.Generator, config: ConditionConfig) -> 
     """Canny's edges of the image.
 
     The upper threshold is drawn from 100 to 300, the lower from 0.3 to 0.6 of it (of grey levels,
-    as `edges.canny` counts), or both follow from the image, as set.
+    as `canny_edges` counts), or both follow from the image, as set.
     """
     if config.canny_thresholds == "automatic":
-        low, high = edges.automatic_thresholds(record["image"])
+        low, high = degradations.automatic_thresholds(record["image"])
     else:
         high = rng.uniform(100, 300)
         low = high * rng.uniform(0.3, 0.6)
-    return Condition(edges.canny_edges(record["image"], low, high))
+    return Condition(degradations.canny_edges(record["image"], low, high))
 
 
 def hed(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from onediff_jax.data.conditions import degradations, edges, hed, maps
+from onediff_jax.data.conditions import degradations, hed, maps
 from onediff_jax.data.conditions import make as conditions
 from onediff_jax.data.conditions.make import Condition, ConditionConfig
 from onediff_jax.errors import InputError
@@ -101,9 +101,8 @@ def drawn(monkeypatch) -> dict[str, list]:
 
         monkeypatch.setattr(module, name, call)
 
-    for name in ("gaussian_blurred", "motion_blurred", "jpeg", "downscaled"):
+    for name in ("gaussian_blur", "motion_blur", "jpeg", "downscale", "canny_edges"):
         noted(degradations, name)
-    noted(edges, "canny_edges")
     return calls
 
 
@@ -115,8 +114,8 @@ def test_half_of_the_blurs_are_gaussian_and_half_of_all_are_compressed(drawn):
     given = image(128, 192)
     for seed in range(400):
         conditions.blurred(given, rng(seed), DRAWN)
-    sigmas = np.array(drawn["gaussian_blurred"])[:, 0]
-    lengths, angles = np.array(drawn["motion_blurred"]).T
+    sigmas = np.array(drawn["gaussian_blur"])[:, 0]
+    lengths, angles = np.array(drawn["motion_blur"]).T
     qualities = np.array(drawn["jpeg"])[:, 0]
     assert 160 < len(sigmas) < 240 and len(lengths) == 400 - len(sigmas)
     assert 1 <= sigmas.min() < 1.05 and 2.85 < sigmas.max() <= 3  # 1 + 128 / 64
@@ -129,7 +128,7 @@ def test_half_of_the_blurs_are_gaussian_and_half_of_all_are_compressed(drawn):
 def test_resolution_is_lost_twofold_to_eightfold_and_half_of_it_compressed(drawn):
     for seed in range(400):
         conditions.low_resolution(image(), rng(seed), DRAWN)
-    factors = np.array(drawn["downscaled"])[:, 0]
+    factors = np.array(drawn["downscale"])[:, 0]
     assert 2 <= factors.min() < 2.05 and 7.8 < factors.max() <= 8
     assert np.median(factors) == pytest.approx(4, rel=0.1)
     assert 160 < len(drawn["jpeg"]) < 240
@@ -139,8 +138,8 @@ def test_a_low_resolution_is_the_small_image_enlarged(monkeypatch):
     monkeypatch.setattr(conditions, "compressed", lambda image, rng: image)
     given, generator = image(), rng(4)
     factor = 2 * 4 ** rng(4).random()
-    small = degradations.downscaled(given["image"], factor)
-    expected = degradations.upscaled(small, 32, 48)
+    small = degradations.downscale(given["image"], factor)
+    expected = degradations.upscale(small, 32, 48)
     found = conditions.low_resolution(given, generator, DRAWN).image
     np.testing.assert_array_equal(found, expected)
 
@@ -148,14 +147,14 @@ def test_a_low_resolution_is_the_small_image_enlarged(monkeypatch):
 def test_canny_s_thresholds_are_drawn_or_automatic_as_set(drawn):
     for seed in range(300):
         conditions.canny(image(), rng(seed), DRAWN)
-    low, high = np.array(drawn["canny"]).T
+    low, high = np.array(drawn["canny_edges"]).T
     assert 100 <= high.min() < 103 and 297 < high.max() <= 300
     assert 0.3 <= (low / high).min() < 0.31 and 0.59 < (low / high).max() <= 0.6
     drawn.clear()
     automatic = ConditionConfig(canny_thresholds="automatic")
     for seed in range(3):
         conditions.canny(image(), rng(seed), automatic)
-    assert set(drawn["canny"]) == {edges.automatic_thresholds(image()["image"])}
+    assert set(drawn["canny_edges"]) == {degradations.automatic_thresholds(image()["image"])}
 
 
 def test_a_masked_image_is_black_in_the_hole_and_itself_elsewhere():

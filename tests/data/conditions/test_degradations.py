@@ -24,7 +24,7 @@ def photograph(height: int = 96, width: int = 120) -> np.ndarray:
 def test_a_gaussian_spreads_a_step_into_its_integral(sigma):
     image = np.zeros((40, 80, 3), np.uint8)
     image[:, 40:] = 200
-    found = degradations.gaussian_blurred(image, sigma)
+    found = degradations.gaussian_blur(image, sigma)
     # Pixels are samples: the integral is a sum.
     weights = [math.exp(-(x**2) / (2 * sigma**2)) for x in range(-100, 101)]
     sums = np.cumsum(weights)[60:140] / sum(weights)
@@ -36,7 +36,7 @@ def test_a_gaussian_spreads_a_step_into_its_integral(sigma):
 def test_a_gaussian_spreads_a_delta_alike_in_both_directions():
     image = np.zeros((31, 31, 3), np.uint8)
     image[15, 15] = 255
-    found = degradations.gaussian_blurred(image, 1.5)
+    found = degradations.gaussian_blur(image, 1.5)
     y, x = np.mgrid[-15:16, -15:16]
     gaussian = np.exp(-(x**2 + y**2) / (2 * 1.5**2)) / (2 * math.pi * 1.5**2)
     np.testing.assert_allclose(found[..., 0], 255 * gaussian, atol=1)
@@ -74,7 +74,7 @@ def test_a_motion_spreads_a_delta_into_its_weights():
     image[15, 15] = 255
     kernel = degradations.motion_kernel(9.0, 0.6)
     reach = len(kernel) // 2
-    found = degradations.motion_blurred(image, 9.0, 0.6)
+    found = degradations.motion_blur(image, 9.0, 0.6)
     spread = found[15 - reach : 16 + reach, 15 - reach : 16 + reach, 1]
     np.testing.assert_allclose(spread, 255 * kernel, atol=1)
     assert found.astype(int).sum() == spread.astype(int).sum() * 3
@@ -101,7 +101,7 @@ def test_jpeg_of_lower_quality_loses_more():
 def test_downscaled_pixels_are_means_over_their_area(factor):
     image = photograph(factor * 10, factor * 14)
     blocks = image.reshape(10, factor, 14, factor, 3).mean((1, 3))
-    found = degradations.downscaled(image, float(factor))
+    found = degradations.downscale(image, float(factor))
     np.testing.assert_allclose(found, blocks, atol=0.51)
 
 
@@ -110,21 +110,21 @@ def test_downscaled_pixels_are_means_over_their_area(factor):
     [((96, 120), 8.0, (12, 15)), ((90, 61), 2.5, (36, 24)), ((3, 40), 8.0, (1, 5))],
 )
 def test_a_downscaled_image_has_its_sides_divided_and_never_none(size, factor, small):
-    assert degradations.downscaled(photograph(*size), factor).shape == (*small, 3)
+    assert degradations.downscale(photograph(*size), factor).shape == (*small, 3)
 
 
 def test_upscaling_keeps_a_ramp_a_ramp_and_goes_back_over_downscaling():
     ramp = np.repeat(np.linspace(20, 220, 26).round().astype(np.uint8)[None, :, None], 10, 0)
     ramp = np.repeat(ramp, 3, -1)
-    found = degradations.upscaled(ramp, 40, 104)
+    found = degradations.upscale(ramp, 40, 104)
     assert found.shape == (40, 104, 3)
     centres = (np.arange(104) + 0.5) / 4 - 0.5
     inside = slice(8, -8)
     np.testing.assert_allclose(
         found[20, inside, 0], np.interp(centres, np.arange(26), ramp[0, :, 0])[inside], atol=1
     )
-    smooth = degradations.gaussian_blurred(photograph(), 4.0)
-    back = degradations.upscaled(degradations.downscaled(smooth, 2.0), 96, 120)
+    smooth = degradations.gaussian_blur(photograph(), 4.0)
+    back = degradations.upscale(degradations.downscale(smooth, 2.0), 96, 120)
     assert np.abs(back.astype(int) - smooth).mean() < 1
 
 
@@ -132,11 +132,11 @@ def test_one_color_stays_that_color_and_the_image_is_left_alone():
     plain = np.full((20, 24, 3), (200, 40, 90), np.uint8)
     plain.flags.writeable = False
     for found in (
-        degradations.gaussian_blurred(plain, 3.0),
-        degradations.motion_blurred(plain, 7.0, 0.5),
+        degradations.gaussian_blur(plain, 3.0),
+        degradations.motion_blur(plain, 7.0, 0.5),
         degradations.jpeg(plain, 95),
-        degradations.downscaled(plain, 3.0),
-        degradations.upscaled(plain, 50, 60),
+        degradations.downscale(plain, 3.0),
+        degradations.upscale(plain, 50, 60),
     ):
         np.testing.assert_allclose(found, np.broadcast_to(plain[0, 0], found.shape), atol=2)
 
