@@ -77,7 +77,7 @@ def intrinsics_of(
     Focal lengths are `fl_x` and `fl_y` or follow from `camera_angle_x` and `camera_angle_y` in
     radians; one serves for both.  A missing `cx` or `cy` is the middle.  The size is `h` and `w`;
     where nothing is in pixels, as in Blender's files, it may be that of the `image`.  Raises
-    Fault that names field, value and what was expected.
+    BadRecord that names field, value and what was expected.
     """
     model = entry.get("camera_model", PINHOLES[0])
     if model not in PINHOLES:

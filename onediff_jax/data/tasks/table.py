@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Set
 
 import numpy as np
 
-from onediff_jax.data.conditions import make as conditions
+from onediff_jax.data.conditions import make
 from onediff_jax.data.conditions.make import ConditionConfig
 from onediff_jax.data.example import Caption, Example, Record, texts_of
 from onediff_jax.data.tasks.builders import (
@@ -56,18 +56,18 @@ def condition(token: str, view: str, make: Make, *needs: str) -> Task:
 
 TASKS = {
     "text2image": Task("[[text2image]]", sets("image caption"), alone()),
-    "deblurring": condition("[[deblurring]]", "blurred", conditions.blurred),
-    "image_inpainting": condition("[[image_inpainting]]", "masked", conditions.masked),
-    "super_resolution": condition("[[super_resolution]]", "small", conditions.low_resolution),
-    "canny2image": condition("[[canny2image]]", "canny", conditions.canny),
-    "depth2image": condition("[[depth2image]]", "depth", conditions.depth, "depth"),
-    "hed2image": condition("[[hed2img]]", "hed", conditions.hed),
-    "pose2image": condition("[[pose2image]]", "pose", conditions.pose, "keypoints"),
+    "deblurring": condition("[[deblurring]]", "blurred", make.blurred),
+    "image_inpainting": condition("[[image_inpainting]]", "masked", make.masked),
+    "super_resolution": condition("[[super_resolution]]", "small", make.low_resolution),
+    "canny2image": condition("[[canny2image]]", "canny", make.canny),
+    "depth2image": condition("[[depth2image]]", "depth", make.depth, "depth"),
+    "hed2image": condition("[[hed2img]]", "hed", make.hed),
+    "pose2image": condition("[[pose2image]]", "pose", make.pose, "keypoints"),
     "semanticmap2image": condition(
-        "[[semanticmap2image]]", "semantic", conditions.semantic, "instances names"
+        "[[semanticmap2image]]", "semantic", make.semantic, "instances names"
     ),
     "boundingbox2image": condition(
-        "[[boundingbox2image]]", "boxes", conditions.boxes, "boxes names", "instances names"
+        "[[boundingbox2image]]", "boxes", make.boxes, "boxes names", "instances names"
     ),
     "image_editing": Task("[[image_editing]]", sets("image edited instruction"), edited()),
     "faceid": Task(
