@@ -66,14 +66,14 @@ def soft_edges(image: RGB, weights: Weights) -> Float[np.ndarray, "h w"]:
             x = max_pool(x)
         for number in range(1, count + 1):
             name = f"block{block}/convolution{number}"
-            x = np.maximum(convolution(x, weights[f"{name}/kernel"], weights[f"{name}/bias"]), 0)
+            x = np.maximum(_convolution(x, weights[f"{name}/kernel"], weights[f"{name}/bias"]), 0)
         side = x @ weights[f"side{block}/kernel"] + weights[f"side{block}/bias"]
         shown = cv2.resize(side, (width, height), interpolation=cv2.INTER_LINEAR)
         total = total + weights["fusion/kernel"][block - 1] * shown
     return 1 / (1 + np.exp(-total))
 
 
-def convolution(
+def _convolution(
     x: Map, kernel: Float[np.ndarray, "3 3 c d"], bias: Float[np.ndarray, " d"]
 ) -> Float[np.ndarray, "h w d"]:
     """Cross-correlation with a 3 x 3 kernel, zeros beyond the border.
