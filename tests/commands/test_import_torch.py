@@ -133,7 +133,7 @@ def test_a_licence_is_found_or_given_and_the_released_one_is_known(tmp_path):
     assert import_torch.licence_of(NextDiTConfig()) == "cc-by-nc-4.0"
     assert import_torch.licence_of(dataclasses.replace(NextDiTConfig(), depth=15)) == "unknown"
     assert run(import_torch, source=source, out=tmp_path / "given", licence="mine") == 0
-    _, assets, _ = checkpoint.described(tmp_path / "given")
+    _, assets, _ = checkpoint.saved_run(tmp_path / "given")
     assert json.loads(assets.origin)["licence"] == "mine"
 
 
