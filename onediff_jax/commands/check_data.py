@@ -48,8 +48,10 @@ def run(options: flags.FlagValues) -> int:
         )
     report = report_on(config, names, options.split, options.records)
     if options.json:
-        names = ("records", "faults", "sizes", "captions", "padding")
-        kept = {name: getattr(report, name) for name in names}
+        kept = {
+            name: getattr(report, name)
+            for name in ("records", "faults", "sizes", "captions", "padding")
+        }
         kept["mixture"] = [share._asdict() for share in report.mixture]
         pathlib.Path(options.json).write_text(json.dumps(kept, indent=1) + "\n")
     if options.sheet and report.shown:
@@ -138,7 +140,7 @@ def read_examples(
                     )
                     continue
                 report.records[f"{name} {task}"] += 1
-                report.prompts.append(example.prompt)
+                report.prompts.append(example.text)
                 if place in spread:
                     report.shown.setdefault(f"{name} {task}", []).append(example)
 

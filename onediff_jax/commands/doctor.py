@@ -1,5 +1,6 @@
 """What can be known to go wrong before a run begins: one line for every check."""
 
+import functools
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,11 +87,11 @@ def checks(
     config = resolve_paths(written)
     for name, path in locations(config).items():
         if not name.startswith("config.data.sources."):  # which have checks of their own
-            yield run_check(f"path {name}", lambda n=name, p=path: check_path(config, n, p))
+            yield run_check(f"path {name}", functools.partial(check_path, config, name, path))
     for name in config.data.sources:
         for split in SPLITS:
             yield run_check(
-                f"data {name} {split}", lambda n=name, s=split: check_source(config, n, s)
+                f"data {name} {split}", functools.partial(check_source, config, name, split)
             )
     yield run_check("data tasks", lambda: check_tasks(config))
     if any(isinstance(source, Cache) for source in config.data.sources.values()):

@@ -57,9 +57,8 @@ BATCHES_AHEAD = 8  # that are made together, so that images of one shape fill th
 def run(options: flags.FlagValues) -> None:
     """Encodes every source, and says how many examples each cache has."""
     out = epath.Path(options.out)
-    names = ("passes", "states", "shard", "batch")
     config = run_config(options.config.to_dict())
-    done = encode(config, out, **{name: options[name].value for name in names})
+    done = encode(config, out, options.passes, options.states, options.shard, options.batch)
     for name, count in done.items():
         print(f"{count} examples are in {out / name}.")
 
@@ -269,13 +268,13 @@ def encode(
 
     Held-out records, where a source has any, are encoded once, into a folder of their own.
     """
-    out = opened_path(out)
+    folder = opened_path(out)
     if states and written.text.kind != "t5":
         raise InputError(
             f"--states needs text.kind 't5', and it is {written.text.kind!r}: the states of an "
             "encoder that is trained change; leave --states out."
         )
-    begun = next(iter(sorted(out.glob(f"*/{PLAN}"))), None)
+    begun = next(iter(sorted(folder.glob(f"*/{PLAN}"))), None)
     if begun:
         with (begun.parent / ASSETS).open("rb") as file, np.load(file) as held:
             run = prepare(written, Assets.from_arrays(held), str(begun.parent))
@@ -283,7 +282,9 @@ def encode(
         run = prepare(written)
     config, sources, assets = run.config, run.sources, run.assets
     params = jax.device_put(run.pretrained_params(("codec", "text") if states else ("codec",)))
-    encoding = Encoding(run.codec(params), run.tokenizer, run.networks, params, states, batch)
+    codec = run.codec(params)
+    assert codec is not None, "its parameters were loaded"
+    encoding = Encoding(codec, run.tokenizer, run.networks, params, states, batch)
     done = {}
     with record_progress(TextColumn("{task.fields[speed]}")) as progress:
         held_out = {name: each for name, each in run.held_out_sources.items() if len(each)}
@@ -305,8 +306,8 @@ def encode(
                 "passes": passes if name in sources else 1,
                 "shard": shard or sizes,
             }
-            begin_cache(out / name, plan, assets)
+            begin_cache(folder / name, plan, assets)
             done[name] = encode_source(
-                config, name, source, parts, encoding, out / name, plan, progress
+                config, name, source, parts, encoding, folder / name, plan, progress
             )
     return done

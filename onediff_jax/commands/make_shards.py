@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from onediff_jax.commands.progress import record_progress
 from onediff_jax.data.example import FIELDS
-from onediff_jax.data.records import SPLITS, Source, retry
+from onediff_jax.data.records import SPLITS, Source, SourceSettings, retry
 from onediff_jax.data.sources.shards import record_bytes, write_shards
 from onediff_jax.errors import BadRecord, InputError
 from onediff_jax.train.config import resolve_paths, run_config
@@ -72,7 +72,7 @@ def bytes_of_records(source: Source, faults: list[str], progress: Progress) -> I
             progress.advance(task)
 
 
-def convert(settings: object, out: pathlib.Path) -> tuple[dict[str, int], list[str]]:
+def convert(settings: SourceSettings, out: pathlib.Path) -> tuple[dict[str, int], list[str]]:
     """Writes the shards of a source; records of each split, and messages of bad records."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} is there already; name a new folder, or remove it.")

@@ -46,19 +46,20 @@ def plan(
     topology, console = topology_of(name), rich.console.Console(soft_wrap=True)
     if over and not search:
         raise InputError(f"--over {over[0]} is what --search tries; add --search.")
+    written: list[dict[str, Any]] | dict[str, Any]
     if search:
         choices = default_choices(topology) | parsed_choices(values, over)
         found = by_rate(walk(values, topology, choices, states, console))
         console.print(rich.text.Text("\n".join(table_lines(found))))
         written = [tried.settings | (tried.plan.as_json() if tried.plan else {}) for tried in found]
     else:
-        found = plan_of(run_config(values), topology, states)
-        console.print(rich.text.Text("\n".join(plan_lines(found))))
-        written = found.as_json()
+        plan = plan_of(run_config(values), topology, states)
+        console.print(rich.text.Text("\n".join(plan_lines(plan))))
+        written = plan.as_json()
     if json_file:
         json_file.write_text(json.dumps(written, indent=2) + "\n")
-    if not search and not found.fits:
+    if not search and not plan.fits:
         raise InputError(
-            f"the step needs {found.compiled.bytes / 2**30:.2f} of {found.limit / 2**30:.2f} GiB "
+            f"the step needs {plan.compiled.bytes / 2**30:.2f} of {plan.limit / 2**30:.2f} GiB "
             f"on a device of {topology.name}; raise mesh.fsdp, set remat to 'full' or lower rows."
         )

@@ -131,8 +131,8 @@ def orbit_of(text: str, size: tuple[int, int], focal: float = ORBIT_FOCAL) -> di
         if place == "?":
             continue
         try:
-            azimuth, elevation, *distance = map(float, numbers)
-            (distance,) = distance or [DISTANCE]
+            azimuth, elevation, *rest = map(float, numbers)
+            (distance,) = rest or [DISTANCE]
         except ValueError:
             raise InputError(
                 f"--orbit has {place!r}; every camera is AZIMUTH,ELEVATION in degrees, with "
@@ -141,7 +141,8 @@ def orbit_of(text: str, size: tuple[int, int], focal: float = ORBIT_FOCAL) -> di
         known[f"ray_{i}"] = (azimuth, elevation, distance)
     if known and "ray_0" not in known:
         raise InputError("--orbit begins with ?; the first camera is the world, so say it.")
-    rig = orbit_cameras(*np.array(list(known.values()), float).reshape(-1, 3).T, size, focal)
+    azimuths, elevations, distances = np.array(list(known.values()), float).reshape(-1, 3).T
+    rig = orbit_cameras(azimuths, elevations, distances, size, focal)
     return dict(zip(known, map(Camera, *relative_cameras(rig)), strict=True)) if known else {}
 
 
@@ -181,8 +182,8 @@ def cameras_in(file: pathlib.Path, size: tuple[int, int]) -> tuple[dict[str, Cam
             "the first camera is the world, so begin with a known one."
         )
     rig = Camera(*map(np.stack, zip(*(cameras[i] for i in known), strict=True)))
-    rig = map(Camera, *relative_cameras(scaled_cameras(rig)))
-    return {f"ray_{i}": camera for i, camera in zip(known, rig, strict=True)}, intrinsics
+    relative = map(Camera, *relative_cameras(scaled_cameras(rig)))
+    return {f"ray_{i}": camera for i, camera in zip(known, relative, strict=True)}, intrinsics
 
 
 def given_cameras(
@@ -230,9 +231,9 @@ def sample_to_folder(
     names = names_of(asked.task, asked.count)
     for name in asked.given:
         if name not in names or is_ray(name):
-            images = ", ".join(name for name in names if not is_ray(name))
+            allowed = ", ".join(name for name in names if not is_ray(name))
             raise InputError(
-                f"--given names {name!r}; the images of task {asked.task!r} are {images}."
+                f"--given names {name!r}; the images of task {asked.task!r} are {allowed}."
             )
     images = {name: image_in(file) for name, file in asked.given.items()}
     model, trained, step = restore_model(checkpoint, moved, root)
@@ -246,9 +247,9 @@ def sample_to_folder(
     if size:
         height, width = size_of(size)
     else:
-        shape = next(iter(images.values())).shape[:2] if images else (1, 1)
+        tall, wide = next(iter(images.values())).shape[:2] if images else (1, 1)
         tokens = tokens_of(model.data, asked.task)
-        grid = grid_for(*shape, tokens, fitting.square)
+        grid = grid_for(tall, wide, tokens, fitting.square)
         height, width = (trained.edge * side for side in grid)
     given: dict[str, View] = {
         name: crop_and_resize(image, height, width, FILTERS[fitting.filter])

@@ -6,7 +6,7 @@ Images are uint8 [h w 3] until a codec sees them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, TypedDict, get_type_hints
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
@@ -35,8 +35,10 @@ class EncodedPrompt(NamedTuple):
 View = RGB | Camera | EncodedImage
 
 
-Kind = Literal["image", "images", "named images", "array", "cameras", "text", "texts"]
-Kind |= Literal["caption", "captions"]  # texts that may be empty, or several
+Kind = Literal[
+    "image", "images", "named images", "array", "cameras", "text", "texts",
+    "caption", "captions",  # texts that may be empty, or several
+]  # fmt: skip
 
 
 class Field(NamedTuple):
@@ -52,52 +54,44 @@ class Field(NamedTuple):
     crop: Literal["", "resample", "nearest", "boxes", "keypoints", "intrinsics"] = ""
 
 
-class Record(TypedDict, total=False):
-    """One image, scene or subject; which fields there are depends on the source.
-
-    Places in an image are in pixels, x right and y down; the first pixel's centre is (0.5, 0.5).
-    """
-
-    image: Annotated[RGB, Field("image", crop="resample")]
-    caption: Annotated[Caption, Field("caption")]
+# What is in a record and in which form; which fields there are depends on the source.  Places in an
+# image are in pixels, x right and y down; the first pixel's centre is (0.5, 0.5).
+FIELDS = {
+    "image": Field("image", crop="resample"),
+    "caption": Field("caption"),
     # Views of the image that need not be made, by their names.
-    pictures: Annotated[Mapping[str, RGB], Field("named images", crop="resample")]
+    "pictures": Field("named images", crop="resample"),
     # Along the optical axis, above 0, in any unit; infinite: nothing is there.
-    depth: Annotated[Float[np.ndarray, "h w"], Field("array", ("h", "w"), "float", "nearest")]
+    "depth": Field("array", ("h", "w"), "float", "nearest"),
     # Instances: 0 is background, i the i-th of `names`, which are their classes.
-    instances: Annotated[
-        Integer[np.ndarray, "h w"], Field("array", ("h", "w"), "integer", "nearest")
-    ]
-    names: Annotated[tuple[str, ...], Field("texts", ("names",))]
-    colors: Annotated[tuple[str, ...], Field("texts", ("names",))]
-    places: Annotated[tuple[str, ...], Field("texts", ("names",))]  # left, middle or right
+    "instances": Field("array", ("h", "w"), "integer", "nearest"),
+    "names": Field("texts", ("names",)),
+    "colors": Field("texts", ("names",)),
+    "places": Field("texts", ("names",)),  # left, middle or right
     # Left, top, right, bottom.
-    boxes: Annotated[Float[np.ndarray, "n 4"], Field("array", ("names", 4), "float", "boxes")]
-    # COCO's: x, y, and 0 absent, 1 hidden, 2 seen.
-    keypoints: Annotated[
-        Float[np.ndarray, "people 17 3"], Field("array", ("_", 17, 3), "float", "keypoints")
-    ]
+    "boxes": Field("array", ("names", 4), "float", "boxes"),
+    # People's, COCO's: x, y, and 0 absent, 1 hidden, 2 seen.
+    "keypoints": Field("array", ("_", 17, 3), "float", "keypoints"),
     # The image after an instruction.
-    edited: Annotated[RGB, Field("image", crop="resample")]
-    instruction: Annotated[str, Field("text")]
+    "edited": Field("image", crop="resample"),
+    "instruction": Field("text"),
     # The person of the image in other images.
-    references: Annotated[Sequence[RGB], Field("images", ("references",), crop="resample")]
-    reference_captions: Annotated[Sequence[Caption], Field("captions", ("references",))]
+    "references": Field("images", ("references",), crop="resample"),
+    "reference_captions": Field("captions", ("references",)),
     # The thing that the image is about: its name, and other images of it.
-    item: Annotated[str, Field("text")]
-    item_references: Annotated[Sequence[RGB], Field("images", ("items",), crop="resample")]
-    item_captions: Annotated[Sequence[Caption], Field("captions", ("items",))]
+    "item": Field("text"),
+    "item_references": Field("images", ("items",), crop="resample"),
+    "item_captions": Field("captions", ("items",)),
     # Images of one scene, and the cameras that took them.
-    frames: Annotated[Sequence[RGB], Field("images", ("frames",), crop="resample")]
-    cameras: Annotated[Sequence[Camera], Field("cameras", ("frames",), crop="intrinsics")]
-
-
-FIELDS: dict[str, Field] = {
-    name: hint.__metadata__[0] for name, hint in get_type_hints(Record, include_extras=True).items()
+    "frames": Field("images", ("frames",), crop="resample"),
+    "cameras": Field("cameras", ("frames",), crop="intrinsics"),
 }
 
+# One image, scene or subject: values by the names of `FIELDS`, each as its field says.
+Record = Mapping[str, Any]
 
-def fields_along(axis: str) -> tuple[str, ...]:
+
+def fields_along(axis: str | int) -> tuple[str, ...]:
     """Names of the fields whose first axis has that name, and so the same length."""
     return tuple(name for name, field in FIELDS.items() if field.shape[:1] == (axis,))
 
@@ -116,8 +110,22 @@ class Example(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of every view; the first is an image, and here not an encoded one."""
-        return self.views[0].shape[:2]
+        """Height and width of every view, where images are not encoded."""
+        target = self.views[0]
+        assert isinstance(target, np.ndarray), "the first view is an image"
+        return target.shape[:2]
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of every view's latents, where images are encoded."""
+        target = self.views[0]
+        assert isinstance(target, EncodedImage), "the first view is an image"
+        return target.mean.shape[:2]
+
+    @property
+    def text(self) -> str:
+        """The prompt in words, encoded or not."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt.text
 
 
 class SourcedExample(NamedTuple):

@@ -25,8 +25,9 @@ def decode_image(data: bytes, name: str) -> RGB:
     Raises BadRecord, with `name`, where they are not a readable image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            ImageOps.exif_transpose(image, in_place=True)
+        with Image.open(io.BytesIO(data)) as opened:
+            ImageOps.exif_transpose(opened, in_place=True)
+            image: Image.Image = opened
             if "A" in image.getbands() or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -44,7 +44,9 @@ def refuse_wrong_field(record: Mapping[str, Any], name: str, field: Field, where
         for i, text in enumerate(value):
             refuse_no_text(text, f"{name}[{i}]", field.kind == "captions", where)
     elif field.kind == "array":
-        size = dict(zip("hw", record["image"].shape, strict=False)) if "image" in record else {}
+        size: dict[str | int, int] = {}
+        if "image" in record:
+            size = dict(zip("hw", record["image"].shape, strict=False))
         shape = tuple(size.get(axis, axis) for axis in field.shape)
         axes = zip(value.shape, shape, strict=False)
         fitting = tuple(found if isinstance(axis, str) else axis for found, axis in axes)

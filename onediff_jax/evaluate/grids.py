@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from onediff_jax.data.example import RGB, View
+from onediff_jax.data.example import RGB, EncodedImage, View
 from onediff_jax.evaluate.held_out import CompletedExample
 from onediff_jax.ops.cameras import Camera
 from onediff_jax.ops.rays import ray_latents, rays_from_latents
@@ -36,7 +36,7 @@ def grid(completed: Sequence[CompletedExample]) -> UInt8[np.ndarray, "h w 3"]:
         cells = [(f"condition {name}", views[name]) for name in conditions]
         cells += [(f"generated {name}", view) for name, view in generated.items()]
         cells += [(f"true {name}", views[name]) for name in generated]
-        rows.append(Row(example.example.prompt, cells, example.example.size))
+        rows.append(Row(example.example.text, cells, example.example.size))
     return sheet(rows)
 
 
@@ -77,6 +77,7 @@ def image_of_view(view: View | Rays, size: tuple[int, int]) -> RGB:
     """What a view looks like; of a camera or rays, the directions x, y, z as colors."""
     if isinstance(view, Camera):
         view = rays_from_latents(ray_latents(view, size, 1, 6))
+    assert not isinstance(view, EncodedImage), "images are decoded before they are shown"
     if view.shape[-1] == 3:
         return view
     directions = view[..., :3] / np.maximum(np.linalg.norm(view[..., :3], axis=-1), 1e-9)[..., None]

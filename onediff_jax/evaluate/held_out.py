@@ -55,17 +55,18 @@ def complete(
     """
     if isinstance(source, CachedSource):
         examples = cached_examples(source, indices, ExampleShape(task, views, tokens))
-        sizes = [example.views[0].mean.shape[:2] for example in examples]
+        sizes = [example.latent_size for example in examples]
         kept = [i for i, size in enumerate(sizes) if size == sizes[0]]
         indices, examples = [indices[i] for i in kept], [examples[i] for i in kept]
         height, width = (trained.codec.factor * side for side in sizes[0])
-        requests = [Request(e.prompt.text, condition_views(e, targets)) for e in examples]
+        requests = [Request(e.text, condition_views(e, targets)) for e in examples]
         generated = generate(trained, task, views, requests, (height, width), config, seed)
         examples = [decoded_example(trained, example) for example in examples]
         return [
             CompletedExample(*parts) for parts in zip(indices, examples, generated, strict=True)
         ]
     fields = TASKS[task].takes(source.fields)
+    assert fields is not None, "the source was chosen because it serves the task"
     grid: list[tuple[int, int]] = []
 
     def size(shape: tuple[int, int]) -> tuple[int, int]:
@@ -85,7 +86,7 @@ def complete(
         )
         for i in indices
     ]
-    requests = [Request(example.prompt, condition_views(example, targets)) for example in examples]
+    requests = [Request(example.text, condition_views(example, targets)) for example in examples]
     generated = generate(trained, task, views, requests, examples[0].size, config, seed)
     return list(map(CompletedExample, indices, examples, generated))
 
@@ -110,4 +111,4 @@ def decoded_example(trained: TrainedModel, example: Example) -> Example:
         image_of(trained.codec.decode(view.mean)) if isinstance(view, EncodedImage) else view
         for view in example.views
     )
-    return Example(example.task, views, example.prompt.text)
+    return Example(example.task, views, example.text)

@@ -149,6 +149,7 @@ def inpainting_line(completed: Sequence[CompletedExample]) -> Line:
     made, trivial = [], []
     for c in completed:
         truth, masked = c.example.views
+        assert isinstance(truth, np.ndarray), "both views are images"
         inside = np.any(masked != truth, -1)
         mean = np.broadcast_to(np.round(truth[~inside].mean(0)).astype(np.uint8), truth.shape)
         made.append(scores.psnr_inside(c.generated["image"], truth, inside))

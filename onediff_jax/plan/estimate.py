@@ -50,7 +50,7 @@ SPLASH_MATMULS = (("fwd", 2), ("dkv", 4), ("dq", 3))
 class Traffic(NamedTuple):
     """Collectives of one kind in a run of the program."""
 
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     bytes: int = 0  # on a device
     overlapped: int = 0  # of the count: begun and ended apart, so that instructions run meanwhile
 
@@ -102,7 +102,7 @@ def estimate_of(program: Program, machine: Generation, link: float = 0) -> Estim
             else:
                 seconds = seconds_of(instruction, machine)
                 if seconds:
-                    total.work[work_of(program, instruction)] += seconds
+                    total.work[work_of(program, instruction)] += seconds  # type: ignore[assignment]  # seconds
                     now += seconds
         total.exposed = max(now - total.compute, 0.0)
         return total

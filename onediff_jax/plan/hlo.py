@@ -65,7 +65,7 @@ def bytes_of(result: str) -> int:
     """Bytes of a type's arrays together, padding to tiles left out."""
     total = 0
     for kind, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", result):
-        bits = TYPE_BITS[kind] if kind in TYPE_BITS else int(re.search(r"\d+", kind)[0])
+        bits = TYPE_BITS[kind] if kind in TYPE_BITS else int(re.findall(r"\d+", kind)[0])
         for size in filter(None, sizes.split(",")):
             bits *= int(size)
         total += -(-bits // 8)

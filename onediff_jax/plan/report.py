@@ -1,7 +1,7 @@
 """A plan as text: memory, where the seconds go, collectives, MFU."""
 
+import collections
 import re
-from collections import Counter
 
 from onediff_jax.plan.estimate import Estimate, estimate_of, seconds_of
 from onediff_jax.plan.hlo import Program
@@ -105,13 +105,13 @@ def traffic_lines(estimate: Estimate) -> list[str]:
 
 def source_lines(program: Program, machine: Generation, count: int) -> list[str]:
     """Seconds by the part of the network that an instruction comes from, and by pass."""
-    spent: Counter[tuple[str, str]] = Counter()
+    spent: dict[tuple[str, str], float] = collections.defaultdict(float)
     for instruction, times in program.running():
         seconds = seconds_of(instruction, machine) * times
         spent[part_of(instruction.source)] += seconds
     return [
         f"  {seconds:9.4f} s  {part:40} {direction}"
-        for (part, direction), seconds in spent.most_common(count)
+        for (part, direction), seconds in sorted(spent.items(), key=lambda item: -item[1])[:count]
         if seconds
     ]
 

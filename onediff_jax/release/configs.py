@@ -65,7 +65,7 @@ class Settings:
             wanted = " or ".join(map(repr, expected))
             raise InputError(f"{self.file}: {key}: expected {wanted}, found {value!r}.")
 
-    def number(self, key: str, default: Any = NO_DEFAULT, kind: type = int) -> Any:
+    def number(self, key: str, default: Any = NO_DEFAULT, kind: type[int | float] = int) -> Any:
         """A positive number."""
         value = self.get(key, default)
         if not isinstance(value, (int, kind)) or isinstance(value, bool) or not value > 0:

@@ -164,7 +164,7 @@ def refuse_leftovers(
     network: str,
 ) -> None:
     """Raises, listing all, where tensors are missing, unknown, misshapen or contradict a copy."""
-    faults = {
+    faults: dict[str, list[Any]] = {  # names, messages, and lists of names
         "missing": sorted(set(expected) - set(sources)),
         "unknown": sorted(n for name in set(sources) - set(expected) for n in sources[name]),
         "of another shape": [],

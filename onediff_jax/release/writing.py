@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,8 @@ def created(
     file: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype
 ) -> dict[str, StoredTensor]:
     """The places of tensors in a new file that holds its header, and room for them."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
         entry = {

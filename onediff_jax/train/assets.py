@@ -74,7 +74,7 @@ class Assets(NamedTuple):
         def text(name: str) -> bytes:
             return np.asarray(arrays.get(name, [])).tobytes()
 
-        codec = None
+        codec: LinearCodec | DeviceCodec | None = None
         if "factor" in arrays:
             codec = DeviceCodec(*(int(arrays[name]) for name in DeviceCodec._fields))
         elif "encoder" in arrays:
@@ -85,11 +85,12 @@ class Assets(NamedTuple):
 
 def fitted_assets(config: RunConfig, sources: Mapping[str, Source]) -> Assets:
     """Codec and vocabulary of a run, as functions of the configuration and the training records."""
-    codec, prompts = device_codec(config), []
+    codec: LinearCodec | DeviceCodec | None = device_codec(config)
+    prompts: list[str] = []
     if config.codec.kind == "linear" or config.text.kind == "trained":
         examples = examples_to_fit(config, sources)
         images = [v for e in examples for v in e.views if isinstance(v, np.ndarray)]
-        prompts = [example.prompt for example in examples] + [task.token for task in TASKS.values()]
+        prompts = [example.text for example in examples] + [task.token for task in TASKS.values()]
     if codec is None:
         codec = fit(images, config.codec.factor, config.model.channels, config.codec.whitening)
     fingerprints = fingerprints_of(config.text, config.codec)

@@ -30,8 +30,11 @@ from onediff_jax.train.state import State, new_state, optimizer_of, state_of, st
 from onediff_jax.train.step import train_step_of
 from onediff_jax.train.tune import merge_params
 
-BESIDE_MATMULS = {"xla_enable_async_all_gather": True, "xla_enable_async_collective_permute": True}
-IN_MATMULS = {
+BESIDE_MATMULS: dict[str, bool | int] = {
+    "xla_enable_async_all_gather": True,
+    "xla_enable_async_collective_permute": True,
+}
+IN_MATMULS: dict[str, bool | int] = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
@@ -190,7 +193,8 @@ class UnreadRecords(Source):
 class UnreadCache(CachedSource):
     """A cache of which nothing is read; prompts are ids if their states have no width."""
 
-    empty, holds_states, holds_deviations = None, False, False
+    empty = EncodedPrompt("", np.zeros((1, 0), BFLOAT16))
+    holds_states = holds_deviations = False
 
     def __init__(self, deviations: bool, width: int):
         self.holds_deviations, self.holds_states = deviations, width > 0

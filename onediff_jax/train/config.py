@@ -154,7 +154,9 @@ def run_config(values: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConf
 
 def build_value(kind: Any, value: Any, path: str) -> Any:
     """`value` as the annotated type `kind`: dataclasses from mappings, tuples from lists."""
-    if dataclasses.is_dataclass(kind):
+    if kind is SourceSettings:
+        return build_source(value, path)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else build_section(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -171,8 +173,6 @@ def build_value(kind: Any, value: Any, path: str) -> Any:
         return {
             name: build_value(arguments[1], item, f"{path}.{name}") for name, item in value.items()
         }
-    if kind is object:
-        return build_source(value, path)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -270,7 +270,7 @@ def _replace_locations(value: Any, change: Callable[[str, str], str], name: str)
         return {
             key: _replace_locations(item, change, f"{name}.{key}") for key, item in value.items()
         }
-    if not dataclasses.is_dataclass(value):
+    if not dataclasses.is_dataclass(type(value)):
         return value
     hints, changes = typing.get_type_hints(type(value), include_extras=True), {}
     for field in dataclasses.fields(value):

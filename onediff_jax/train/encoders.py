@@ -329,7 +329,7 @@ class Encoding(NamedTuple):
         """The examples with their images and prompts encoded."""
         images = [view for each in several for view in each.example.views if is_image(view)]
         encoded = iter(self.images(images))
-        prompts = self.prompts([each.example.prompt for each in several])
+        prompts = self.prompts([each.example.text for each in several])
         found = []
         for each, prompt in zip(several, prompts, strict=True):
             views = (next(encoded) if is_image(view) else view for view in each.example.views)

@@ -174,6 +174,7 @@ def introduce(
     writer.table("mixture", mixture.table_of(found))
     quality = "cached"
     if images:
+        assert codec is not None, "rows of images need one"
         decoded = [image_of(codec.decode(codec.encode(image))) for image in images]
         quality = f"{np.mean(list(map(psnr, images, decoded))):.1f} dB"
     writer.line(
@@ -196,6 +197,7 @@ def sample_grids(
     Tasks that no source with images serves are left out.
     """
     config, data = run.config, run.config.data
+    assert codec is not None, "a run with grids has its codec's parameters"
     trained = TrainedModel(
         run.networks, params, codec, run.tokenizer, run.assets.schedule, run.mesh
     )

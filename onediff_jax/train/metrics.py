@@ -1,7 +1,7 @@
 """What is logged of a step: errors by task and noise level, its FLOPs by formula, and MFU."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -96,8 +96,8 @@ def codec_flops(config: VAEConfig, side: int) -> int:
 class StepFlops(NamedTuple):
     """FLOPs of a training step on all devices, by network; recomputation does not count."""
 
-    trained: Mapping[str, int]  # of networks that gradients pass through: three forward passes
-    encoders: Mapping[str, int]  # of pretrained encoders inside the step: one
+    trained: dict[str, int]  # of networks that gradients pass through: three forward passes
+    encoders: dict[str, int]  # of pretrained encoders inside the step: one
 
     @property
     def model(self) -> int:

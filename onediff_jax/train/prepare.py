@@ -114,7 +114,7 @@ class Prepared:
         """The codec of images; None where it is a pretrained one that `params` lacks."""
         if isinstance(self.assets.codec, LinearCodec):
             return self.assets.codec
-        if "codec" not in params:
+        if self.networks.codec is None or "codec" not in params:
             return None
         return ImageCodec(self.networks.codec, params["codec"], self.networks.sampled)
 
@@ -197,6 +197,7 @@ def training_rows(
             "inside the step all images of a slot have one shape, so set data.aspects to "
             "'square', or encode the data set ahead: `python -m onediff_jax encode`."
         )
+    assert assets.codec is not None, "only a released denoiser comes without one"
     return Rows(
         config.data,
         sources,

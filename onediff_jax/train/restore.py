@@ -53,5 +53,6 @@ def restore_model(
     params = jax.tree.map(np.asarray, weights(path, shapes, root=root))
     params |= run.pretrained_params()
     codec = run.codec(params)
+    assert codec is not None, "a pretrained one is among the parameters"
     trained = TrainedModel(run.networks, params, codec, run.tokenizer, assets.schedule)
     return RestoredModel(run.config, trained, step)

@@ -271,7 +271,8 @@ def state_shardings(
         shapes,
         transform_non_params=lambda _: whole,
     )
-    return State(whole, params, params if config.ema else {}, moments, untrained)
+    ema = params if config.ema else {}
+    return State(whole, params, ema, moments, untrained)  # type: ignore[arg-type]  # of shardings
 
 
 def parameter_count(params: Any) -> int:

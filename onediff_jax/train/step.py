@@ -267,7 +267,7 @@ def train_step_of(
     InputError where the mesh does not cut rows of this layout.
     """
     specs = jax.tree.map(lambda s: s.spec, (shardings.params, shardings.untrained))
-    mesh = shardings.step.mesh
+    mesh = shardings.step.mesh  # type: ignore[attr-defined]  # a sharding, not an array
     gradients = gradients_of(networks, layout, flow_config, config, specs, mesh)
 
     def train_step(state: State, batch: Batch, key: Array, pretrained: Any = EMPTY):
@@ -332,4 +332,5 @@ class HeldOutLoss:
             numbers = step * self._count + jnp.arange(self._count)
             found = self._of_batch(params, global_batch(batch, self._mesh, self._count), numbers)
             total = found if total is None else jax.tree.map(lambda a, b: a + b, total, found)
+        assert total is not None, "there is at least one batch"
         return {f"held_out/{name}": value for name, value in named_scalars(total).items()}

@@ -6,7 +6,7 @@ import numpy as np
 
 from onediff_jax.data.batching.settings import DataConfig, SlotConfig
 from onediff_jax.data.conditions.make import ConditionConfig
-from onediff_jax.data.example import Record
+from onediff_jax.data.example import FIELDS, Record
 from onediff_jax.data.records import Source, SourceSettings
 from onediff_jax.data.registry import SOURCES
 from onediff_jax.data.tasks.table import TASKS
@@ -22,7 +22,7 @@ SHAPES = ((8, 8), (8, 12), (16, 8))
 class Blobs(Source):
     """Images of one bright rectangle on a dark ground, with everything that a task can need."""
 
-    fields = frozenset(Record.__annotations__) - {"pictures", "colors", "places"}
+    fields = frozenset(FIELDS) - {"pictures", "colors", "places"}
     least = {"references": 4, "item_references": 4, "frames": 12}
 
     def __init__(self, count: int = 24):
@@ -46,7 +46,7 @@ class Blobs(Source):
         caption = f"a {('small', 'large')[index % 3 > 0]} {name}, number {index}"
         others = [image() for _ in range(12)]
         points = rng.uniform(0, (width, height), (1, 17, 2))
-        return Record(
+        return dict(
             image=image(),
             depth=np.where(instances > 0, np.float32(1), np.float32(3)),
             instances=instances,

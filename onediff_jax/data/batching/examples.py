@@ -56,6 +56,7 @@ class MakeExample(grain.transforms.RandomMap):
     def example(self, number: int, seed: Sequence[int]) -> Example:
         """The example of one record; raises BadRecord where its content cannot be used."""
         fields = TASKS[self.task].takes(self.source.fields)
+        assert fields is not None, "the source was chosen because it serves the task"
         record = self.source.read(number, fields)
 
         def size(shape: tuple[int, int]) -> tuple[int, int]:

@@ -104,7 +104,7 @@ def mixture(config: DataConfig, sources: Mapping[str, Source], rows: int) -> lis
 
     Computed from the same ingredients as the run's streams.
     """
-    often = collections.Counter()  # examples of a row
+    often: dict[tuple[str, int], float] = collections.defaultdict(float)  # examples of a row
     for _, _, slot, packing in packed_slots(config, seed=0):
         filled = packing.mean_counts if packing else {slot.views: 1.0}
         for views, tasks in slot.tasks_of(config.tasks, config.counts).items():
@@ -114,10 +114,10 @@ def mixture(config: DataConfig, sources: Mapping[str, Source], rows: int) -> lis
                 often[part.task, part.number] += filled[views] * part.weight / total
     found = []
     for number, (name, source) in enumerate(sources.items()):
-        tasks = [task for task in config.tasks if (task, number) in often] or [""]
-        for task in tasks:
+        served = [task for task in config.tasks if (task, number) in often] or [""]
+        for task in served:
             examples, records = often[task, number], len(source)
-            share, epochs = examples / often.total(), examples * rows * 1000 / max(records, 1)
+            share, epochs = examples / sum(often.values()), examples * rows * 1000 / max(records, 1)
             found.append(Share(task, name, share, records, epochs))
     order = list(config.tasks)
     return sorted(found, key=lambda line: order.index(line.task) if line.task else len(order))

@@ -85,6 +85,8 @@ class SlowSource(Source):
 class SlowCache(CachedSource):
     """A cache whose reads are delayed."""
 
+    seconds: float
+
     def __init__(self, cache: CachedSource, seconds: float):
         vars(self).update(vars(cache), seconds=seconds)
 
@@ -95,6 +97,8 @@ class SlowCache(CachedSource):
 
 class SlowExamples(RecordFiles):
     """Examples of a cache, with delayed reads."""
+
+    seconds: float
 
     def __init__(self, examples: RecordFiles, seconds: float):
         vars(self).update(vars(examples), seconds=seconds)

@@ -110,9 +110,12 @@ class Writer:
             prompt = bare_prompt(example.task, len(example.views))
             prompt = self._carried.bare[prompt] if self._carried.bare else prompt
         row.text[place], row.text_mask[place] = self._text(prompt)
-        first, factor = example.views[0], self._codec.factor
-        encoded = isinstance(first, EncodedImage)
-        size = tuple(factor * side for side in first.mean.shape[:2]) if encoded else example.size
+        factor = self._codec.factor
+        if isinstance(example.views[0], EncodedImage):
+            height, width = example.latent_size
+            size = (factor * height, factor * width)
+        else:
+            size = example.size
         rows, columns = (side // (factor * self._patch) for side in size)
         for index, shown in enumerate(example.views):
             start = self._starts[view + index]
@@ -149,6 +152,7 @@ def latents_of(
         return ray_latents(view, size, codec.factor, codec.channels)
     if isinstance(view, EncodedImage):
         return view.mean.astype(np.float32)
+    assert not isinstance(codec, DeviceCodec), "rows carry the pixels of such a codec"
     return codec.encode(view)
 
 

@@ -1,11 +1,11 @@
 """What a run reads, and the slots of its rows: the settings `data`."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
 from onediff_jax.data.batching.packing import Packing
 from onediff_jax.data.conditions.make import ConditionConfig
+from onediff_jax.data.records import SourceSettings
 from onediff_jax.data.tasks.fitting import FILTERS, Fitting
 from onediff_jax.data.tasks.table import TASKS, canonical
 from onediff_jax.errors import InputError
@@ -62,14 +62,14 @@ def shares_of(task: str, counts: Mapping[str, Sequence[float]]) -> dict[int, flo
     """Which share of a task's examples has how many views, before slots choose what fits."""
     possible = TASKS[task].builder.counts
     shares = counts.get(task, (1.0,) * len(possible))
-    return dict(itertools.zip_longest(possible, shares, fillvalue=0.0))
+    return dict.fromkeys(possible, 0.0) | dict(zip(possible, shares, strict=False))
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):
     """What a run reads and how rows are made of it."""
 
-    sources: Mapping[str, object] = setting({}, "name -> settings of a source")
+    sources: Mapping[str, SourceSettings] = setting({}, "name -> settings of a source")
     tasks: Mapping[str, float] = setting({}, "name -> weight", least=0)
     counts: Mapping[str, tuple[float, ...]] = setting(
         {},

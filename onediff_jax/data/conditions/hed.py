@@ -29,7 +29,8 @@ Map = Float[np.ndarray, "h w c"]
 
 def _shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights; kernels are [row column in out]; color is red first."""
-    found, inputs = {}, 3
+    found: dict[str, tuple[int, ...]] = {}
+    inputs = 3
     for block, (count, width) in enumerate(zip(CONVOLUTIONS, _WIDTHS, strict=True), start=1):
         for number in range(1, count + 1):
             found[f"block{block}/convolution{number}/kernel"] = (3, 3, inputs, width)

@@ -95,9 +95,10 @@ def masked(record: Record, rng: np.random.Generator, config: ConditionConfig) ->
     """The image with a black hole: a rectangle, or brush strokes for the share set."""
     image = record["image"]
     # Without a share nothing is drawn for it, so that rectangles stay where they always were.
+    height, width = image.shape[:2]
     free = config.free_form_holes and rng.random() < config.free_form_holes
     hole = degradations.free_form_hole if free else degradations.rectangular_hole
-    return Condition(np.where(hole(*image.shape[:2], rng)[..., None], np.uint8(0), image))
+    return Condition(np.where(hole(height, width, rng)[..., None], np.uint8(0), image))
 
 
 def canny(record: Record, rng: np.random.Generator, config: ConditionConfig) -> Condition:
@@ -154,7 +155,8 @@ def boxes(record: Record, rng: np.random.Generator, config: ConditionConfig) -> 
         numbers, found = maps.boxes_of(record["instances"])
         names = tuple(names[number - 1] for number in numbers)
     colors = maps.class_colors(names, rng if config.map_colors == "drawn" else None)
-    image = maps.box_map(*record["image"].shape[:2], found, names, colors)
+    height, width = record["image"].shape[:2]
+    image = maps.box_map(height, width, found, names, colors)
     return Condition(image, maps.legend(colors, "boundingbox"))
 
 

@@ -34,7 +34,8 @@ Mask = Bool[np.ndarray, "h w"]
 
 def rgb(color: str) -> tuple[int, int, int]:
     """Red, green and blue of a named color, 0 to 255."""
-    return tuple(bytes.fromhex(COLORS[color]))
+    red, green, blue = bytes.fromhex(COLORS[color])
+    return red, green, blue
 
 
 def depth_image(depth: Float[np.ndarray, "h w"]) -> RGB:

@@ -64,7 +64,8 @@ class ScenesConfig(tfds.core.BuilderConfig):
         self.name = f"{self.content}-{numbers}-seed{self.seed}"
 
 
-class SceneBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+# TFDS has no types, so that its keyword of a class is not known.
+class SceneBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes the scenes of a configuration, shard by shard."""
 
     # Not GeneratorBasedBuilder: that holds a split in memory to sort it, and past a gigabyte needs

@@ -7,7 +7,7 @@ still sees every object well.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -83,9 +83,8 @@ def _recolor(scene: Scene, place: int, rng: np.random.Generator) -> Try:
     clothes = ["shirt", "trousers"] + ["hat_color"] * bool(item.who.hat_color)
     field = clothes[rng.integers(len(clothes))]
     color = _new_color(rng, scene, getattr(item.who, field))
-    who = dataclasses.replace(item.who, **{field: color})
-    if field == "shirt":
-        who = dataclasses.replace(who, stripes="")
+    changes: dict[str, Any] = {field: color} | ({"stripes": ""} if field == "shirt" else {})
+    who = dataclasses.replace(item.who, **changes)
     called = {"shirt": "shirt", "trousers": "shorts" if who.shorts else "trousers"}
     after = _with(scene, place, dataclasses.replace(item, who=who))
     return after, f"make the person's {called.get(field, who.hat)} {color}"

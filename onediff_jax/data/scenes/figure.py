@@ -96,6 +96,10 @@ def draw_pose(rng: np.random.Generator, name: str) -> Pose:
         first, second = (float(a + rng.uniform(-spread, spread)) for a in (forward, outward))
         return first, second
 
+    def both(limbs: list[tuple[float, float]]) -> tuple[tuple[float, float], tuple[float, float]]:
+        left, right = limbs
+        return left, right
+
     upper, lower = [near(0.0, 0.2), near(0.0, 0.2)], [near(0.25, 0.12), near(0.25, 0.12)]
     thighs, shins = [near(0.05, 0.1, 0.04), near(0.05, 0.1, 0.04)], [(0.0, 0.06), (0.0, 0.06)]
     if name == "walking":
@@ -119,7 +123,7 @@ def draw_pose(rng: np.random.Generator, name: str) -> Pose:
     elif name == "sitting on the ground":
         thighs, shins = [near(1.5, 0.2, 0.05), near(1.5, 0.2, 0.05)], [(1.42, 0.2), (1.42, 0.2)]
         upper, lower = [near(0.3, 0.25), near(0.3, 0.25)], [near(0.9, 0.0), near(0.9, 0.0)]
-    return Pose(name, tuple(upper), tuple(lower), tuple(thighs), tuple(shins))
+    return Pose(name, both(upper), both(lower), both(thighs), both(shins))
 
 
 def _toward(angles: tuple[float, float], side: int) -> Float[np.ndarray, "3"]:

@@ -316,7 +316,8 @@ def draw_scene(world: World, seed: int, split: str, index: int, views: int) -> S
         standing = [item.at(*spot) for item, spot in zip(objects, spots, strict=True)]
         if isinstance(standing[0], Person):
             standing[0] = dataclasses.replace(standing[0], yaw=back + facing)
-        light = render.Light(*colors, sun, ambient)
+        land, horizon, zenith = colors
+        light = render.Light(land, horizon, zenith, sun, ambient)
         scene = judge(Scene(world, tuple(standing), (camera,), light, ground, sky))
         if scene is None:
             continue

@@ -89,6 +89,8 @@ def solids_of(objects: Sequence[Sequence[Primitive]]) -> Solids:
         values = [getattr(primitive, name) for primitive, _ in numbered]
         return np.array(values, np.float32).reshape(-1, *shape)
 
-    colors = column("color", 3), column("second", 3)
+    boxes, tapered, capsules = tables
+    color, second = column("color", 3), column("second", 3)
     instance = np.array([number for _, number in numbered], np.int32)
-    return Solids(*tables, instance, *colors, *map(column, ("bands", "checks", "gloss")))
+    bands, checks, gloss = map(column, ("bands", "checks", "gloss"))
+    return Solids(boxes, tapered, capsules, instance, color, second, bands, checks, gloss)

@@ -150,7 +150,8 @@ def _shaded(
     color, horizon, zenith = (
         spread([np.array(shot.light[i], np.float32) for shot in shots]) for i in range(3)
     )
-    normal = Vector(*np.zeros((2, len(lit)), np.float32), lit.astype(np.float32))
+    east, north = np.zeros((2, len(lit)), np.float32)
+    normal = Vector(east, north, lit.astype(np.float32))
     for whole, part in zip((*normal, *color), (*surface.normal, *surface.color), strict=True):
         whole[solid] = part
 

@@ -5,7 +5,6 @@ import functools
 import pathlib
 from typing import Any
 
-from onediff_jax.data.example import Record
 from onediff_jax.data.records import (
     Source,
     SourceSettings,
@@ -114,7 +113,7 @@ class SceneRecords(TfdsRecords):
     def __reduce__(self) -> tuple[Any, tuple[Scenes, str]]:
         return Scenes.open, (self._scenes, self._split)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> StoredRecord:
         record = super().__getitem__(index)
         if not self._mates:
             return record
@@ -130,4 +129,4 @@ class SceneRecords(TfdsRecords):
             images: lambda: StoredImages([mate.stored["image"] for mate in mates()]),
             captions: lambda: tuple(mate["caption"] for mate in mates()),
         }
-        return StoredRecord(record.stored | more)
+        return StoredRecord({**record.stored, **more})

@@ -57,7 +57,7 @@ def file_facts(file: pathlib.PurePath, records: int, sha256: str = "") -> dict[s
 
 def checksum(file: pathlib.PurePath) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as content:
+    with epath.Path(file).open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
@@ -181,11 +181,8 @@ class ReadFile:
         self._reader: Any = None
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> str:
-        return str(self.path)
-
-    def __setstate__(self, state: str) -> None:
-        self.__init__(state)
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return type(self), (str(self.path),)
 
     def reader(self) -> Any:
         """Its reader, which stays open for as long as the caller holds it."""

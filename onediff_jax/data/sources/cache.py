@@ -66,6 +66,7 @@ class ExampleShape(NamedTuple):
 def example_bytes(sourced: SourcedExample, record: int) -> bytes:
     """An encoded example as bytes; `record` is the number of the record that it was made of."""
     example = sourced.example
+    assert isinstance(example.prompt, EncodedPrompt), "a cache holds encoded examples"
     values = {
         "task": example.task,
         "record": record,

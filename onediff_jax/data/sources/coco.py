@@ -185,13 +185,13 @@ def annotations_in(file: pathlib.Path, kind: str) -> dict[int, dict[str, Any]]:
             ) from None
         of_image[annotation["image_id"]].append(kept)
     found = {}
-    for number, kept in of_image.items():
+    for number, annotations in of_image.items():
         image = images[number]
         try:
             parts = {name: image[name] for name in ("file_name", "height", "width")}
         except KeyError as error:
             raise InputError(f"{file}, image {number}: {error} is missing.") from None
-        found[number] = parts | {kind: kept}
+        found[number] = parts | {kind: annotations}
     return found
 
 

@@ -9,7 +9,7 @@ A record is an image; its references are the other images of the same subject.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,10 @@ class IdentityImages(Source):
     def __init__(self, settings: Identities, split: str):
         self.folder = folder_at(settings.path, "identities")
         listing = listing_in(self.folder)
+        columns: frozenset[str] = frozenset()
+        subjects: Mapping[str, Sequence[str | int]]  # names of files, or numbers in the listing
         if listing is None:
-            subjects, columns = images_in(self.folder), frozenset()
+            subjects = images_in(self.folder)
         else:
             subjects, columns = listed_images(listing)
         enough = [name for name in sorted(subjects) if len(subjects[name]) >= settings.least]
@@ -70,7 +72,6 @@ class IdentityImages(Source):
             f"subjects with enough images in {self.folder}",
         )
         self._names = [enough[i] for i in numbers]
-        # Names of files, or numbers of entries in the listing.
         self._images = [subjects[name] for name in self._names]
         self._ends = np.cumsum([len(images) for images in self._images])
         self._listing, self._columns = listing, columns
@@ -97,7 +98,7 @@ class IdentityImages(Source):
     def _entry(self, subject: int, image: int) -> dict[str, Any]:
         """What is known of an image: its file, and what the listing says."""
         kept = self._images[subject][image]
-        if self._listing is not None:
+        if self._listing is not None and isinstance(kept, int):
             return self._listing[kept]
         return {"file_name": f"{self._names[subject]}/{kept}"}
 
@@ -128,12 +129,13 @@ class IdentityImages(Source):
     def where(self, index: int) -> str:
         """The image's file, or the line that names it."""
         subject, image = self._place(index)
-        if self._listing is not None:
-            return self._listing.where(self._images[subject][image])
+        kept = self._images[subject][image]
+        if self._listing is not None and isinstance(kept, int):
+            return self._listing.where(kept)
         return str(self.folder / self._entry(subject, image)["file_name"])
 
 
-def images_in(folder: pathlib.Path) -> dict[str, Sequence[str]]:
+def images_in(folder: pathlib.Path) -> dict[str, list[str]]:
     """Names of the image files in every folder of a folder."""
     subjects = {}
     with os.scandir(folder) as inner:
@@ -145,7 +147,7 @@ def images_in(folder: pathlib.Path) -> dict[str, Sequence[str]]:
     return subjects
 
 
-def listed_images(listing: Listing) -> tuple[dict[str, Sequence[int]], frozenset[str]]:
+def listed_images(listing: Listing) -> tuple[dict[str, list[int]], frozenset[str]]:
     """Numbers of the entries of every subject, and which columns the listing has.
 
     Raises InputError where only some lines have a column, or an image lies in no folder.

@@ -82,7 +82,7 @@ def intrinsics_of(
     model = entry.get("camera_model", PINHOLES[0])
     if model not in PINHOLES:
         raise BadRecord(f"{where}: camera_model is {model!r}; it can be {', '.join(PINHOLES)}.")
-    known = (None, None)
+    known: tuple[int | None, int | None] = (None, None)
     if image and all(entry.get(name) is None for name in IN_PIXELS):
         known = image
     height = number(entry, "h", where, known[0])

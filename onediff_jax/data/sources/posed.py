@@ -104,7 +104,8 @@ class PosedScenes(Source):
                 f"{self.least['frames']}."
             )
         frames = Frames([view[0] for view in views])
-        record = {"frames": frames, "cameras": Cameras(frames, [view[1] for view in views], where)}
+        cameras = Cameras(frames, [view[1] for view in views], where)
+        record: dict[str, Any] = {"frames": frames, "cameras": cameras}
         if self._depth:
             record["depth"] = functools.partial(
                 depth_of, views[0][1], self.folder / scene, f"{where}: {views[0][1]['file_path']}"

@@ -59,7 +59,7 @@ def record_bytes(record: Record) -> bytes:
         if name not in FIELDS:
             raise InputError(f"A record has a field {name!r}; fields are {', '.join(FIELDS)}.")
         stored = kept.get(name)
-        value = stored if isinstance(stored, StoredImage) else record[name]
+        value: Any = stored if isinstance(stored, StoredImage) else record[name]
         value = getattr(value, "stored", value)  # images that are kept in files
         kind = FIELDS[name].kind
         if kind == "image":

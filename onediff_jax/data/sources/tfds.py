@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from onediff_jax.data.example import FIELDS, Record
+from onediff_jax.data.example import FIELDS
 from onediff_jax.data.records import (
     READY,
     NamedImages,
@@ -145,7 +145,7 @@ class TfdsRecords(Source):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> StoredRecord:
         where = self.where(index)
         try:
             example = self._stored.deserialize_example_np(

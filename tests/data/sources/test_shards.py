@@ -32,7 +32,7 @@ def image(value: int) -> np.ndarray:
 def record(number: int) -> Record:
     rng = np.random.default_rng(number)
     cameras = [Camera(np.diag([9.0 + i, 9, 1]), np.eye(4)) for i in range(2)]
-    return Record(
+    return dict(
         image=image(number),
         caption=f"number {number} ☀",
         pictures={"hed": image(number + 1), "pose": image(number + 2)},
@@ -245,8 +245,8 @@ def test_a_missing_file_is_an_error_of_the_system(tmp_path):
 def test_wrong_content_is_a_fault_when_it_is_read(tmp_path):
     camera = Camera(np.eye(3), np.diag([1.0, 1, -1, 1]))
     wrong = [
-        Record(image=image(0), frames=[image(1)], cameras=[camera]),
-        Record(image=image(0), depth=np.zeros((6, 8), np.float32)),
+        dict(image=image(0), frames=[image(1)], cameras=[camera]),
+        dict(image=image(0), depth=np.zeros((6, 8), np.float32)),
     ]
     records = [record_bytes(w) for w in wrong] + [
         record_bytes(record(0)).replace(png(image(0))[:8], b"x" * 8)
