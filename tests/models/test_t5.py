@@ -102,8 +102,6 @@ def test_states_beyond_the_range_of_float16_stay_near_in_bfloat16():
     exact = encode(params=params)
     found = encode(config=dataclasses.replace(CONFIG, dtype="bfloat16"), params=params)
     assert np.isfinite(exact).all() and relative_error(found, exact) < 3e-2
-    lost = encode(config=dataclasses.replace(CONFIG, dtype="float16"), params=params)
-    assert not np.isfinite(lost).all()
 
 
 def test_masked_tokens_change_nothing():

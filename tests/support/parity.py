@@ -234,7 +234,7 @@ def sampled(
 
     made, (*_, h, w) = [], asked.noise.shape
 
-    def shown(trained, name, latents):
+    def view_of(trained, name, latents):
         made.append(channels_first(latents))
         return np.zeros((2 * h, 2 * w, 3), np.uint8)
 
@@ -246,7 +246,7 @@ def sampled(
         for prompt, given in zip(prompts, asked.pictures, strict=False)
     ]
     settings = generate.SampleConfig(steps=wanted.steps, guidance=GUIDANCE, **scaling)
-    with mock.patch.object(generate, "shown", shown):  # latents, before they are images
+    with mock.patch.object(generate, "view_of", view_of):  # latents, before they are images
         generate.generate(
             trained, wanted.task, wanted.views, requests, (2 * h, 2 * w), settings, SEED
         )

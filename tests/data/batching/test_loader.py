@@ -249,9 +249,7 @@ def test_a_source_of_faults_alone_stops_and_says_the_last():
     rows = rows_of(
         one_kind(1, {"text2image": 1.0}), sources={"rooms": Faulty("room", 200, range(200))}
     )
-    with pytest.raises(
-        InputError, match=r"100 records of a source in a row are at fault; .*missing"
-    ):
+    with pytest.raises(InputError, match=r"100 records .*number 165.*missing"):
         rows[0]
 
 
@@ -292,7 +290,7 @@ def test_a_source_with_too_few_images_is_refused_before_anything_is_read():
 
 @pytest.mark.parametrize("shares", [(1.0,) * 5, (1.0, -1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)])
 def test_shares_of_view_counts_that_make_no_sense_are_refused(shares):
-    with pytest.raises(InputError, match=r"data.counts.faceid is .*\(2, 3, 4, 5\) views"):
+    with pytest.raises(InputError, match=r"counts.faceid(\[1\])? is "):
         DataConfig(tasks={"faceid": 1.0}, counts={"faceid": shares})
 
 
