@@ -47,6 +47,7 @@ def test_batches_have_the_planned_shapes_types_and_places():
         assert found.sharding.is_equivalent_to(planned_for.sharding, found.ndim), name
 
 
+@pytest.mark.slow
 def test_rows_hold_as_many_examples_as_are_counted():
     config = tiny_config()
     rows = Rows(

@@ -94,7 +94,7 @@ def alone():
     return descended(mesh_of(MeshConfig(), jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("count", SEVERAL)
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_give_the_loss_and_the_parameters_of_one(alone, tmp_path, count):
     loss, params = alone
     for found in run(tmp_path, count):

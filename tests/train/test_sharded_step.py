@@ -88,7 +88,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+SLOWLY = ("data over slices", "in parts", "unrolled, chunked attention")  # part of other cases
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] if name in SLOWLY else [])
+        for name, case in CASES.items()
+    ],
+)
 def test_the_step_is_that_of_one_device(case):
     found, true = trained(**case), expected(case.get("layout", ONE_SLOT))
     assert found["measured"] == pytest.approx(true["measured"], rel=1e-5)
