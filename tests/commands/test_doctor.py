@@ -16,20 +16,21 @@ from tiny import Blobs, tiny_config
 from onediff_jax import cli
 from onediff_jax.commands import doctor
 from onediff_jax.commands.doctor import FAILED, OK, WARNING, checkpoint_bytes, checks
+from onediff_jax.data.records import SourceSettings
 from onediff_jax.data.registry import SOURCES
 from onediff_jax.errors import InputError
 from onediff_jax.train.config import as_dict, base_config, run_config
 
 
 @dataclasses.dataclass(frozen=True)
-class Broken:
+class Broken(SourceSettings):
     """Settings of a source some of whose records are at fault, or whose disk is."""
 
     faulty: int = 0  # every so many-th record
     disk: bool = False
     fields: tuple[str, ...] = ()  # that it has; empty: all
 
-    def open(self, split):
+    def records(self, split):
         del split
         return BrokenBlobs(self)
 

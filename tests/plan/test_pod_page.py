@@ -81,7 +81,7 @@ def test_the_caches_that_the_page_makes_are_those_that_its_run_reads(run, monkey
     seen = {}
     monkeypatch.setattr(
         encode_dataset, "encode",
-        lambda config, out, **options: seen.update(config=config, out=out) or {},
+        lambda config, out, *options: seen.update(config=config, out=out) or {},
     )  # fmt: skip
     assert cli.main(["encode", *words]) == 0, capsys.readouterr().err
     made = resolve_paths(seen["config"])

@@ -13,6 +13,7 @@ from onediff_jax.data.batching.loader import Rows
 from onediff_jax.data.batching.settings import examples_per_row, layout_of
 from onediff_jax.data.codecs import LinearCodec
 from onediff_jax.data.sources.cache import Cache
+from onediff_jax.data.sources.folder import Folder
 from onediff_jax.data.text import vocabulary_of
 from onediff_jax.errors import InputError
 from onediff_jax.plan.topologies import GENERATIONS, devices_of, topology_of
@@ -106,7 +107,7 @@ def test_states_of_caches_take_the_encoder_s_place():
     assert shapes.batch.text.shape[2:] == (30, 2048)
     assert shapes.batch.text.dtype == ml_dtypes.bfloat16
     with pytest.raises(InputError, match="has 1 other sources"):
-        planned_run(released(folder=object()), states=True)
+        planned_run(released(folder=Folder("/no/folder")), states=True)
     with pytest.raises(InputError, match="text.kind is 'trained'"):
         planned_run(tiny_config(), states=True)
 
