@@ -23,7 +23,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -193,7 +193,7 @@ class NextDiT(nn.Module):
 
     def __init__(
         self, *, hidden_size: int, depth: int, num_heads: int, num_kv_heads: int,
-        caption_channels: int, in_channels: int, patch_size: tuple[int, int, int],
+        caption_channels: int, in_channels: int, patch_size: Sequence[int],
         multiple_of: int, norm_eps: float, qk_norm: bool, norm_type: str = "rms",
         ffn_dim_multiplier: float | None = None, pred_sigma: bool = False,
         rotary_max_length: int = 128, rotary_max_length_t: int | None = None,
