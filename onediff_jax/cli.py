@@ -47,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         left = options([name, *rest])[1:]
         if left:
             raise InputError(f"{left[0]!r} is not understood; options begin with --.")
+        refuse_missing(name, options)
     except MISTAKES as error:
         return failed(hint_of(error), NOT_UNDERSTOOD)
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
@@ -83,12 +84,20 @@ def define_options(name: str, values: flags.FlagValues, arguments: Sequence[str]
     as well; `run_config` refuses those that do not exist.
     """
     for option, (kind, default, text, limits) in COMMANDS[name].options.items():
-        required, rest = default is REQUIRED, dict(limits)
+        default, rest = None if default is REQUIRED else default, dict(limits)
         if kind is CONFIG:
             rest = dict(lock_config=False, accept_new_attributes=True, sys_argv=[name, *arguments])
-        kind(option, None if required else default, text, flag_values=values, **rest)
-        if required:
-            flags.mark_flag_as_required(option, flag_values=values)
+        kind(option, default, text, flag_values=values, **rest)
+
+
+def refuse_missing(name: str, values: flags.FlagValues) -> None:
+    """Raises InputError where a command's required options are not given."""
+    required = [o for o, option in COMMANDS[name].options.items() if option.default is REQUIRED]
+    if missing := [f"--{option}" for option in required if values[option].value is None]:
+        raise InputError(
+            f"{name} needs {' and '.join(missing)}; "
+            f"`python -m onediff_jax {name} --help` has an example."
+        )
 
 
 def underscored(argument: str, options: Mapping[str, Option]) -> str:

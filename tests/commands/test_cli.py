@@ -93,7 +93,8 @@ def test_options_are_written_with_and_without_an_equals_sign(monkeypatch, argume
     ("arguments", "expected"),
     [
         (["tran"], "did you mean 'train'"),
-        (["train", "--config", SCENES], "workdir"),
+        (["train", "--config", SCENES], "train needs --workdir;"),
+        (["encode"], "encode needs --config and --out;"),
         (
             ["train", "--config", "configs/none.py", "--workdir", "w"],
             "'configs/none.py', and there",
