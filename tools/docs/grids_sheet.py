@@ -6,18 +6,18 @@ python tools/docs/grids_sheet.py --workdir runs/a runs/b --grids text2image_to_i
 
 import argparse
 import pathlib
+import re
 import sys
 
 from PIL import Image
 
 from onediff_jax.evaluate.grids import GAP, contact_sheet
 
-COLORS = 256
-
 
 def newest_grids(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The file of the highest step, by task and direction."""
-    return {file.stem.rsplit("_", 1)[0]: file for file in sorted(workdir.glob("pictures/*.png"))}
+    """The file of the highest step, by task and direction; the demo's held-out grids have none."""
+    files = sorted(workdir.glob("pictures/*.png"))
+    return {re.sub(r"_\d+$", "", file.stem): file for file in files}
 
 
 def rows_of(images: dict[str, Image.Image], width: int) -> list:
@@ -54,7 +54,7 @@ def main() -> None:
     for name, image in images.items():
         images[name] = image.crop((0, 0, image.width, round(arguments.part * image.height)))
     sheet = contact_sheet(rows_of(images, arguments.width), text_width=0)
-    sheet.quantize(COLORS).save(arguments.out, optimize=True)
+    sheet.save(arguments.out, optimize=True)
     print(f"{len(files)} grids in {arguments.out}, {sheet.width} x {sheet.height}")
 
 

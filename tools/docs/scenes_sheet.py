@@ -111,7 +111,7 @@ def main():
             draw.text((GAP, top), line, fill="black", font=font)
             top += LINE
         top += 2 * GAP
-    sheet.quantize(256, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
+    sheet.save(arguments.out, optimize=True)
 
 
 if __name__ == "__main__":
