@@ -61,7 +61,7 @@ COMMANDS = {
         "the same command goes on from the last checkpoint",
     ),
     "sample": Command(
-        "Samples the views of a task that are not given, and writes them as PNG files.",
+        "Samples the target views of a task, and writes them as PNG files.",
         "--checkpoint runs/mine --task depth2image --given depth=FILE --out samples",
         {
             "checkpoint": Option(

@@ -30,7 +30,7 @@ from onediff_jax.train.prepare import prepare, training_rows
 
 PADDING_ROWS = 32  # of the run, of which the padding is measured
 PROMPTS = 20_000  # that a vocabulary is built on, at most
-SHOWN_FAULTS = 20  # bad records that are printed
+SHOWN_RECORDS = 20  # bad records that are printed
 SHEET = 4  # examples of a task on the sheet
 
 
@@ -48,10 +48,8 @@ def run(options: flags.FlagValues) -> int:
         )
     report = report_on(config, names, options.split, options.records)
     if options.json:
-        kept = {
-            name: getattr(report, name)
-            for name in ("records", "faults", "sizes", "captions", "padding")
-        }
+        kept = {name: getattr(report, name) for name in ("records", "sizes", "captions", "padding")}
+        kept["faults"] = report.bad_records
         kept["mixture"] = [share._asdict() for share in report.mixture]
         pathlib.Path(options.json).write_text(json.dumps(kept, indent=1) + "\n")
     if options.sheet and report.shown:
@@ -59,7 +57,7 @@ def run(options: flags.FlagValues) -> int:
     if report.mixture:
         Console().print(table_of(report.mixture))
     print("\n".join(report_lines(report)))
-    return int(bool(report.faults))
+    return int(bool(report.bad_records))
 
 
 @dataclasses.dataclass
@@ -67,7 +65,7 @@ class Report:
     """What was found."""
 
     records: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    faults: list[dict] = dataclasses.field(default_factory=list)
+    bad_records: list[dict] = dataclasses.field(default_factory=list)
     sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     prompts: list[str] = dataclasses.field(default_factory=list)
     shown: dict[str, list[Example]] = dataclasses.field(default_factory=dict)
@@ -129,7 +127,7 @@ def read_examples(
                     ways = config.data.conditions, fitting
                     example = example_of(task, record, views, size, rng, *ways)
                 except (BadRecord, OSError) as fault:
-                    report.faults.append(
+                    report.bad_records.append(
                         {
                             "source": name,
                             "task": task,
@@ -197,7 +195,7 @@ def sheet_of(shown: Mapping[str, Sequence[Example]]) -> Image.Image:
 
 def report_lines(report: Report) -> list[str]:
     """The report for reading."""
-    faulty = collections.Counter(f"{f['source']} {f['task']}" for f in report.faults)
+    faulty = collections.Counter(f"{f['source']} {f['task']}" for f in report.bad_records)
     names = dict.fromkeys([*report.records, *faulty])
     lines = ["examples (and bad records) by source and task:"]
     lines += [f"  {name:40} {report.records[name]:8} ({faulty[name]})" for name in names]
@@ -212,11 +210,11 @@ def report_lines(report: Report) -> list[str]:
     for slot in report.padding:
         share = f"{slot['padding']:.1%} of " if "padding" in slot else ""
         lines += [f"padding: {share}{slot['slot']}"]
-    for fault in report.faults[:SHOWN_FAULTS]:
+    for fault in report.bad_records[:SHOWN_RECORDS]:
         lines += [f"bad record: {fault['source']} {fault['task']}, {fault_text(fault)}"]
-    if len(report.faults) > SHOWN_FAULTS:
+    if len(report.bad_records) > SHOWN_RECORDS:
         lines += [
-            f"and {len(report.faults) - SHOWN_FAULTS} more bad records; --json FILE lists all"
+            f"and {len(report.bad_records) - SHOWN_RECORDS} more bad records; --json FILE lists all"
         ]
     return lines
 
@@ -234,7 +232,7 @@ def report_on(config: RunConfig, names: Sequence[str], split: str, records: int 
     whole = len(sources) == len(config.data.sources)
     for name, source in sources.items():
         for file in source.damaged() if hasattr(source, "damaged") and records is None else ():
-            report.faults.append(
+            report.bad_records.append(
                 {
                     "source": name,
                     "task": "",
@@ -244,7 +242,7 @@ def report_on(config: RunConfig, names: Sequence[str], split: str, records: int 
                 }
             )
     read_examples(config, sources, records, report)
-    if not report.prompts and not report.faults:
+    if not report.prompts and not report.bad_records:
         raise InputError(f"No task of config.data.tasks can use the sources {', '.join(names)}.")
     if report.prompts:
         tokenizer = measure_text(config, report)
@@ -254,7 +252,7 @@ def report_on(config: RunConfig, names: Sequence[str], split: str, records: int 
             measure_padding(config, sources, tokenizer, report)
         except InputError as error:
             # Another source may serve the task, or all records be bad; else no run can start.
-            if whole and not report.faults:
+            if whole and not report.bad_records:
                 raise
             report.padding = [{"slot": f"the whole row, not measured: {one_line(error)}"}]
     return report

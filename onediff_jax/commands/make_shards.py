@@ -28,13 +28,13 @@ def run(options: flags.FlagValues) -> None:
     if options.source not in sources:
         raise InputError(f"--source {options.source} can be {', '.join(sources)}.")
     out = pathlib.Path(options.out).expanduser()
-    counts, faults = convert(sources[options.source], out)
-    for fault in faults[:LISTED]:
-        print(f"left out: {fault}", file=sys.stderr)
-    if len(faults) > LISTED:
-        print(f"and {len(faults) - LISTED} more; `check_data` lists all.", file=sys.stderr)
+    counts, bad_records = convert(sources[options.source], out)
+    for bad_record in bad_records[:LISTED]:
+        print(f"left out: {bad_record}", file=sys.stderr)
+    if len(bad_records) > LISTED:
+        print(f"and {len(bad_records) - LISTED} more; `check_data` lists all.", file=sys.stderr)
     said = " and ".join(f"{count} {split}" for split, count in counts.items())
-    print(f"{said} records are in {out}; {len(faults)} bad records were left out.")
+    print(f"{said} records are in {out}; {len(bad_records)} bad records were left out.")
 
 
 def checked_record_bytes(source: Source, number: int) -> bytes:
@@ -47,8 +47,8 @@ def checked_record_bytes(source: Source, number: int) -> bytes:
     return record_bytes(source[number])
 
 
-def bytes_of_records(source: Source, faults: list[str], progress: Progress) -> Iterator[bytes]:
-    """The source's records in order, as bytes, read ahead by threads; adds to `faults`."""
+def bytes_of_records(source: Source, bad_records: list[str], progress: Progress) -> Iterator[bytes]:
+    """The source's records in order, as bytes, read ahead by threads; adds to `bad_records`."""
     task = progress.add_task("Writing records", total=len(source))
     threads = os.cpu_count() or 1
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -65,8 +65,8 @@ def bytes_of_records(source: Source, faults: list[str], progress: Progress) -> I
                 return
             try:
                 record = waiting.popleft().result()
-            except BadRecord as fault:
-                faults.append(str(fault))
+            except BadRecord as bad_record:
+                bad_records.append(str(bad_record))
             else:
                 yield record
             progress.advance(task)
@@ -76,7 +76,7 @@ def convert(settings: SourceSettings, out: pathlib.Path) -> tuple[dict[str, int]
     """Writes the shards of a source; records of each split, and messages of bad records."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} is there already; name a new folder, or remove it.")
-    faults: list[str] = []
+    bad_records: list[str] = []
     sources = {split: settings.open(split) for split in SPLITS}
     beside = next(parent for parent in out.absolute().parents if parent.exists())
     with (
@@ -86,9 +86,10 @@ def convert(settings: SourceSettings, out: pathlib.Path) -> tuple[dict[str, int]
         new = pathlib.Path(folder, "new")
         new.mkdir()
         splits = {
-            s: (source, bytes_of_records(source, faults, progress)) for s, source in sources.items()
+            split: (source, bytes_of_records(source, bad_records, progress))
+            for split, source in sources.items()
         }
         counts = write_shards(new, splits)
         out.parent.mkdir(parents=True, exist_ok=True)
         new.rename(out)  # over an empty folder, or none
-    return counts, faults
+    return counts, bad_records

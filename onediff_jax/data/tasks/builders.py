@@ -1,8 +1,8 @@
-"""Forms of examples: what a family of tasks takes from a record, and the views that it makes of it.
+"""Example builders, one per task family: select fields of a record, then build views and prompt.
 
-An example is made in two steps.  `choose` takes what an example of so many views needs out of a
-record, so that no other image is read; then everything is brought to the slot's size; then `make`
-turns it into views and words.  Both are seeded.
+`choose` selects what an example of so many views needs, so that no other image is read.  Then
+everything is cropped and resized to the slot's size.  Then `make` returns the views and the words
+of the prompt.  Both functions are seeded.
 """
 
 from collections.abc import Callable, Sequence
