@@ -2,8 +2,8 @@
 
     python -m onediff_jax train --config configs/scenes_tiny.py --workdir runs/scenes_tiny
 
-Expect, from `make demo` on held-out scenes: depth AbsRel 0.099, segmentation mIoU 0.641, prompted
-colors found with F1 0.90 (two seeds, two cores of an AMD EPYC, 2026-11-28).
+Expect, from `make demo` on held-out scenes: depth AbsRel 0.104, segmentation mIoU 0.637, prompted
+colors found with F1 0.91 (three seeds, two cores of an AMD EPYC, 2026-11-28).
 """
 
 from onediff_jax.config import small_config
